@@ -1,0 +1,36 @@
+"""What a user did that cannot work, said so that they can mend it. The command line prints these without a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """One paragraph naming file, line, field and the mend, as far as they are known.
+
+    >>> str(UserError("not a number: 'x'", file="a.yaml", line=3, field="steps", mend="give a positive integer"))
+    "a.yaml:3: steps: not a number: 'x'. Mend: give a positive integer"
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        self.message, self.file, self.line, self.field, self.mend = message, file, line, field, mend
+        place = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
+        name = f"{field}: " if field else ""
+        end = f". Mend: {mend}" if mend else ""
+        super().__init__(f"{place}{name}{message.rstrip('.') if mend else message}{end}")
+
+
+def missing_extra(package: str, extra: str, why: str) -> UserError:
+    """The error for an optional package that is not installed."""
+    return UserError(
+        f"{why} needs the package {package!r}, which is not installed",
+        mend=f"pip install 'signal-ladder[{extra}]'",
+    )
