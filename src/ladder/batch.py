@@ -1,0 +1,239 @@
+"""Packing: units laid end to end without padding, a shared prompt laid down once, and what a loss sees of it.
+
+A pack is a row of segments. A sequence on its own is one segment; sequences that open with the same untrained
+prompt share one prompt segment, and each continues it in a segment of its own. A query sees its own segment up
+to itself and the whole of the segment it continues, so logits and gradients equal those of each sequence alone.
+
+Only what predicts something is computed: the model reads each sequence up to the token before its last trained
+one, and the vocabulary is reached at trained positions only (`Packed.src_N` names the hidden state, `tgt_N` the
+token it has to predict). The loss sees those N positions and nothing else: it never meets a mask or a pad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ladder.segments import PackedPlan, Segment
+from ladder.types import Loss, Pair, Sample, Unit
+
+MIN_SHARED = 4
+"""A shared prompt shorter than this is not worth a segment of its own."""
+
+
+@dataclass(slots=True)
+class Out:
+    """What the model says at the N trained positions of a micro-batch."""
+
+    logps: Tensor  # [N] log-probability of the token that stands there
+    entropy: Tensor | None = None  # [N] of the whole distribution there
+
+
+@dataclass(slots=True)
+class Batch:
+    """The trained positions of S sequences, in order, with their columns; what a loss may know of the layout."""
+
+    seq_N: Tensor  # int64: the sequence each position belongs to
+    lengths_S: Tensor  # int64: trained positions of each sequence
+    cols: dict[str, Tensor]  # [N] each
+
+    @property
+    def n_seqs(self) -> int:
+        return self.lengths_S.numel()
+
+    def sum(self, x_N: Tensor) -> Tensor:
+        """[N] -> [S]."""
+        return x_N.new_zeros(self.n_seqs).index_add(0, self.seq_N, x_N)
+
+    def mean(self, x_N: Tensor) -> Tensor:
+        """[N] -> [S]."""
+        return self.sum(x_N) / self.lengths_S.to(x_N.dtype)
+
+    def spread(self, x_S: Tensor) -> Tensor:
+        """[S] -> [N]: every position gets its sequence's value."""
+        return x_S.index_select(0, self.seq_N)
+
+    def first(self, x_N: Tensor) -> Tensor:
+        """[N] -> [S]: the value at each sequence's first position (for columns that are constant over it)."""
+        starts = self.lengths_S.cumsum(0) - self.lengths_S
+        return x_N.index_select(0, starts)
+
+    def pairs(self, x_S: Tensor) -> tuple[Tensor, Tensor]:
+        """[S] -> (chosen [P], rejected [P])."""
+        if self.n_seqs % 2:
+            raise ValueError("this batch holds single samples, not pairs")
+        return x_S[0::2], x_S[1::2]
+
+
+@dataclass(slots=True)
+class Packed:
+    """One micro-batch: what the model reads, where it is asked, and what the loss is told."""
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    plan: PackedPlan
+    src_N: Tensor  # the packed position whose hidden state predicts
+    tgt_N: Tensor  # the token it predicts
+    batch: Batch
+
+    def to(self, device: torch.device) -> Packed:
+        if device.type == "cpu":
+            return self
+        b = self.batch
+        cols = {k: v.to(device) for k, v in b.cols.items()}
+        return Packed(
+            self.tokens_T.to(device),
+            self.positions_T.to(device),
+            self.plan.to(device),
+            self.src_N.to(device),
+            self.tgt_N.to(device),
+            Batch(b.seq_N.to(device), b.lengths_S.to(device), cols),
+        )
+
+
+def sequences(units: Sequence[Unit]) -> Iterator[Sample]:
+    """The units' sequences in order: a pair is its chosen, then its rejected."""
+    for unit in units:
+        if isinstance(unit, Pair):
+            yield unit.chosen
+            yield unit.rejected
+        else:
+            yield unit
+
+
+def count(units: Sequence[Unit], loss: Loss) -> float:
+    """What the whole optimiser step divides by: the number of the loss's units in `units`.
+
+    Raises ValueError when the units are not of the loss's kind or nothing is trained.
+    """
+    paired = [isinstance(u, Pair) for u in units]
+    if (loss.unit == "pair") != all(paired) or (any(paired) and not all(paired)):
+        raise ValueError(f"{type(loss).__name__} takes {'pairs' if loss.unit == 'pair' else 'samples'} only")
+    match loss.unit:
+        case "token":
+            total = sum(int(s.mask.sum()) for s in sequences(units))
+        case "sequence" | "pair":
+            total = len(units)
+        case "padded":
+            total = len(units) * int(loss.length)  # pyright: ignore[reportAttributeAccessIssue]
+    if not total:
+        raise ValueError("nothing to train: the batch holds no trained token")
+    return float(total)
+
+
+def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix: bool = True) -> list[Packed]:
+    """Lays the units into micro-batches of at most `budget` tokens each (a single larger unit gets its own).
+
+    needs: the columns carried along. Order is kept, so results can be matched to `sequences(units)`.
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be positive, got {budget}")
+    packs: list[_Layout] = []
+    layout = _Layout(share_prefix)
+    for unit in units:
+        samples = [unit.chosen, unit.rejected] if isinstance(unit, Pair) else [unit]
+        if layout.tokens and layout.tokens + layout.cost(samples) > budget:
+            packs.append(layout)
+            layout = _Layout(share_prefix)
+        for sample in samples:
+            layout.add(sample)
+    packs.append(layout)
+    return [p.finish(needs) for p in packs if p.samples]
+
+
+def prompt_length(sample: Sample) -> int:
+    """Tokens before the first trained one."""
+    return int(sample.mask.to(torch.uint8).argmax())
+
+
+class _Layout:
+    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before."""
+
+    def __init__(self, share_prefix: bool) -> None:
+        self.share_prefix = share_prefix
+        self.samples: list[Sample] = []
+        self.spans: list[tuple[int, int]] = []  # trained sequence: first and last trained index
+        self.shared: list[bool] = []  # continues the prompt of the sequence before it
+        self.tokens = 0
+
+    def cost(self, samples: Sequence[Sample]) -> int:
+        """Tokens these would add, were each to share nothing but what stands last."""
+        total, before = 0, self.samples[-1] if self.samples else None
+        for s in samples:
+            first, last = _span(s)
+            total += last - (first if self._shares(before, s, first) else 0)
+            before = s
+        return total
+
+    def add(self, sample: Sample) -> None:
+        first, last = _span(sample)
+        shared = self._shares(self.samples[-1] if self.samples else None, sample, first)
+        self.samples.append(sample)
+        self.spans.append((first, last))
+        self.shared.append(shared)
+        self.tokens += last - (first if shared else 0)
+
+    def _shares(self, before: Sample | None, sample: Sample, first: int) -> bool:
+        if not self.share_prefix or before is None or first < MIN_SHARED:
+            return False
+        return prompt_length(before) == first and torch.equal(before.tokens[:first], sample.tokens[:first])
+
+    def finish(self, needs: Sequence[str]) -> Packed:
+        pieces: list[Tensor] = []
+        positions: list[Tensor] = []
+        src: list[Tensor] = []
+        segments: list[Segment] = []
+        at = 0
+        prompt: Segment | None = None
+
+        def lay(sample: Sample, start: int, stop: int, parent: Segment | None) -> Segment:
+            nonlocal at
+            segment = Segment(at, stop - start, parent)
+            pieces.append(sample.tokens[start:stop])
+            positions.append(torch.arange(start, stop))
+            at += stop - start
+            if stop > start:
+                segments.append(segment)
+            return segment
+
+        for i, (sample, (first, last)) in enumerate(zip(self.samples, self.spans, strict=True)):
+            opens_group = not self.shared[i] and i + 1 < len(self.shared) and self.shared[i + 1]
+            if opens_group:
+                prompt = lay(sample, 0, first, None)
+            elif not self.shared[i]:
+                prompt = None
+            trained = sample.mask[: last + 1].nonzero()[:, 0] - 1  # positions that predict
+            if prompt is None:
+                own = lay(sample, 0, last, None)
+                src.append(trained + own.start)
+            else:
+                own = lay(sample, first, last, prompt)
+                in_prompt = trained < first
+                src.append(torch.where(in_prompt, trained + prompt.start, trained - first + own.start))
+        lengths = torch.tensor([len(s) for s in src])
+        cols = {name: torch.cat([_column(s, name) for s in self.samples]) for name in needs}
+        return Packed(
+            torch.cat(pieces),
+            torch.cat(positions),
+            PackedPlan.of(segments, at),
+            torch.cat(src),
+            torch.cat([s.tokens[s.mask] for s in self.samples]),
+            Batch(torch.arange(len(src)).repeat_interleave(lengths), lengths, cols),
+        )
+
+
+def _span(sample: Sample) -> tuple[int, int]:
+    """First and last trained index. Raises ValueError when nothing is trained."""
+    trained = sample.mask.nonzero()[:, 0]
+    if not trained.numel():
+        raise ValueError(f"a sample of {len(sample.tokens)} tokens has nothing to train (meta: {sample.meta})")
+    return int(trained[0]), int(trained[-1])
+
+
+def _column(sample: Sample, name: str) -> Tensor:
+    if name not in sample.cols:
+        raise ValueError(f"the loss needs the column {name!r}; the sample has {sorted(sample.cols) or 'none'}")
+    return sample.cols[name][sample.mask]

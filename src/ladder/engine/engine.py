@@ -1,0 +1,263 @@
+"""The engine: tokens, masks, columns and losses in; gradients out. It knows no technique's name.
+
+Six verbs: forward, update, weights, freeze, save, load. One optimiser step is
+
+    (1 / count) * sum over units of loss(policy(tokens), columns)
+
+with the count taken over the whole step before its first forward pass, so every split into micro-batches gives
+the same gradient. A step whose loss or gradient is not finite changes nothing and stops the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ladder import rng
+from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
+from ladder.engine.optim import Optim, Optimizer
+from ladder.head import Head
+from ladder.ops import token_logps
+from ladder.types import Loss, Pair, Unit
+
+
+class NotFinite(RuntimeError):
+    """A loss or a gradient is NaN or infinite; no weight was changed."""
+
+
+class Engine:
+    """A causal language model under training (with `optim`) or frozen (without).
+
+    budget: most tokens of one micro-batch; it bounds memory and changes no gradient. temperature: of the
+    distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute activations in
+    backward. total_steps: of the learning-rate schedule, in optimiser steps. without: a context in which the
+    model is another one (an adapter switched off); only `forward(reference=True)` enters it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: Optim | None = None,
+        *,
+        budget: int = 8192,
+        share_prefix: bool = True,
+        temperature: float = 1.0,
+        checkpointing: bool = False,
+        total_steps: int = 0,
+        without: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self.model = model
+        self.base: nn.Module = model.get_decoder()  # pyright: ignore[reportCallIssue]
+        self.head = Head.of(model)
+        self.budget = budget
+        self.share_prefix = share_prefix
+        self.temperature = temperature
+        self.without = without
+        self.device = next(model.parameters()).device
+        self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer: Optimizer | None = None
+        model.train(optim is not None and checkpointing)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        if optim is not None:
+            if not self.trained:
+                raise ValueError("the model has no trainable parameter")
+            self.optimizer = Optimizer(self.trained, optim, total_steps)
+
+    # ------------------------------------------------------------ forward
+
+    def forward(
+        self, units: Sequence[Unit], *, entropy: bool = False, reference: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Columns of every sequence in order: {"logps", "entropy"?}, float32 [T] on the CPU, 0 off the mask."""
+        samples = list(sequences(units))
+        columns: list[dict[str, Tensor]] = []
+        at = 0
+        if reference and self.without is None:
+            raise ValueError("this engine has no adapter to switch off: freeze() a copy for the reference")
+        with torch.no_grad(), self.without() if reference and self.without else nullcontext():
+            for packed in pack(units, (), self.budget, self.share_prefix):
+                packed = packed.to(self.device)
+                out = self._out(packed, entropy)
+                named = {"logps": out.logps} | ({"entropy": out.entropy} if out.entropy is not None else {})
+                parts = {
+                    name: x.float().cpu().split(packed.batch.lengths_S.tolist()) for name, x in named.items()
+                }
+                for i in range(packed.batch.n_seqs):
+                    mask = samples[at].mask
+                    columns.append(
+                        {n: torch.zeros(len(mask)).masked_scatter_(mask, p[i]) for n, p in parts.items()}
+                    )
+                    at += 1
+        return columns
+
+    def _out(self, packed: Packed, entropy: bool) -> Out:
+        hidden = self.base(
+            input_ids=packed.tokens_T[None],
+            position_ids=packed.positions_T[None],
+            use_cache=False,
+            plan=packed.plan,
+        )[0][0]
+        asked = hidden.index_select(0, packed.src_N)
+        return Out(
+            *token_logps(asked, self.head, packed.tgt_N, temperature=self.temperature, entropy=entropy)
+        )
+
+    # ------------------------------------------------------------ update
+
+    def update(
+        self, units: Sequence[Unit], loss: Loss, *, epochs: int = 1, minibatches: int = 1, key: int = 0
+    ) -> dict[str, float]:
+        """`epochs` passes over the units, each in `minibatches` optimiser steps; returns figures of all steps.
+
+        "loss", "grad_norm", "lr", "tokens", "tokens_per_s" and the loss's own metrics, averaged over what they
+        are measured on; "first/..." are those of the first optimiser step, taken before any weight moved.
+        Minibatches keep the answers to one prompt together and are shuffled by `key` after the first epoch.
+        Raises ValueError when there is nothing to train, NotFinite when a number is not.
+        """
+        if self.optimizer is None:
+            raise ValueError("this engine is frozen: it has no optimiser")
+        start, meter, first = time.perf_counter(), _Meter(), {}
+        for epoch in range(epochs):
+            for part in _minibatches(units, minibatches, shuffle=rng.key(key, epoch) if epoch else None):
+                one = _Meter()
+                self._step(part, loss, one)
+                first = first or {f"first/{k}": v for k, v in one.result().items() if "/" in k}
+                meter.merge(one)
+        figures = meter.result() | first
+        figures["lr"] = self.optimizer.last_lr
+        figures["tokens_per_s"] = meter.total("tokens") / (time.perf_counter() - start)
+        return figures
+
+    def _step(self, units: Sequence[Unit], loss: Loss, meter: _Meter) -> None:
+        """One optimiser step."""
+        assert self.optimizer is not None
+        total = count(units, loss)
+        loss_sum, tokens = 0.0, 0
+        with torch.enable_grad():
+            for packed in pack(units, loss.needs, self.budget, self.share_prefix):
+                packed = packed.to(self.device)
+                out = self._out(packed, loss.entropy)
+                each, metrics = loss(out, packed.batch)
+                value = each.sum() / total
+                if not bool(torch.isfinite(value)):
+                    self.optimizer.zero_grad()
+                    raise NotFinite(f"the loss is {value.item()} at optimiser step {self.optimizer.step_count}")
+                value.backward()
+                loss_sum += value.item()
+                tokens += packed.tokens_T.numel()
+                meter.add(metrics)
+        norm = self.optimizer.step()
+        meter.one("loss", loss_sum)
+        meter.one("grad_norm", norm)
+        meter.count("tokens", tokens)
+
+    # ------------------------------------------------------------ weights
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's parameters by name, live (not copies)."""
+        return iter(self.model.named_parameters())
+
+    def freeze(self) -> Engine:
+        """A frozen copy of the model as it is now."""
+        import copy
+
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        return Engine(
+            model, None, budget=self.budget, share_prefix=self.share_prefix, temperature=self.temperature
+        )
+
+    def save(self, directory: Path) -> None:
+        """Writes what training changed: trained weights and the optimiser's state (safetensors and JSON)."""
+        if self.optimizer is None:
+            raise ValueError("a frozen engine has nothing to save")
+        self.optimizer.save(directory)
+
+    def load(self, directory: Path) -> None:
+        """The inverse of `save`, bit for bit."""
+        if self.optimizer is None:
+            raise ValueError("a frozen engine has nothing to load")
+        self.optimizer.load(directory)
+
+
+def _minibatches(units: Sequence[Unit], n: int, *, shuffle: int | None) -> list[list[Unit]]:
+    """Splits units into n parts of nearly equal size, never between neighbours that share a prompt if avoidable."""
+    blocks: list[list[Unit]] = []
+    for unit in units:
+        if blocks and _same_prompt(blocks[-1][-1], unit):
+            blocks[-1].append(unit)
+        else:
+            blocks.append([unit])
+    if len(blocks) < n:
+        blocks = [[u] for u in units]
+    if len(blocks) < n:
+        raise ValueError(f"{len(units)} units cannot be split into {n} minibatches")
+    if shuffle is not None:
+        order = torch.randperm(len(blocks), generator=rng.generator(shuffle)).tolist()
+        blocks = [blocks[i] for i in order]
+    size, parts, done = len(units) / n, [[] for _ in range(n)], 0
+    for i, block in enumerate(blocks):
+        # the part this block's middle falls into, yet so that every later part can still get a block
+        part = min(int((done + len(block) / 2) / size), n - 1)
+        part = max(part, n - (len(blocks) - i))
+        while part and not parts[part - 1]:
+            part -= 1
+        parts[part].extend(block)
+        done += len(block)
+    return parts
+
+
+def _same_prompt(a: Unit, b: Unit) -> bool:
+    if isinstance(a, Pair) or isinstance(b, Pair):
+        return False
+    n = prompt_length(a)
+    return n == prompt_length(b) and torch.equal(a.tokens[:n], b.tokens[:n])
+
+
+class _Meter:
+    """Averages metrics over the elements they are measured on; "_max" takes the maximum, counts add up."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.ns: dict[str, int] = {}
+        self.maxima: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for name, x in metrics.items():
+            if not x.numel():
+                continue
+            if name.endswith("_max"):
+                self.maxima[name] = max(self.maxima.get(name, float("-inf")), x.max().item())
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + x.sum().item()
+                self.ns[name] = self.ns.get(name, 0) + x.numel()
+
+    def one(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.ns[name] = self.ns.get(name, 0) + 1
+
+    def count(self, name: str, value: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def total(self, name: str) -> float:
+        return self.counts[name]
+
+    def merge(self, other: _Meter) -> None:
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.ns[name] = self.ns.get(name, 0) + other.ns[name]
+        for name, value in other.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, float("-inf")), value)
+        for name, value in other.counts.items():
+            self.count(name, value)
+
+    def result(self) -> dict[str, float]:
+        means = {name: self.sums[name] / self.ns[name] for name in self.sums}
+        return means | self.maxima | self.counts

@@ -1,0 +1,244 @@
+"""Attention over a pack of segments: each sees itself causally and, whole, the segment it continues.
+
+On paper this is one block-sparse mask over the packed row. Computed so, it would cost the square of the pack;
+here segments of like size are gathered into small padded batches ("buckets"), each one call of SDPA. Only
+attention ever meets those pads, the rest of the model runs over the packed row. Segments that continue nothing
+need no mask at all: padded on the right, the causal rule hides the pads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladder.attention import masked_attention
+
+BUCKET_COST = 40_000
+"""What one more SDPA call costs, in score-matrix entries (measured on a CPU; only speed depends on it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`length` tokens from packed position `start`, continuing `parent` if there is one."""
+
+    start: int
+    length: int
+    parent: Segment | None = None
+
+    @property
+    def keys(self) -> int:
+        return self.length + (self.parent.length if self.parent else 0)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """n segments padded to Lq queries and Lk keys."""
+
+    n: int
+    Lq: int
+    Lk: int
+    qpos: Tensor | None  # [n, Lq] position in the sequence; None: plain causal, no mask needed
+    kpos: Tensor | None  # [n, Lk]; -1 marks a pad
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def visible(self, window: int) -> Tensor:
+        """bool [n, 1, Lq, Lk]; every query sees at least the key at position 0 of its row or itself."""
+        if window not in self.masks:
+            assert self.qpos is not None and self.kpos is not None
+            distance = self.qpos[:, :, None] - self.kpos[:, None, :]
+            seen = (distance >= 0) & (self.kpos >= 0)[:, None, :]
+            if window:
+                seen &= distance < window
+            self.masks[window] = seen[:, None]
+        return self.masks[window]
+
+
+class _Gather(torch.autograd.Function):
+    """rows_R = x_T[index_R], where inverse_T names a row that holds each x: backward is a gather, not a scatter.
+
+    Correct because the gradient of every other row (a pad) is zero by construction and rows are not repeated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+class _Return(torch.autograd.Function):
+    """x_T = rows_R[inverse_T]; every row is taken at most once, so backward copies instead of adding."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.n_rows = rows.shape[0]
+        return rows.index_select(0, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (inverse,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.n_rows, *grad.shape[1:]).index_copy_(0, inverse, grad), None
+
+
+@dataclass(slots=True)
+class PackedPlan:
+    """The plan (`attention.Plan`) of one packed row of T tokens. Rows of all buckets stand one after another.
+
+    q_index [R]: the packed token of each padded query row. inverse [T]: the query row of each packed token.
+    k_index [K]: the packed token of each padded key row. shared: some token is a key of several segments.
+    """
+
+    buckets: list[_Bucket]
+    q_index: Tensor
+    inverse: Tensor
+    k_index: Tensor
+    shared: bool
+    single: bool  # one plain segment: no gathering at all
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
+        assert tokens == sum(s.length for s in segments), "segments must tile the packed row"
+        groups = _bucketed(segments)
+        buckets, q_rows, k_rows = [], [], []
+        inverse = torch.empty(tokens, dtype=torch.int64)
+        row = 0
+        for group in groups:
+            bucket, q_index, k_index = _lay(group)
+            buckets.append(bucket)
+            q_rows.append(q_index)
+            k_rows.append(k_index)
+            for i, s in enumerate(group):
+                inverse[s.start : s.start + s.length] = torch.arange(s.length) + (row + i * bucket.Lq)
+            row += bucket.n * bucket.Lq
+        empty = torch.empty(0, dtype=torch.int64)
+        return cls(
+            buckets,
+            torch.cat(q_rows) if q_rows else empty,
+            inverse,
+            torch.cat(k_rows) if k_rows else empty,
+            shared=any(s.parent is not None for s in segments),
+            single=len(segments) == 1 and segments[0].parent is None,
+        )
+
+    def to(self, device: torch.device) -> PackedPlan:
+        moved = [
+            _Bucket(
+                b.n,
+                b.Lq,
+                b.Lk,
+                None if b.qpos is None else b.qpos.to(device),
+                None if b.kpos is None else b.kpos.to(device),
+            )
+            for b in self.buckets
+        ]
+        return PackedPlan(
+            moved,
+            self.q_index.to(device),
+            self.inverse.to(device),
+            self.k_index.to(device),
+            self.shared,
+            self.single,
+        )
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
+    ) -> Tensor:
+        """See `attention.Plan`; here B is 1 and L is the packed length T."""
+        T, H, D = q.shape[2], q.shape[1], q.shape[3]
+        if self.single:
+            bucket = self.buckets[0]
+            return _attend(bucket, q, k, v, scaling, window, softcap).transpose(1, 2)
+        q_R = _Gather.apply(q[0].transpose(0, 1), self.q_index, self.inverse)
+        k_K, v_K = self._keys(k[0].transpose(0, 1)), self._keys(v[0].transpose(0, 1))
+        rows, q_at, k_at = [], 0, 0
+        for b in self.buckets:
+            q_to, k_to = q_at + b.n * b.Lq, k_at + b.n * b.Lk
+            q_b = q_R[q_at:q_to].view(b.n, b.Lq, H, D).transpose(1, 2)
+            k_b = k_K[k_at:k_to].view(b.n, b.Lk, -1, D).transpose(1, 2)
+            v_b = v_K[k_at:k_to].view(b.n, b.Lk, -1, v.shape[3]).transpose(1, 2)
+            out = _attend(b, q_b, k_b, v_b, scaling, window, softcap)
+            rows.append(out.transpose(1, 2).reshape(b.n * b.Lq, H, v.shape[3]))
+            q_at, k_at = q_to, k_to
+        out_R = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return _Return.apply(out_R, self.inverse).view(1, T, H, v.shape[3])  # pyright: ignore
+
+    def _keys(self, x: Tensor) -> Tensor:
+        """[T, H_kv, D] -> [K, H_kv, D]."""
+        if self.shared:
+            return x.index_select(0, self.k_index)
+        return _Gather.apply(x, self.k_index, self.inverse)  # pyright: ignore[reportReturnType]
+
+
+def _attend(
+    b: _Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
+) -> Tensor:
+    """One bucket: q [n, H, Lq, D] -> [n, H, Lq, D]."""
+    plain = b.qpos is None and not softcap and not (window and window < b.Lk)
+    if plain:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    if b.qpos is None:
+        line = torch.arange(b.Lq, device=q.device).expand(b.n, -1)
+        b = _Bucket(b.n, b.Lq, b.Lk, line, line)
+    return masked_attention(q, k, v, b.visible(window), scaling=scaling, softcap=softcap)
+
+
+def _bucketed(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments of like size together: a new bucket when the padding it saves costs more than the call."""
+    groups: list[list[Segment]] = []
+    for continues in (False, True):
+        some = [s for s in segments if (s.parent is not None) == continues]
+        some.sort(key=lambda s: (-s.keys, -s.length, s.start))
+        at = 0
+        while at < len(some):
+            end = _bucket_end(some, at)
+            groups.append(some[at:end])
+            at = end
+    return groups
+
+
+def _bucket_end(some: Sequence[Segment], at: int) -> int:
+    """Where the bucket that opens at `at` (the largest) ends: as soon as a shorter one pays for its own call."""
+    Lk, Lq = some[at].keys, max(s.length for s in some[at:])
+    saved = 0
+    for i in range(at + 1, len(some)):
+        rest = len(some) - i
+        saved = rest * (Lk * Lq - some[i].keys * min(Lq, some[i].keys))
+        if saved > BUCKET_COST and some[i].keys < 0.8 * Lk:
+            return i
+    return len(some)
+
+
+def _lay(group: Sequence[Segment]) -> tuple[_Bucket, Tensor, Tensor]:
+    """The bucket of a group, with its rows' packed tokens: (bucket, q_index [n*Lq], k_index [n*Lk])."""
+    n, Lq, Lk = len(group), max(s.length for s in group), max(s.keys for s in group)
+    continues = group[0].parent is not None
+    starts = torch.tensor([s.start for s in group])[:, None]
+    lengths = torch.tensor([s.length for s in group])[:, None]
+    line = torch.arange(Lq)[None]
+    own = line < lengths
+    q_index = torch.where(own, starts + line, starts)
+    if not continues:
+        return _Bucket(n, Lq, Lk, None, None), q_index.flatten(), q_index.flatten()
+    parent_starts = torch.tensor([s.parent.start for s in group if s.parent])[:, None]
+    parent_lengths = torch.tensor([s.parent.length for s in group if s.parent])[:, None]
+    keys = torch.arange(Lk)[None]
+    in_parent = keys < parent_lengths
+    in_own = ~in_parent & (keys < parent_lengths + lengths)
+    k_index = torch.where(
+        in_parent, parent_starts + keys, torch.where(in_own, starts + keys - parent_lengths, parent_starts)
+    )
+    kpos = torch.where(in_parent | in_own, keys, -1)
+    qpos = torch.where(own, parent_lengths + line, parent_lengths)
+    return _Bucket(n, Lq, Lk, qpos, kpos), q_index.flatten(), k_index.flatten()
