@@ -1,0 +1,246 @@
+"""Rewards as a signal: sample a group of answers to each prompt, judge them, turn rewards into advantages.
+
+Covers GRPO, RLOO, Dr. GRPO, REINFORCE++ and their kin: which one it is, the advantage, the loss and the columns
+decide. The log-probabilities that tokens were drawn with *are* `old_logps`; nothing is recomputed. An answer
+whose reward failed leaves both the loss and its group's baseline, and is counted. A group whose answers all got
+the same reward has nothing to say and is not trained.
+
+Left out: multi-turn credit (one outcome per whole answer) and value functions (GAE fills the same columns).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladder import rng
+from ladder.signals.advantages import Kind, advantages
+from ladder.types import InfraError, Invalid, Outcome, Reward, Rollout, Sample, Score, Task, Unit, Weights
+
+Groups = list[list[Rollout]]
+Judged = list[list[Outcome]]
+
+
+class Collect(Protocol):
+    """Samples the answers to some tasks: one group per task."""
+
+    def __call__(self, tasks: Sequence[Task], *, step: int, version: int) -> Groups: ...
+
+
+class Reference(Protocol):
+    """Columns of a frozen model: `engine.forward` of a snapshot, or with the adapter switched off."""
+
+    def __call__(self, units: Sequence[Unit]) -> list[dict[str, Tensor]]: ...
+
+
+class RewardFailure(RuntimeError):
+    """Too many answers could not be judged for the rest to mean anything."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """`per_step` tasks a step, each task once per epoch, in an order fixed by the seed."""
+
+    tasks: Sequence[Task]
+    per_step: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.per_step <= len(self.tasks):
+            raise ValueError(f"{self.per_step} prompts a step out of {len(self.tasks)} tasks")
+
+    def __call__(self, step: int) -> list[Task]:
+        """The tasks of a step (counted from 0)."""
+        n = len(self.tasks)
+        orders: dict[int, np.ndarray] = {}
+        picked: list[Task] = []
+        for at in range(step * self.per_step, (step + 1) * self.per_step):
+            epoch = at // n
+            if epoch not in orders:
+                orders[epoch] = rng.np_rng(self.seed, "prompts", epoch).permutation(n)
+            picked.append(self.tasks[orders[epoch][at % n]])
+        return picked
+
+
+@dataclass(slots=True)
+class Rewards:
+    """The signal (`types.Signal`).
+
+    collect: draws groups from the policy. advantage: how rewards become advantages. kl_coef: weight of the k1
+    penalty (log-probability ratio to `reference`) taken off the reward, summed over the answer. reference: fills
+    `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
+    stops. drop_silent: whether to leave out groups without any advantage (False when the loss holds a KL term that
+    they should feel). skip_truncated: answers cut off at the length limit are not trained (they stay in the baseline).
+    stats: further figures of a step's rollouts. load: hands new weights to the sampler.
+    on_rollouts: told of every judged step, for logs.
+    """
+
+    prompts: Callable[[int], Sequence[Task]]
+    collect: Collect
+    reward: Reward
+    advantage: Kind = "group_std"
+    kl_coef: float = 0.0
+    reference: Reference | None = None
+    max_failed: float = 0.1
+    drop_silent: bool = True
+    skip_truncated: bool = False
+    on_rollouts: Callable[[int, Groups, Judged], None] | None = None
+    stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
+    load: Callable[[Callable[[], Weights], int], None] | None = None
+    step: int = 0
+    version: int = 0
+    _metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kl_coef and self.reference is None:
+            raise ValueError("kl_coef is set but there is no reference to measure the KL from")
+
+    def batches(self) -> Iterator[list[Unit]]:
+        while True:
+            yield self._batch()
+
+    def observe(self, weights: Callable[[], Weights], version: int) -> None:
+        self.version = version
+        if self.load is not None:
+            self.load(weights, version)
+
+    def metrics(self) -> dict[str, float]:
+        return dict(self._metrics)
+
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step, "version": self.version}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.version = int(state["step"]), int(state["version"])
+
+    # ------------------------------------------------------------ one step
+
+    def _batch(self) -> list[Unit]:
+        begun = time.perf_counter()
+        groups = self.collect(self.prompts(self.step), step=self.step, version=self.version)
+        drawn = time.perf_counter()
+        judged = [self.reward(group) for group in groups]
+        scored = time.perf_counter()
+        if self.on_rollouts is not None:
+            self.on_rollouts(self.step, groups, judged)
+        self._check(judged)
+        ref = self._reference_logps(groups)
+        rewards, valid = self._rewards(groups, judged, ref)
+        scores = advantages(self.advantage, rewards, valid)
+        units = self._units(groups, scores, valid, ref)
+        self._metrics = self._figures(groups, judged, rewards, valid, scores, ref)
+        self._metrics |= {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
+        self.step += 1
+        return units
+
+    def _check(self, judged: Judged) -> None:
+        """Raises RewardFailure when too much could not be judged."""
+        outcomes = [o for group in judged for o in group]
+        failed = [o for o in outcomes if not isinstance(o, Score)]
+        if len(failed) > self.max_failed * len(outcomes):
+            whys = sorted({f"{type(o).__name__}: {o.why}" for o in failed if isinstance(o, Invalid | InfraError)})
+            raise RewardFailure(
+                f"{len(failed)} of {len(outcomes)} answers of step {self.step} could not be judged "
+                f"(limit {self.max_failed:.0%}): {'; '.join(whys[:3])}"
+            )
+
+    def _reference_logps(self, groups: Groups) -> list[Tensor] | None:
+        """`ref_logps` of every answer, in order; None without a reference."""
+        if self.reference is None:
+            return None
+        samples = [to_sample(r) for group in groups for r in group]
+        drawn: list[Unit] = [s for s in samples if bool(s.mask.any())]
+        found = iter(self.reference(drawn))
+        return [next(found)["logps"] if bool(s.mask.any()) else torch.zeros(len(s.mask)) for s in samples]
+
+    def _rewards(
+        self, groups: Groups, judged: Judged, ref: list[Tensor] | None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Rewards (less the KL penalty) and validity of every group, [G] each."""
+        at, rewards, valid = 0, [], []
+        for group, outcomes in zip(groups, judged, strict=True):
+            values = np.array([o.value if isinstance(o, Score) else np.nan for o in outcomes], np.float64)
+            ok = np.array([isinstance(o, Score) and r.length > 0 for o, r in zip(outcomes, group, strict=True)])
+            if self.kl_coef and ref is not None:
+                for i, r in enumerate(group):
+                    mask = torch.tensor(r.mask)
+                    values[i] -= self.kl_coef * float((torch.tensor(r.logps) - ref[at + i])[mask].sum())
+            at += len(group)
+            rewards.append(values)
+            valid.append(ok)
+        return rewards, valid
+
+    def _units(
+        self, groups: Groups, scores: list[np.ndarray], valid: list[np.ndarray], ref: list[Tensor] | None
+    ) -> list[Unit]:
+        units: list[Unit] = []
+        at = 0
+        for group, advantage, ok in zip(groups, scores, valid, strict=True):
+            silent = self.drop_silent and not advantage[ok].any()
+            for i, rollout in enumerate(group):
+                here, at = at, at + 1
+                if silent or not ok[i] or (self.skip_truncated and rollout.stop == "length"):
+                    continue
+                sample = to_sample(rollout)
+                sample.cols["advantages"] = torch.full((len(sample.tokens),), float(advantage[i]))
+                if ref is not None:
+                    sample.cols["ref_logps"] = ref[here]
+                units.append(sample)
+        return units
+
+    def _figures(
+        self,
+        groups: Groups,
+        judged: Judged,
+        rewards: list[np.ndarray],
+        valid: list[np.ndarray],
+        scores: list[np.ndarray],
+        ref: list[Tensor] | None,
+    ) -> dict[str, float]:
+        rollouts = [r for group in groups for r in group]
+        outcomes = [o for group in judged for o in group]
+        good = [o for o in outcomes if isinstance(o, Score)]
+        lengths = np.array([r.length for r in rollouts], np.float64)
+        values = np.array([o.value for o in good], np.float64)
+        figures = {
+            "reward/mean": float(values.mean()),
+            "reward/std": float(values.std()),
+            "length/mean": float(lengths.mean()),
+            "length/max": float(lengths.max()),
+            "truncated": float(np.mean([r.stop == "length" for r in rollouts])),
+            "invalid": float(np.mean([isinstance(o, Invalid) for o in outcomes])),
+            "infra_errors": float(np.mean([isinstance(o, InfraError) for o in outcomes])),
+            "groups/no_signal": float(np.mean([not s[ok].any() for s, ok in zip(scores, valid, strict=True)])),
+            "rollouts": float(len(rollouts)),
+        }
+        for name in sorted({n for o in good for n in o.parts}):
+            figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in good if name in o.parts]))
+        if self.kl_coef:
+            kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
+            figures["reward/penalised"] = float(np.mean(kept))
+        if ref is not None:
+            kls = [
+                float((torch.tensor(r.logps) - ref_logps)[torch.tensor(r.mask)].sum())
+                for r, ref_logps in zip(rollouts, ref, strict=True)
+            ]
+            figures["kl/response"] = float(np.mean(kls))
+        if self.stats is not None:
+            figures |= self.stats(rollouts)
+        return figures
+
+
+def to_sample(rollout: Rollout) -> Sample:
+    """The rollout token for token; `old_logps` and `sampler_logps` are the log-probabilities it was drawn with."""
+    logps = torch.tensor(rollout.logps, dtype=torch.float32)
+    return Sample(
+        torch.tensor(rollout.tokens, dtype=torch.int64),
+        torch.tensor(rollout.mask, dtype=torch.bool),
+        {"old_logps": logps, "sampler_logps": logps},
+        {"group": rollout.group, "version": rollout.version, "task": rollout.task.id},
+    )
