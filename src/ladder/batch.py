@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,7 +136,8 @@ def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix:
     layout = _Layout(share_prefix)
     for unit in units:
         samples = [unit.chosen, unit.rejected] if isinstance(unit, Pair) else [unit]
-        if layout.tokens and layout.tokens + layout.cost(samples) > budget:
+        longest = sum(len(s.tokens) for s in samples)  # what they add at most: the exact cost is asked only near the end
+        if layout.tokens and layout.tokens + longest > budget and layout.tokens + layout.cost(samples) > budget:
             packs.append(layout)
             layout = _Layout(share_prefix)
         for sample in samples:
@@ -146,91 +148,96 @@ def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix:
 
 def prompt_length(sample: Sample) -> int:
     """Tokens before the first trained one."""
-    return int(sample.mask.to(torch.uint8).argmax())
+    return int(sample.mask.numpy().argmax())
 
 
 class _Layout:
-    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before."""
+    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before.
+
+    Runs once per sample and step, so it works on numpy views: for short samples a torch call costs more than
+    what it computes.
+    """
 
     def __init__(self, share_prefix: bool) -> None:
         self.share_prefix = share_prefix
         self.samples: list[Sample] = []
-        self.spans: list[tuple[int, int]] = []  # trained sequence: first and last trained index
+        self.trained: list[np.ndarray] = []  # trained indices of each sequence
         self.shared: list[bool] = []  # continues the prompt of the sequence before it
         self.tokens = 0
 
     def cost(self, samples: Sequence[Sample]) -> int:
-        """Tokens these would add, were each to share nothing but what stands last."""
+        """Tokens these would add."""
         total, before = 0, self.samples[-1] if self.samples else None
         for s in samples:
-            first, last = _span(s)
-            total += last - (first if self._shares(before, s, first) else 0)
+            trained = _trained(s)
+            total += int(trained[-1]) - (int(trained[0]) if self._shares(before, s, trained) else 0)
             before = s
         return total
 
     def add(self, sample: Sample) -> None:
-        first, last = _span(sample)
-        shared = self._shares(self.samples[-1] if self.samples else None, sample, first)
+        trained = _trained(sample)
+        shared = self._shares(self.samples[-1] if self.samples else None, sample, trained)
         self.samples.append(sample)
-        self.spans.append((first, last))
+        self.trained.append(trained)
         self.shared.append(shared)
-        self.tokens += last - (first if shared else 0)
+        self.tokens += int(trained[-1]) - (int(trained[0]) if shared else 0)
 
-    def _shares(self, before: Sample | None, sample: Sample, first: int) -> bool:
-        if not self.share_prefix or before is None or first < MIN_SHARED:
+    def _shares(self, before: Sample | None, sample: Sample, trained: np.ndarray) -> bool:
+        first = int(trained[0])
+        if not self.share_prefix or before is None or first < MIN_SHARED or prompt_length(before) != first:
             return False
-        return prompt_length(before) == first and torch.equal(before.tokens[:first], sample.tokens[:first])
+        return bool((before.tokens.numpy()[:first] == sample.tokens.numpy()[:first]).all())
 
     def finish(self, needs: Sequence[str]) -> Packed:
-        pieces: list[Tensor] = []
-        positions: list[Tensor] = []
-        src: list[Tensor] = []
+        spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order
         segments: list[Segment] = []
+        src: list[np.ndarray] = []
         at = 0
-        prompt: Segment | None = None
 
         def lay(sample: Sample, start: int, stop: int, parent: Segment | None) -> Segment:
             nonlocal at
             segment = Segment(at, stop - start, parent)
-            pieces.append(sample.tokens[start:stop])
-            positions.append(torch.arange(start, stop))
-            at += stop - start
             if stop > start:
+                spans.append((sample.tokens.numpy(), start, stop))
                 segments.append(segment)
+            at += stop - start
             return segment
 
-        for i, (sample, (first, last)) in enumerate(zip(self.samples, self.spans, strict=True)):
-            opens_group = not self.shared[i] and i + 1 < len(self.shared) and self.shared[i + 1]
-            if opens_group:
-                prompt = lay(sample, 0, first, None)
-            elif not self.shared[i]:
-                prompt = None
-            trained = sample.mask[: last + 1].nonzero()[:, 0] - 1  # positions that predict
+        prompt: Segment | None = None
+        for i, (sample, trained) in enumerate(zip(self.samples, self.trained, strict=True)):
+            first, last = int(trained[0]), int(trained[-1])
+            if not self.shared[i]:
+                opens_group = i + 1 < len(self.shared) and self.shared[i + 1]
+                prompt = lay(sample, 0, first, None) if opens_group else None
             if prompt is None:
                 own = lay(sample, 0, last, None)
-                src.append(trained + own.start)
+                src.append(trained + (own.start - 1))
             else:
                 own = lay(sample, first, last, prompt)
-                in_prompt = trained < first
-                src.append(torch.where(in_prompt, trained + prompt.start, trained - first + own.start))
-        lengths = torch.tensor([len(s) for s in src])
+                where = trained + (own.start - first - 1)
+                where[0] = prompt.start + first - 1  # the prompt's last token predicts the first trained one
+                src.append(where)
+        lengths = np.array([len(t) for t in self.trained])
         cols = {name: torch.cat([_column(s, name) for s in self.samples]) for name in needs}
+        targets = [s.tokens.numpy()[t] for s, t in zip(self.samples, self.trained, strict=True)]
         return Packed(
-            torch.cat(pieces),
-            torch.cat(positions),
+            torch.from_numpy(np.concatenate([tokens[a:b] for tokens, a, b in spans])),
+            torch.from_numpy(np.concatenate([np.arange(a, b) for _, a, b in spans])),
             PackedPlan.of(segments, at),
-            torch.cat(src),
-            torch.cat([s.tokens[s.mask] for s in self.samples]),
-            Batch(torch.arange(len(src)).repeat_interleave(lengths), lengths, cols),
+            torch.from_numpy(np.concatenate(src)),
+            torch.from_numpy(np.concatenate(targets)),
+            Batch(
+                torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)), torch.from_numpy(lengths), cols
+            ),
         )
 
 
-def _span(sample: Sample) -> tuple[int, int]:
-    """First and last trained index. Raises ValueError when nothing is trained."""
-    trained = sample.mask.nonzero()[:, 0]
-    if not trained.numel():
+def _trained(sample: Sample) -> np.ndarray:
+    """Trained indices. Raises ValueError when there are none."""
+    trained = np.flatnonzero(sample.mask.numpy())
+    if not trained.size:
         raise ValueError(f"a sample of {len(sample.tokens)} tokens has nothing to train (meta: {sample.meta})")
-    return int(trained[0]), int(trained[-1])
+    return trained
 
 
 def _column(sample: Sample, name: str) -> Tensor:

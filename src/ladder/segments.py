@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -107,25 +108,23 @@ class PackedPlan:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
+        """The plan of segments that tile a packed row of `tokens` tokens."""
         assert tokens == sum(s.length for s in segments), "segments must tile the packed row"
-        groups = _bucketed(segments)
         buckets, q_rows, k_rows = [], [], []
-        inverse = torch.empty(tokens, dtype=torch.int64)
+        inverse = np.empty(tokens, dtype=np.int64)
         row = 0
-        for group in groups:
-            bucket, q_index, k_index = _lay(group)
+        for group in _bucketed(segments):
+            bucket, q_index, own, k_index = _lay(group)
             buckets.append(bucket)
-            q_rows.append(q_index)
-            k_rows.append(k_index)
-            for i, s in enumerate(group):
-                inverse[s.start : s.start + s.length] = torch.arange(s.length) + (row + i * bucket.Lq)
+            inverse[q_index[own]] = np.flatnonzero(own) + row
+            q_rows.append(q_index.ravel())
+            k_rows.append(k_index.ravel())
             row += bucket.n * bucket.Lq
-        empty = torch.empty(0, dtype=torch.int64)
         return cls(
             buckets,
-            torch.cat(q_rows) if q_rows else empty,
-            inverse,
-            torch.cat(k_rows) if k_rows else empty,
+            torch.from_numpy(np.concatenate(q_rows)),
+            torch.from_numpy(inverse),
+            torch.from_numpy(np.concatenate(k_rows)),
             shared=any(s.parent is not None for s in segments),
             single=len(segments) == 1 and segments[0].parent is None,
         )
@@ -211,34 +210,29 @@ def _bucketed(segments: Sequence[Segment]) -> list[list[Segment]]:
 def _bucket_end(some: Sequence[Segment], at: int) -> int:
     """Where the bucket that opens at `at` (the largest) ends: as soon as a shorter one pays for its own call."""
     Lk, Lq = some[at].keys, max(s.length for s in some[at:])
-    saved = 0
     for i in range(at + 1, len(some)):
-        rest = len(some) - i
-        saved = rest * (Lk * Lq - some[i].keys * min(Lq, some[i].keys))
-        if saved > BUCKET_COST and some[i].keys < 0.8 * Lk:
+        keys = some[i].keys
+        if keys < 0.8 * Lk and (len(some) - i) * (Lk * Lq - keys * min(Lq, keys)) > BUCKET_COST:
             return i
     return len(some)
 
 
-def _lay(group: Sequence[Segment]) -> tuple[_Bucket, Tensor, Tensor]:
-    """The bucket of a group, with its rows' packed tokens: (bucket, q_index [n*Lq], k_index [n*Lk])."""
+def _lay(group: Sequence[Segment]) -> tuple[_Bucket, np.ndarray, np.ndarray, np.ndarray]:
+    """The bucket of a group and its rows' packed tokens: (bucket, q_index [n, Lq], which are no pads, k_index [n, Lk])."""
     n, Lq, Lk = len(group), max(s.length for s in group), max(s.keys for s in group)
-    continues = group[0].parent is not None
-    starts = torch.tensor([s.start for s in group])[:, None]
-    lengths = torch.tensor([s.length for s in group])[:, None]
-    line = torch.arange(Lq)[None]
+    starts = np.array([[s.start] for s in group])
+    lengths = np.array([[s.length] for s in group])
+    line = np.arange(Lq)[None]
     own = line < lengths
-    q_index = torch.where(own, starts + line, starts)
-    if not continues:
-        return _Bucket(n, Lq, Lk, None, None), q_index.flatten(), q_index.flatten()
-    parent_starts = torch.tensor([s.parent.start for s in group if s.parent])[:, None]
-    parent_lengths = torch.tensor([s.parent.length for s in group if s.parent])[:, None]
-    keys = torch.arange(Lk)[None]
-    in_parent = keys < parent_lengths
-    in_own = ~in_parent & (keys < parent_lengths + lengths)
-    k_index = torch.where(
-        in_parent, parent_starts + keys, torch.where(in_own, starts + keys - parent_lengths, parent_starts)
-    )
-    kpos = torch.where(in_parent | in_own, keys, -1)
-    qpos = torch.where(own, parent_lengths + line, parent_lengths)
-    return _Bucket(n, Lq, Lk, qpos, kpos), q_index.flatten(), k_index.flatten()
+    q_index = np.where(own, starts + line, starts)
+    if group[0].parent is None:
+        return _Bucket(n, Lq, Lk, None, None), q_index, own, q_index
+    parents = np.array([[s.parent.start, s.parent.length] for s in group if s.parent])
+    p_starts, p_lengths = parents[:, :1], parents[:, 1:]
+    keys = np.arange(Lk)[None]
+    in_parent = keys < p_lengths
+    in_own = ~in_parent & (keys < p_lengths + lengths)
+    k_index = np.where(in_parent, p_starts + keys, np.where(in_own, starts + keys - p_lengths, p_starts))
+    kpos = torch.from_numpy(np.where(in_parent | in_own, keys, -1))
+    qpos = torch.from_numpy(np.where(own, p_lengths + line, p_lengths))
+    return _Bucket(n, Lq, Lk, qpos, kpos), q_index, own, k_index

@@ -1,0 +1,57 @@
+"""The chunked log-probability function against plain autograd, for every option."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ladder import ops
+from ladder.ops import token_logps
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 20])
+@pytest.mark.parametrize("chunk", [1, 70, 1 << 20])
+@pytest.mark.parametrize("cap", [0.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_against_autograd(keep, chunk, cap, scale, bias, temperature, entropy, monkeypatch) -> None:
+    monkeypatch.setattr(ops, "KEEP", keep)
+    monkeypatch.setattr(ops, "CHUNK", chunk)
+    torch.manual_seed(0)
+    N, D, V = 9, 5, 7
+    h = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(V, dtype=torch.float64, requires_grad=True) if bias else None
+    t = torch.randint(0, V, (N,))
+    g_logp, g_ent = torch.randn(N, dtype=torch.float64), torch.randn(N, dtype=torch.float64)
+
+    z = torch.nn.functional.linear(h, w, b) * scale
+    if cap:
+        z = cap * torch.tanh(z / cap)
+    logp_all = (z / temperature).log_softmax(-1)
+    want_logp = logp_all.gather(1, t[:, None])[:, 0]
+    want_ent = -(logp_all.exp() * logp_all).sum(-1)
+    leaves = [h, w] + ([b] if b is not None else [])
+    objective = (want_logp * g_logp).sum() + ((want_ent * g_ent).sum() if entropy else 0)
+    want = torch.autograd.grad(objective, leaves)
+
+    head = SimpleNamespace(weight=w, bias=b, scale=scale, softcap=cap)
+    logp, ent = token_logps(h, head, t, temperature=temperature, entropy=entropy)  # pyright: ignore
+    objective = (logp * g_logp).sum() + ((ent * g_ent).sum() if ent is not None else 0)
+    torch.testing.assert_close(logp, want_logp, atol=1e-12, rtol=0)
+    if entropy:
+        torch.testing.assert_close(ent, want_ent, atol=1e-12, rtol=0)
+    for got, expected in zip(torch.autograd.grad(objective, leaves), want, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_shapes_and_temperature_are_checked() -> None:
+    head = SimpleNamespace(weight=torch.zeros(3, 2), bias=None, scale=1.0, softcap=0.0)
+    with pytest.raises(ValueError, match="targets"):
+        token_logps(torch.zeros(4, 2), head, torch.zeros(3, dtype=torch.int64))  # pyright: ignore
+    with pytest.raises(ValueError, match="temperature"):
+        token_logps(torch.zeros(1, 2), head, torch.zeros(1, dtype=torch.int64), temperature=0.0)  # pyright: ignore

@@ -1,0 +1,162 @@
+"""Packed, prefix-shared and chunked log-probabilities equal those of each sequence alone, and so do gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ladder import attention  # noqa: F401  (registers the attention function)
+from ladder.batch import count, pack, sequences
+from ladder.engine.engine import Engine, _minibatches
+from ladder.losses import CrossEntropy
+from ladder.types import Pair, Sample, Unit
+
+
+def tiny(implementation: str, **changes: object) -> nn.Module:
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=60, intermediate_size=48, **sizes, **changes)  # pyright: ignore
+    config._attn_implementation = implementation
+    model = Qwen2ForCausalLM(config).eval()
+    for p in model.parameters():  # weights large enough that attention matters
+        p.data = torch.randn_like(p) * 0.25
+    return model
+
+
+def ragged(n: int = 24, seed: int = 0, group: int = 4) -> list[Sample]:
+    """Groups that share a prompt, with holes in the masks and answers from one token up."""
+    g = torch.Generator().manual_seed(seed)
+    samples = []
+    for i in range(n):
+        if i % group == 0:
+            prompt = torch.randint(0, 60, (int(torch.randint(1, 14, (1,), generator=g)),), generator=g)
+        answer = torch.randint(0, 60, (int(torch.randint(1, 20, (1,), generator=g)),), generator=g)
+        tail = torch.randint(0, 60, (int(torch.randint(0, 3, (1,), generator=g)),), generator=g)
+        mask = torch.rand(len(answer), generator=g) > 0.2
+        mask[0] = True
+        tokens = torch.cat([prompt, answer, tail])
+        full = torch.zeros(len(tokens), dtype=torch.bool)
+        full[len(prompt) : len(prompt) + len(answer)] = mask
+        samples.append(Sample(tokens, full, {"advantages": torch.randn(len(tokens), generator=g)}))
+    return samples
+
+
+def alone(model: nn.Module, sample: Sample) -> Tensor:
+    """Log-probabilities of one sequence by transformers' eager path: [T], 0 off the mask."""
+    logits = model(input_ids=sample.tokens[None], use_cache=False).logits[0, :-1].float()
+    logps = logits.log_softmax(-1).gather(1, sample.tokens[1:, None])[:, 0]
+    return torch.where(sample.mask, torch.cat([logps.new_zeros(1), logps]), 0.0)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+@pytest.mark.parametrize("share", [False, True])
+def test_packed_equals_alone(budget: int, share: bool) -> None:
+    samples = ragged()
+    engine = Engine(tiny("ladder"), budget=budget, share_prefix=share)
+    eager = tiny("eager")
+    with torch.no_grad():
+        for got, sample in zip(engine.forward(samples), samples, strict=True):
+            torch.testing.assert_close(got["logps"], alone(eager, sample), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_sliding_window(share: bool) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+    samples = ragged(12)
+    engine = Engine(tiny("ladder", **window), share_prefix=share)
+    eager = tiny("eager", **window)
+    with torch.no_grad():
+        for got, sample in zip(engine.forward(samples), samples, strict=True):
+            torch.testing.assert_close(got["logps"], alone(eager, sample), atol=2e-5, rtol=1e-5)
+
+
+def test_shared_prompts_are_laid_down_once() -> None:
+    samples = ragged(16, group=8)
+    shared = sum(p.tokens_T.numel() for p in pack(samples, (), 10_000, True))
+    apart = sum(p.tokens_T.numel() for p in pack(samples, (), 10_000, False))
+    firsts = [int(s.mask.to(torch.uint8).argmax()) for s in samples]
+    assert apart - shared == sum(firsts[1:8]) + sum(firsts[9:16])
+
+
+def gradients(model: nn.Module, units: list[Unit], **engine: object) -> dict[str, Tensor]:
+    model = copy.deepcopy(model).requires_grad_(True)
+    e = Engine(model, **engine)  # pyright: ignore
+    loss = CrossEntropy()
+    total = count(units, loss)
+    for packed in pack(units, loss.needs, e.budget, e.share_prefix):
+        each, _ = loss(e._out(packed, False), packed.batch)
+        (each.sum() / total).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("budget", [1, 64, 10_000])
+def test_every_split_gives_the_same_gradient(budget: int, share: bool) -> None:
+    samples = ragged()
+    eager = tiny("eager").requires_grad_(True)
+    total = sum(int(s.mask.sum()) for s in samples)
+    for s in samples:
+        (-alone(eager, s).sum() / total).backward()
+    want = {n: p.grad for n, p in eager.named_parameters()}
+    got = gradients(tiny("ladder"), list(samples), budget=budget, share_prefix=share)
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], atol=2e-6, rtol=2e-4, msg=name)
+
+
+def test_trained_positions_of_a_pair_and_of_holes() -> None:
+    a, b = ragged(2, group=2)
+    (packed,) = pack([Pair(a, b)], ["advantages"], 1000)
+    assert packed.batch.n_seqs == 2
+    assert packed.tgt_N.tolist() == a.tokens[a.mask].tolist() + b.tokens[b.mask].tolist()
+    torch.testing.assert_close(
+        packed.batch.cols["advantages"], torch.cat([a.cols["advantages"][a.mask], b.cols["advantages"][b.mask]])
+    )
+    x = torch.arange(len(packed.tgt_N), dtype=torch.float32)
+    n = int(a.mask.sum())
+    assert packed.batch.sum(x).tolist() == [x[:n].sum(), x[n:].sum()]
+    assert packed.batch.first(x).tolist() == [0, n]
+    assert packed.batch.spread(torch.tensor([5.0, 7.0])).tolist() == [5.0] * n + [7.0] * (len(x) - n)
+
+
+def test_a_pair_is_never_split_over_packs() -> None:
+    units: list[Unit] = [Pair(*ragged(2, seed=i, group=2)) for i in range(6)]
+    for packed in pack(units, (), 50):
+        assert packed.batch.n_seqs % 2 == 0
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    tokens = torch.arange(5)
+    with pytest.raises(ValueError, match="nothing to train"):
+        pack([Sample(tokens, torch.zeros(5, dtype=torch.bool))], (), 100)
+    with pytest.raises(ValueError, match=r"mask\[0\]"):
+        Sample(tokens, torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="column 'ref_logps'"):
+        pack(ragged(1), ["ref_logps"], 100)
+    with pytest.raises(ValueError, match="samples only"):
+        count([Pair(*ragged(2))], CrossEntropy())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_minibatches_keep_prompts_together(n: int) -> None:
+    samples = ragged(40, group=8)
+    for shuffle in (None, 7):
+        parts = _minibatches(samples, n, shuffle=shuffle)
+        assert len(parts) == n and all(parts)
+        flat = [id(s) for p in parts for s in sequences(p)]
+        assert sorted(flat) == sorted(map(id, samples))
+        where = {id(s): i for i, p in enumerate(parts) for s in sequences(p)}
+        for i in range(0, 40, 8):
+            assert len({where[id(s)] for s in samples[i : i + 8]}) == 1
+    assert max(map(len, _minibatches(samples, 2, shuffle=None))) == 24
+
+
+def test_minibatches_of_lone_samples_are_even() -> None:
+    samples = ragged(10, group=1)
+    assert [len(p) for p in _minibatches(samples, 3, shuffle=None)] in ([3, 4, 3], [4, 3, 3], [3, 3, 4])
+    with pytest.raises(ValueError, match="cannot be split"):
+        _minibatches(samples, 11, shuffle=None)
