@@ -136,7 +136,7 @@ def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix:
     layout = _Layout(share_prefix)
     for unit in units:
         samples = [unit.chosen, unit.rejected] if isinstance(unit, Pair) else [unit]
-        longest = sum(len(s.tokens) for s in samples)  # what they add at most: the exact cost is asked only near the end
+        longest = sum(len(s.tokens) for s in samples)  # at most; the exact cost is asked only near the end
         if layout.tokens and layout.tokens + longest > budget and layout.tokens + layout.cost(samples) > budget:
             packs.append(layout)
             layout = _Layout(share_prefix)

@@ -1,4 +1,4 @@
-"""What a user did that cannot work, said so that they can mend it. The command line prints these without a traceback."""
+"""What a user did that cannot work, said so that they can mend it. The command line prints it without a traceback."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def _bucket_end(some: Sequence[Segment], at: int) -> int:
 
 
 def _lay(group: Sequence[Segment]) -> tuple[_Bucket, np.ndarray, np.ndarray, np.ndarray]:
-    """The bucket of a group and its rows' packed tokens: (bucket, q_index [n, Lq], which are no pads, k_index [n, Lk])."""
+    """A group's bucket and its rows' packed tokens: (bucket, q_index [n, Lq], which are no pads, k_index [n, Lk])."""
     n, Lq, Lk = len(group), max(s.length for s in group), max(s.keys for s in group)
     starts = np.array([[s.start] for s in group])
     lengths = np.array([[s.length] for s in group])

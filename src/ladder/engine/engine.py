@@ -10,8 +10,11 @@ the same gradient. A step whose loss or gradient is not finite changes nothing a
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,8 +39,10 @@ class Engine:
 
     budget: most tokens of one micro-batch; it bounds memory and changes no gradient. temperature: of the
     distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute activations in
-    backward. total_steps: of the learning-rate schedule, in optimiser steps. without: a context in which the
-    model is another one (an adapter switched off); only `forward(reference=True)` enters it.
+    backward. total_steps: of the learning-rate schedule, in optimiser steps. workers: threads that run micro-batches
+    side by side, each with its own copy of the gradients, summed in order: for models so small that one operator
+    cannot fill the cores. without: a context in which the model is another one (an adapter switched off); only
+    `forward(reference=True)` enters it.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Engine:
         temperature: float = 1.0,
         checkpointing: bool = False,
         total_steps: int = 0,
+        workers: int = 1,
         without: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         self.model = model
@@ -59,6 +65,10 @@ class Engine:
         self.share_prefix = share_prefix
         self.temperature = temperature
         self.without = without
+        self.workers = workers
+        self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        if workers > 1:
+            sys.setswitchinterval(1e-4)  # with the default 5 ms the threads wait for each other's interpreter
         self.device = next(model.parameters()).device
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer: Optimizer | None = None
@@ -139,24 +149,52 @@ class Engine:
         """One optimiser step."""
         assert self.optimizer is not None
         total = count(units, loss)
-        loss_sum, tokens = 0.0, 0
-        with torch.enable_grad():
-            for packed in pack(units, loss.needs, self.budget, self.share_prefix):
-                packed = packed.to(self.device)
-                out = self._out(packed, loss.entropy)
-                each, metrics = loss(out, packed.batch)
-                value = each.sum() / total
-                if not bool(torch.isfinite(value)):
-                    self.optimizer.zero_grad()
-                    raise NotFinite(f"the loss is {value.item()} at optimiser step {self.optimizer.step_count}")
-                value.backward()
-                loss_sum += value.item()
-                tokens += packed.tokens_T.numel()
-                meter.add(metrics)
+        packs = pack(units, loss.needs, self._budget(units), self.share_prefix)
+        parts = self.pool.map(lambda p: self._gradients(p, loss, total), packs) if self.pool else None
+        if parts is None:
+            parts = (self._accumulate(p, loss, total) for p in packs)
+        loss_sum = 0.0
+        for value, grads, metrics in parts:
+            for param, grad in zip(self.trained.values(), grads, strict=False):
+                if grad is not None:
+                    param.grad = grad if param.grad is None else param.grad.add_(grad)
+            loss_sum += value
+            meter.add(metrics)
+        if not math.isfinite(loss_sum):
+            self.optimizer.zero_grad()
+            raise NotFinite(f"the loss is {loss_sum} at optimiser step {self.optimizer.step_count}")
         norm = self.optimizer.step()
         meter.one("loss", loss_sum)
         meter.one("grad_norm", norm)
-        meter.count("tokens", tokens)
+        meter.count("tokens", sum(p.tokens_T.numel() for p in packs))
+
+    def _budget(self, units: Sequence[Unit]) -> int:
+        """With several workers, packs small enough that each gets one."""
+        if self.workers == 1:
+            return self.budget
+        tokens = sum(len(s.tokens) for s in sequences(units))
+        return min(self.budget, math.ceil(tokens / self.workers))
+
+    def _value(self, packed: Packed, loss: Loss, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+        packed = packed.to(self.device)
+        each, metrics = loss(self._out(packed, loss.entropy), packed.batch)
+        return each.sum() / total, metrics
+
+    def _accumulate(self, packed: Packed, loss: Loss, total: float) -> tuple[float, tuple[()], dict[str, Tensor]]:
+        """Gradients straight into the parameters: no second copy."""
+        with torch.enable_grad():
+            value, metrics = self._value(packed, loss, total)
+            value.backward()
+        return value.item(), (), metrics
+
+    def _gradients(
+        self, packed: Packed, loss: Loss, total: float
+    ) -> tuple[float, tuple[Tensor | None, ...], dict[str, Tensor]]:
+        """Gradients apart, so that workers do not meet in the parameters."""
+        with torch.enable_grad():
+            value, metrics = self._value(packed, loss, total)
+            grads = torch.autograd.grad(value, list(self.trained.values()), allow_unused=True)
+        return value.item(), grads, metrics
 
     # ------------------------------------------------------------ weights
 
