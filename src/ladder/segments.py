@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ladder.attention import masked_attention
+from ladder.sdpa import masked_attention
 
 BUCKET_COST = 40_000
 """What one more SDPA call costs, in score-matrix entries (measured on a CPU; only speed depends on it)."""

@@ -1,0 +1,35 @@
+# `make run`: the main job. `make test`: the whole suite. `make check`: lint, types and import rules, in seconds.
+# Each sets up what it needs in .venv first; PYTHON names the interpreter to build it with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: run test check setup bench clean
+
+run: $(VENV)/.run
+	$(BIN)/ladder run r1
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+setup: $(VENV)/.dev
+
+# torch comes first and pinned: a resolver that meets it unpinned may pull a build for other hardware
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install -c constraints.txt -e '.[dev,data,math,gguf,gym]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
