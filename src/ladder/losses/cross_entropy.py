@@ -1,0 +1,40 @@
+"""Cross-entropy: imitation of the trained tokens. Pretraining, SFT, distillation on text, rejection sampling.
+
+    loss_t = -logp_t
+
+Left out: label smoothing (a model to be continued by reinforcement learning should not be told to hedge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ladder.batch import Batch, Out
+from ladder.losses.terms import Metrics, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """unit "token": every trained token weighs the same. "sequence": every example does, whatever its length."""
+
+    unit: Literal["token", "sequence"] = "token"
+    entropy: bool = False
+
+    def __post_init__(self) -> None:
+        ok = self.unit in ("token", "sequence")
+        require(ok, "unit", f"{self.unit!r} is no unit of cross-entropy", "one of token, sequence")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
+        nll_N = -out.logps
+        metrics = {"nll": nll_N.detach()}
+        if self.entropy:
+            assert out.entropy is not None
+            metrics["entropy"] = out.entropy.detach()
+        return batch.mean(nll_N) if self.unit == "sequence" else nll_N, metrics
