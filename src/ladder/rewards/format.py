@@ -1,0 +1,40 @@
+"""Is the thinking well-formed? `<thinking>working</thinking>answer`: each tag once, in order, neither part empty.
+
+DeepSeek-R1's format reward (arXiv:2501.12948, section 2.2.2). It says nothing about what the parts hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from ladder.rewards.text import CLOSE, OPEN, split_thinking
+from ladder.types import Outcome, Rollout, Score
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Format:
+    """1 where the answer is well-formed, 0 where not.
+
+    opened: the prompt already ends with the opening tag, so the text must not hold another. finished: an answer cut
+    off at the length limit is not well-formed. min_working: least characters of working.
+    """
+
+    open: str = OPEN
+    close: str = CLOSE
+    opened: bool = False
+    finished: bool = True
+    min_working: int = 1
+    name: str = "format"
+
+    def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
+        values = [float(self.well_formed(r)) for r in group]
+        return [Score(v, {self.name: v}) for v in values]
+
+    def well_formed(self, rollout: Rollout) -> bool:
+        if self.finished and rollout.stop == "length":
+            return False
+        parts = split_thinking(rollout.text, self.open, self.close, self.opened)
+        return parts is not None and len(parts[0]) >= max(self.min_working, 1) and bool(parts[1])

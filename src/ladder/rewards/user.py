@@ -1,0 +1,44 @@
+"""The user's own reward function, by import path, in a child process: TRL's, verl's or our signature.
+
+`"pkg.mod:fn"` is imported (the working directory is on the path), `"file.py:fn"` is loaded from the file. What it
+raises, returns or fails to return within the deadline is an Invalid or an InfraError with the reason. What it prints
+goes nowhere, except that its last line is quoted when it dies or hangs. The signatures: see `ladder.rewards.worker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from functools import cached_property
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from ladder.rewards.child import Child
+from ladder.types import Outcome, Rollout
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class User:
+    """function: "pkg.mod:fn" or "file.py:fn". deadline_s: seconds for one call (a group, or an answer under verl's
+    signature). memory_mb: data-segment limit of the child (0: none). kwargs: given to every call by keyword.
+
+    `start` raises UserError when the function cannot be loaded or has none of the three signatures.
+    """
+
+    function: str
+    deadline_s: float = 30.0
+    memory_mb: int = 4096
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = "user"
+
+    @cached_property
+    def child(self) -> Child:
+        return Child(self.function, self.deadline_s, memory_mb=self.memory_mb, kwargs=self.kwargs)
+
+    def start(self) -> None:
+        self.child.start()
+
+    def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
+        return self.child.judge(group, self.name)
