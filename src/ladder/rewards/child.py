@@ -7,6 +7,7 @@ child. Nothing but JSON crosses the pipes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -124,7 +125,7 @@ class Child:
         return [_outcome(r, name) for r in results]
 
     def ask(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The worker's entries for the items. Raises ChildFailure, with the child already gone where it hung or died."""
+        """The worker's entries for the items. Raises ChildFailure; a child that hung or died is already gone then."""
         with self._lock:
             if self._proc is None:
                 self._spawn(None)
@@ -200,17 +201,13 @@ class Child:
 def _end(proc: subprocess.Popen[bytes]) -> None:
     """Kills a worker with all it forked, and collects it."""
     if proc.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself in between
             os.killpg(proc.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it ended by itself in between
         proc.wait()
     for pipe in (proc.stdin, proc.stdout, proc.stderr):
         if pipe is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 def _death(status: int | None) -> str:

@@ -111,8 +111,7 @@ class CosineLength:
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
         return [
-            self._one(o, r.length) if isinstance(o, Score) else o
-            for o, r in zip(self.of(group), group, strict=True)
+            self._one(o, r.length) if isinstance(o, Score) else o for o, r in zip(self.of(group), group, strict=True)
         ]
 
     def _one(self, judged: Score, length: int) -> Score:

@@ -33,9 +33,9 @@ LONGEST = 120
 _WIDE = {0xFF10 + i: str(i) for i in range(10)} | {
     ord(wide): plain for wide, plain in zip("＋－−．，／＄％", "+--.,/$%", strict=True)
 }
-_NOT_UNITS = frozenset(
-    "hundred thousand million billion trillion dozen dozens k bn or and to plus minus times not maybe x y z e i pi".split()
-)
+_SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "dozens", "k", "bn"}
+_HEDGES = {"or", "and", "to", "plus", "minus", "times", "not", "maybe"}
+_NOT_UNITS = _SCALES | _HEDGES | {"x", "y", "z", "e", "i", "pi"}
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _UNIT = r"(?:\s*(?:%|°|[^\W\d_]+[²³]?\.?)(?:[\s/\-]+[^\W\d_]+[²³]?\.?){0,3})?"
 _NUMBER = re.compile(

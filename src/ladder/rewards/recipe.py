@@ -1,22 +1,18 @@
 """A reward from a recipe's YAML: strict, so that a misspelt key is an error and not a default.
 
-    reward: math                                        one reward with its defaults
-    reward: {math: {tolerance: 0.001}}                  one with options
-    reward:                                             several: weighted sum times gates, see `combine.py`
-      - {kind: math}
-      - {kind: format, weight: 0.2}
-      - {kind: notation, target: ascii, gate: true}
-      - {kind: user, function: rewards.py:brevity, weight: 0.1, name: brevity}
+reward: math                                        one reward with its defaults
+reward: {math: {tolerance: 0.001}}                  one with options
+reward:                                             several: weighted sum times gates, see `combine.py`
+  - {kind: math}
+  - {kind: format, weight: 0.2}
+  - {kind: notation, target: ascii, gate: true}
+  - {kind: user, function: rewards.py:brevity, weight: 0.1, name: brevity}
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from ladder.errors import UserError
 from ladder.rewards.combine import Combine, Part
@@ -28,6 +24,7 @@ from ladder.rewards.language import Language, Notation
 from ladder.rewards.length import CosineLength, Length, LengthRange, Overlong
 from ladder.rewards.math import Math, Symbolic
 from ladder.rewards.user import User
+from ladder.spec import kind_of, near, validate
 
 _KINDS: dict[str, type] = {
     "math": Math,
@@ -75,7 +72,7 @@ def _combined(parts: list[Part], field: str) -> Guarded:
 
 
 def _part(spec: Any, field: str) -> Part:
-    kind, options = _kind(spec, field)
+    kind, options = kind_of(spec, _KINDS, "reward", field)
     weight, gate = options.pop("weight", 1.0), options.pop("gate", False)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"not a number: {weight!r}", field=f"{field}.weight")
@@ -84,23 +81,6 @@ def _part(spec: Any, field: str) -> Part:
     if gate and weight != 1.0:
         raise UserError("a gate multiplies the whole and has no weight", field=field, mend="drop `weight` or `gate`")
     return Part(guard(_make(kind, options, field)), float(weight), gate)
-
-
-def _kind(spec: Any, field: str) -> tuple[str, dict[str, Any]]:
-    """The kind and a copy of its options, from any of the three spellings."""
-    if isinstance(spec, str):
-        kind, options = spec, {}
-    elif isinstance(spec, Mapping) and "kind" in spec:
-        kind, options = spec["kind"], {k: v for k, v in spec.items() if k != "kind"}
-    elif isinstance(spec, Mapping) and len(spec) == 1:
-        ((kind, options),) = spec.items()
-    else:
-        raise UserError(f"not a reward: {spec!r}", field=field, mend="write {kind: math, ...} or {math: {...}}")
-    if kind not in _KINDS:
-        raise UserError(f"no reward is called {kind!r}{near(str(kind), kinds())}", field=field)
-    if options is not None and not isinstance(options, Mapping):
-        raise UserError(f"the options of {kind!r} must be a mapping, not {options!r}", field=field)
-    return kind, dict(options or {})
 
 
 def _make(kind: str, options: dict[str, Any], field: str) -> Any:
@@ -130,24 +110,3 @@ def _cosine(options: dict[str, Any], field: str) -> CosineLength:
     if "max_tokens" not in options or options["max_tokens"] < 1:
         raise UserError("must be given, and be 1 or more", field=f"{field}.max_tokens")
     return CosineLength(of, **options)
-
-
-def validate(cls: type, options: Mapping[str, Any], field: str) -> Any:
-    """`cls(**options)` with JSON's strict types (a list is a tuple, a string is no number). Raises UserError."""
-    try:
-        return TypeAdapter(cls).validate_json(json.dumps(options), strict=True)
-    except TypeError as err:
-        raise UserError(f"not plain data: {err}", field=field) from err
-    except ValidationError as err:
-        first = err.errors()[0]
-        where = ".".join([field, *map(str, first["loc"])])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            names = list(cls.__dataclass_fields__)
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), names)}", field=where) from err
-        raise UserError(first["msg"].removeprefix("Value error, "), field=where) from err
-
-
-def near(word: str, words: list[str]) -> str:
-    """", did you mean 'x'?" or the list of what there is."""
-    close = difflib.get_close_matches(word, words, 1)
-    return f", did you mean {close[0]!r}?" if close else f" (there are: {', '.join(sorted(words))})"

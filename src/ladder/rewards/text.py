@@ -46,7 +46,10 @@ def split_thinking(text: str, open: str = OPEN, close: str = CLOSE, opened: bool
 
 
 def find(text: str, places: Sequence[Place]) -> str | None:
-    """The first of `places` that holds something, stripped; None when none does. `text` is what follows the thinking."""
+    """What stands at the first of `places` that holds something, stripped; None when none does.
+
+    text: what follows the thinking.
+    """
     for place in places:
         found = _at(text, place)
         if found is not None:

@@ -75,7 +75,10 @@ def _from_file(path: Path) -> Any:
 
 
 def style(function: Callable[..., Any], given: set[str]) -> Style:
-    """Whose signature this is, by its parameters' names; `given` are the recipe's own keyword arguments. Raises Refused."""
+    """Whose signature this is, by its parameters' names. Raises Refused.
+
+    given: names of the keyword arguments that the recipe itself gives to every call.
+    """
     params = inspect.signature(function).parameters
     required = {
         n for n, p in params.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
@@ -168,9 +171,11 @@ def entry(value: Any) -> dict[str, Any]:
         parts = {str(k): _number(v) for k, v in value.items() if k != "score"}
         return entry(value["score"]) | {"parts": {k: v for k, v in parts.items() if v is not None}}
     number = _number(value)
-    return {"invalid": f"returned {value!r:.60} ({type(value).__name__}), not a number"} if number is None else {
-        "value": number
-    }
+    return (
+        {"invalid": f"returned {value!r:.60} ({type(value).__name__}), not a number"}
+        if number is None
+        else {"value": number}
+    )
 
 
 def _number(value: Any) -> float | None:
