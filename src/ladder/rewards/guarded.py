@@ -24,8 +24,11 @@ def outcome(value: Any, name: str) -> Outcome:
     if isinstance(value, Invalid | InfraError):
         return value
     if isinstance(value, Score):
-        bad = [f"{k} = {v!r}" for k, v in {"value": value.value, **value.parts}.items() if fault(v)]
-        return Invalid(f"{name}: returned a Score with {', '.join(bad)}") if bad else value
+        for part, number in {"value": value.value, **value.parts}.items():
+            why = fault(number)
+            if why:
+                return Invalid(f"{name}: returned {why} (as {part!r})")
+        return value
     why = fault(value)
     if why:
         return Invalid(f"{name}: returned {why}")
@@ -36,7 +39,10 @@ def fault(value: Any) -> str | None:
     """What is wrong with a value that should be a finite number; None when nothing is."""
     if not isinstance(value, Real):
         return f"{value!r:.60} ({type(value).__name__}), not a number"
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond any float
+        number = math.inf
     if not math.isfinite(number):
         return f"{number}, not a finite number"
     return f"{number:g}, more than {HUGE:g}" if abs(number) > HUGE else None

@@ -37,7 +37,7 @@ class Gym:
 
     @cached_property
     def child(self) -> Child:
-        return Child("ladder.rewards.gym_child:compute_score", self.deadline_s, memory_mb=self.memory_mb)
+        return Child("ladder.tasks.gym_child:compute_score", self.deadline_s, memory_mb=self.memory_mb)
 
     def start(self) -> None:
         """Starts the child now; raises UserError when reasoning-gym is not installed."""

@@ -23,8 +23,8 @@ from ladder.rewards.gym import Gym
 from ladder.rewards.language import Language, Notation
 from ladder.rewards.length import CosineLength, Length, LengthRange, Overlong
 from ladder.rewards.math import Math, Symbolic
+from ladder.rewards.spec import kind_of, near, validate
 from ladder.rewards.user import User
-from ladder.spec import kind_of, near, validate
 
 _KINDS: dict[str, type] = {
     "math": Math,

@@ -6,27 +6,32 @@ math-verify's own timers are off (they turn a hang into "not equal"); the parent
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
-import math_verify
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timers are off; they are meant to be
+def _judge() -> Callable[[str, Any], dict[str, Any]]:
+    """Imports math-verify now, while the worker loads, so that no answer pays for it out of its deadline."""
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timers are off, as they must be
+
+    def parse(text: str) -> list[Any]:
+        # Bare LaTeX is put between dollars, where math-verify looks for it. A text it cannot parse stays a str.
+        latex = text if "$" in text or "boxed" in text else f"${text}$"
+        found = math_verify.parse(latex, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+        return [f for f in found if not isinstance(f, str)]
+
+    def compute_score(solution_str: str, ground_truth: Any) -> dict[str, Any]:
+        gold = parse(str(ground_truth))
+        if not gold:
+            return {"score": None, "why": f"the gold answer {ground_truth!r} does not parse"}
+        said = parse(solution_str)
+        if not said:
+            return {"score": 0.0}
+        return {"score": float(math_verify.verify(gold, said, timeout_seconds=None, raise_on_error=True))}
+
+    return compute_score
 
 
-def compute_score(solution_str: str, ground_truth: Any) -> dict[str, Any]:
-    """{"score": 1.0 or 0.0}; None with a reason when the gold answer does not parse."""
-    gold = _parse(str(ground_truth))
-    if not gold:
-        return {"score": None, "why": f"the gold answer {ground_truth!r} does not parse"}
-    said = _parse(solution_str)
-    if not said:
-        return {"score": 0.0}
-    equal = math_verify.verify(gold, said, timeout_seconds=None, raise_on_error=True)  # type: ignore[call-arg]
-    return {"score": float(equal)}
-
-
-def _parse(text: str) -> list[Any]:
-    """The expressions in a text; bare LaTeX ("\\frac12") is put between dollars, where math-verify looks for it."""
-    latex = text if "$" in text or "boxed" in text else f"${text}$"
-    found = math_verify.parse(latex, parsing_timeout=None, raise_on_error=True)  # type: ignore[call-arg]
-    return [f for f in found if not isinstance(f, str)]
+compute_score = _judge()

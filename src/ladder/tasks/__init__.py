@@ -8,10 +8,10 @@ tasks: {jsonl: {train: mine.jsonl, valid_share: 0.1}}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ladder.spec import kind_of, validate
-from ladder.types import Task
+if TYPE_CHECKING:  # the worker child imports this package and must not load torch for it
+    from ladder.types import Task
 
 
 class TaskSource(Protocol):
@@ -40,6 +40,8 @@ def _kinds() -> dict[str, type]:
 
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:
     """The source a recipe describes. Raises UserError on an unknown kind, key or type, and on a file it cannot read."""
+    from ladder.rewards.spec import kind_of, validate
+
     kinds = _kinds()
     kind, options = kind_of(spec, kinds, "task source", field)
     return validate(kinds[kind], options, field)

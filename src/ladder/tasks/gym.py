@@ -15,7 +15,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 from ladder.errors import UserError, missing_extra
-from ladder.spec import near
+from ladder.rewards.spec import near
 from ladder.tasks import split as deal
 from ladder.types import Message, Task
 

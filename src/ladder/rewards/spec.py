@@ -43,9 +43,10 @@ def validate(cls: type, options: Mapping[str, Any], field: str) -> Any:
     except TypeError as err:
         raise UserError(f"not plain data: {err}", field=field) from err
     except ValidationError as err:
-        first = err.errors()[0]
+        unknown = ("unexpected_keyword_argument", "extra_forbidden")
+        first = min(err.errors(), key=lambda e: e["type"] not in unknown)  # a typo explains what is missing
         where = ".".join([field, *map(str, first["loc"])])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if first["type"] in unknown:
             names = list(cls.__dataclass_fields__)
             raise UserError(f"unknown key{near(str(first['loc'][-1]), names)}", field=where) from err
         raise UserError(first["msg"].removeprefix("Value error, "), field=where) from err
