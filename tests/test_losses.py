@@ -395,6 +395,15 @@ def test_needs_is_exactly_what_is_read(loss: Loss, needs: set[str]) -> None:
     assert len(loss.needs) == len(needs)
 
 
+def test_defaults_are_the_papers() -> None:
+    ppo, gspo, cispo = PolicyClip(), GSPO(), CISPO()
+    assert (ppo.clip_low, ppo.clip_high, ppo.dual_clip, ppo.unit) == (0.2, 0.2, None, "token")
+    assert (gspo.clip_low, gspo.clip_high, gspo.unit) == (3e-4, 4e-4, "sequence")
+    assert (cispo.ratio_min, cispo.ratio_max, cispo.unit) == (0.0, 5.0, "token")
+    for loss in (ppo, gspo, cispo, PolicyGradient()):
+        assert (loss.kl_coef, loss.kl, loss.entropy_coef, loss.importance_cap) == (0.0, "k2", 0.0, None)
+
+
 def test_no_entropy_is_read_when_none_is_asked_for() -> None:
     loss = PolicyClip(entropy=False)
     logps, _, batch = ragged(draw(np.random.default_rng(0), 2, 3), loss.needs)
