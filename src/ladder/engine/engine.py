@@ -30,7 +30,7 @@ from ladder.ops import token_logps
 from ladder.types import Loss, Pair, Unit
 
 
-class NotFinite(RuntimeError):
+class NotFinite(FloatingPointError):
     """A loss or a gradient is NaN or infinite; no weight was changed."""
 
 

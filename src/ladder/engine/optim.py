@@ -1,0 +1,159 @@
+"""The optimiser: AdamW, or Muon for the hidden matrices with AdamW for the rest, under the usual schedules.
+
+AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024; torch's implementation. The whole
+gradient is clipped to one norm before the step. Weight decay leaves out vectors (norms, biases) and embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ladder.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """lr: of AdamW at the top of its schedule. muon_lr: of the hidden matrices with kind "muon" (RMS-matched).
+
+    warmup: share of the steps over which lr rises linearly. schedule: then constant, linear or cosine down to
+    `final` times lr, or "wsd": constant, then linear over the last `decay` share of the steps. clip: largest
+    gradient norm (0: none).
+    """
+
+    lr: float = 1e-5
+    kind: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = 2e-2
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    final: float = 0.0
+    decay: float = 0.2
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"must be positive, got {getattr(self, name)}", field=f"optim.{name}")
+        for name in ("warmup", "final", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"is a share between 0 and 1, got {getattr(self, name)}", field=f"optim.{name}")
+        if self.clip < 0:
+            raise UserError(f"must not be negative, got {self.clip}", field="optim.clip")
+
+    def factor(self, step: int, total: int) -> float:
+        """What lr is multiplied with at `step` (from 0) of `total`."""
+        rising = self.warmup * total
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        if self.schedule == "constant":
+            return 1.0
+        if total <= 0:
+            raise UserError(f"the schedule {self.schedule!r} needs the number of steps", field="optim.schedule")
+        if self.schedule == "wsd":
+            left = (total - step) / max(1.0, self.decay * total)
+            return max(self.final, min(1.0, left))
+        x = min(1.0, (step - rising) / max(1.0, total - rising))
+        shape = 1 - x if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x))
+        return self.final + (1 - self.final) * shape
+
+
+class Optimizer:
+    """Steps named parameters; its state goes to and comes from safetensors and JSON, bit for bit."""
+
+    def __init__(self, params: dict[str, nn.Parameter], optim: Optim, total: int) -> None:
+        self.params, self.optim, self.total = params, optim, total
+        self.step_count = 0
+        self.last_lr = 0.0
+        matrices = {n: p for n, p in params.items() if p.ndim == 2 and not _is_table(n)}
+        others = {n: p for n, p in params.items() if n not in matrices}
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        if optim.kind == "muon" and matrices:
+            muon = torch.optim.Muon(
+                list(matrices.values()), lr=optim.muon_lr, weight_decay=optim.weight_decay, momentum=0.95
+            )
+            self.parts.append((muon, optim.muon_lr))
+            matrices = {}
+        groups = [
+            {"params": list(matrices.values()), "weight_decay": optim.weight_decay},
+            {"params": list(others.values()), "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+        if groups:
+            adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+            self.parts.append((adamw, optim.lr))
+
+    def zero_grad(self) -> None:
+        for p in self.params.values():
+            p.grad = None
+
+    def step(self) -> float:
+        """Clips, steps, clears the gradients; returns the norm before clipping.
+
+        Raises FloatingPointError on a gradient that is not finite: no weight was changed.
+        """
+        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(grads))
+        if not math.isfinite(norm):
+            self.zero_grad()
+            raise FloatingPointError(f"the gradient norm is {norm} at optimiser step {self.step_count}")
+        if self.optim.clip and norm > self.optim.clip:
+            torch._foreach_mul_(grads, self.optim.clip / norm)
+        factor = self.optim.factor(self.step_count, self.total)
+        for part, lr in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * factor
+            part.step()
+        self.last_lr = self.optim.lr * factor
+        self.step_count += 1
+        self.zero_grad()
+        return norm
+
+    # ------------------------------------------------------------ state
+
+    def save(self, directory: Path) -> None:
+        """Trained weights to trained.safetensors, moments to optim.safetensors, the step count to optim.json."""
+        tensors: dict[str, Tensor] = {}
+        for name, p in self.params.items():
+            for part, _ in self.parts:
+                for key, value in part.state.get(p, {}).items():
+                    value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+                    tensors[f"{name}//{key}"] = value.detach().contiguous()
+        save_file({n: p.detach().contiguous() for n, p in self.params.items()}, directory / "trained.safetensors")
+        save_file(tensors, directory / "optim.safetensors")
+        (directory / "optim.json").write_text(json.dumps({"step": self.step_count, "last_lr": self.last_lr}))
+
+    def load(self, directory: Path) -> None:
+        """Raises UserError when the checkpoint is of other parameters."""
+        trained = load_file(directory / "trained.safetensors")
+        if trained.keys() != self.params.keys():
+            odd = sorted(trained.keys() ^ self.params.keys())[:3]
+            raise UserError(f"this checkpoint is of another model: {odd} stand on one side only", file=directory)
+        with torch.no_grad():
+            for name, p in self.params.items():
+                p.copy_(trained[name])
+        states: dict[str, dict[str, Tensor]] = {}
+        for full, value in load_file(directory / "optim.safetensors").items():
+            name, key = full.rsplit("//", 1)
+            states.setdefault(name, {})[key] = value
+        for part, _ in self.parts:
+            own = {p for group in part.param_groups for p in group["params"]}
+            for name, p in self.params.items():
+                if p in own and name in states:
+                    part.state[p] = {k: v.to(p.device) if v.ndim else v for k, v in states[name].items()}
+        saved = json.loads((directory / "optim.json").read_text())
+        self.step_count, self.last_lr = saved["step"], saved["last_lr"]
+
+
+def _is_table(name: str) -> bool:
+    """Embeddings and output heads: looked up by row, so neither decayed nor orthogonalised."""
+    return any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
