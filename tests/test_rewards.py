@@ -123,6 +123,7 @@ RIGHT = [
     "<thinking>3 + 4 = 7</thinking>18",
     "half of it</thinking>18.0 dollars",
     "#### 17\n#### 18",
+    "<answer>17</answer> no: <answer>18</answer>",
 ]
 WRONG = [
     "",
@@ -140,6 +141,8 @@ WRONG = [
     "<thinking>a</thinking><thinking>18",
     "180",
     "1/18",
+    "### 18",
+    "<answer>18</answer> no: <answer>17</answer>",
 ]
 
 
@@ -310,6 +313,8 @@ def test_guard_invalidates_the_group_on_a_wrong_count_and_survives_raising() -> 
         ({"math": {"tolerance": "0.1"}}, "reward.tolerance: Input should be a valid number"),
         ({"math": {"finished": 1}}, "reward.finished"),
         ({"math": {"places": ["hash", "lsat"]}}, "reward.places.1"),
+        ({"math": {"places": ["bare", "last"]}}, "'bare' last"),
+        ({"math": {"places": []}}, "at least one"),
         ([], "no reward is given"),
         ([{"kind": "math"}, {"kind": "format", "weight": "x"}], r"reward\[1\].weight"),
         ([{"kind": "math"}, {"kind": "format", "gate": True, "weight": 0.5}], r"reward\[1\]: a gate"),
@@ -377,7 +382,9 @@ def bad(group):
     if mode == "deaf":
         import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True: pass
-    if mode == "fork": os.fork()
+    if mode == "fork":
+        if os.fork() == 0: return [0.0] * 2  # the copy must not answer in the function's name
+        time.sleep(0.2)
     if mode == "memory": bytearray(8 << 30)
     return {"nan": [float("nan")] * 2, "none": [None] * 2, "str": ["1"] * 2, "short": [1.0], "long": [1.0] * 3,
             "huge": [1e9] * 2, "hugest": [10**400] * 2, "scalar": 1.0, "dict": [{"acc": 1}] * 2, "list": [[1.0]] * 2,

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ladder.rewards.child import Child
-from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, find
+from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, check_places, find
 from ladder.types import Invalid, Outcome, Rollout, Score
 
 
@@ -34,6 +34,9 @@ class Gym:
     open: str = OPEN
     close: str = CLOSE
     name: str = "gym"
+
+    def __post_init__(self) -> None:
+        check_places(self.places)
 
     @cached_property
     def child(self) -> Child:

@@ -22,7 +22,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ladder.rewards.child import Child
-from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, find
+from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, check_places, find
 from ladder.types import Invalid, Outcome, Rollout, Score
 
 STRICT = ConfigDict(extra="forbid")
@@ -124,6 +124,9 @@ class Math:
     close: str = CLOSE
     name: str = "math"
 
+    def __post_init__(self) -> None:
+        check_places(self.places)
+
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
         return [self._judge(r) for r in group]
 
@@ -160,6 +163,9 @@ class Symbolic:
     open: str = OPEN
     close: str = CLOSE
     name: str = "symbolic"
+
+    def __post_init__(self) -> None:
+        check_places(self.places)
 
     @cached_property
     def child(self) -> Child:

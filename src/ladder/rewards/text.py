@@ -57,6 +57,12 @@ def find(text: str, places: Sequence[Place]) -> str | None:
     return None
 
 
+def check_places(places: Sequence[Place]) -> None:
+    """Raises ValueError for places that are never reached: a text that is not blank is always bare."""
+    if not places or len(set(places)) < len(places) or "bare" in places[:-1]:
+        raise ValueError("places must be different ones, at least one, with 'bare' last")
+
+
 def _at(text: str, place: Place) -> str | None:
     if place == "hash":
         _, mark, rest = text.rpartition("####")
