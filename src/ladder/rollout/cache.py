@@ -1,6 +1,6 @@
 """The sampler's key-value cache and its two plans: reading prompts, and one more token for every active row.
 
-Keys and values lie in [slots, length, H_kv, D] per layer, preallocated and written in place. Active rows are
+Keys and values lie in [slots, H_kv, length, D] per layer, preallocated and written in place. Active rows are
 always slots 0 .. A-1, so attention reads a slice; when rows finish, the last ones move into their places. Grouped
 queries are treated as several queries of one key head, so no key is ever repeated.
 """
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ladder.segments import PackedPlan
 
+SHORT = 128
+"""Up to this many keys two batched products beat the fused kernel on a CPU; only speed depends on it."""
+
 
 class Cache:
     """Room for `slots` sequences of `length` tokens; layers appear as the model first writes them."""
@@ -27,8 +30,8 @@ class Cache:
         """The layer's key and value stores; k and v [.., H_kv, .., D] give shape, type and device at first."""
         if layer not in self.layers:
             self.layers[layer] = (
-                k.new_zeros(self.slots, self.length, k.shape[1], k.shape[3]),
-                v.new_zeros(self.slots, self.length, v.shape[1], v.shape[3]),
+                k.new_zeros(self.slots, k.shape[1], self.length, k.shape[3]),
+                v.new_zeros(self.slots, v.shape[1], self.length, v.shape[3]),
             )
         return self.layers[layer]
 
@@ -40,13 +43,14 @@ class Cache:
             keys, values = self.of(layer, k, v)
             for store, x in ((keys, k), (values, v)):
                 packed = x[0].transpose(0, 1)  # [T, H_kv, D]
-                store[first_slot : first_slot + R, :P] = packed.index_select(0, flat).view(R, P, *packed.shape[1:])
+                gathered = packed.index_select(0, flat).view(R, P, *packed.shape[1:])
+                store[first_slot : first_slot + R, :, :P] = gathered.transpose(1, 2)
 
     def move(self, to: Tensor, origin: Tensor, length: int) -> None:
         """Copies the first `length` tokens of slots `origin` into slots `to`."""
         for keys, values in self.layers.values():
             for store in (keys, values):
-                store[to, :length] = store[origin, :length]
+                store[to, :, :length] = store[origin, :, :length]
 
 
 @dataclass(slots=True)
@@ -78,14 +82,18 @@ class TokenPlan:
     ) -> Tensor:
         A, H, _, D = q.shape
         keys, values = self.cache.of(layer, k, v)
+        heads = k.shape[1]
         if self.slots is None:
-            self.slots = torch.arange(A, device=q.device) * self.cache.length + self.positions_A
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, k[:, :, 0])
-        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, v[:, :, 0])
-        groups = H // k.shape[1]
-        q = q.reshape(A, k.shape[1], groups, D)
-        k, v = keys[:A, : self.length].transpose(1, 2), values[:A, : self.length].transpose(1, 2)
-        if softcap:
+            stretch = torch.arange(A * heads, device=q.device) * self.cache.length
+            self.slots = stretch + self.positions_A.repeat_interleave(heads)
+        keys.view(-1, D).index_copy_(0, self.slots, k.reshape(-1, D))
+        values.view(-1, v.shape[3]).index_copy_(0, self.slots, v.reshape(-1, v.shape[3]))
+        q = q.reshape(A, heads, H // heads, D)
+        k, v = keys[:A, :, : self.length], values[:A, :, : self.length]
+        if not softcap and self.length <= SHORT:
+            scores = (q @ k.transpose(-1, -2)).mul_(scaling).add_(self._bias(window, q.dtype))
+            out = scores.softmax(-1) @ v
+        elif softcap:
             scores = softcap * ((q @ k.transpose(-1, -2)) * (scaling / softcap)).tanh()
             out = (scores + self._bias(window, q.dtype)).softmax(-1) @ v
         else:

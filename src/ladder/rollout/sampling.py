@@ -22,8 +22,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def stream(key: int, sample: int) -> int:
     """The start of one sample's stream of uniform numbers."""
-    mixed = _splitmix(np.array([key & (2**64 - 1)], np.uint64) + np.uint64(sample) * _GOLDEN)
-    return int(mixed[0])
+    place = (key + sample * int(_GOLDEN)) & (2**64 - 1)
+    return int(_splitmix(np.array([place], np.uint64))[0])
 
 
 def uniforms(streams_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
