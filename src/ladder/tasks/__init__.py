@@ -31,11 +31,12 @@ class TaskSource(Protocol):
 
 
 def _kinds() -> dict[str, type]:
+    from ladder.tasks.chain.source import Chain
     from ladder.tasks.gsm8k import GSM8K
     from ladder.tasks.gym import Gym
     from ladder.tasks.jsonl import Jsonl
 
-    return {"gsm8k": GSM8K, "gym": Gym, "jsonl": Jsonl}
+    return {"chain": Chain, "gsm8k": GSM8K, "gym": Gym, "jsonl": Jsonl}
 
 
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:
