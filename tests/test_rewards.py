@@ -528,7 +528,7 @@ def test_a_hanging_child_dies_with_its_parent(functions: Path) -> None:
     script = f"""
 import json, os, subprocess, sys
 worker = [sys.executable, "-P", "-m", "ladder.rewards.worker"]
-child = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+child = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 def ask(message): child.stdin.write(json.dumps(message).encode() + b"\\n"); child.stdin.flush()
 ask({{"id": 0, "target": {f"{functions}:bad"!r}, "memory_mb": 0, "kwargs": {{}}}})
 child.stdout.readline()
