@@ -210,6 +210,15 @@ def test_a_wrong_recipe_is_refused_by_field(spec: Any, said: str) -> None:
         build(spec)
 
 
+def test_the_built_in_world_is_a_source_too() -> None:
+    source = build({"chain": {"steps": [2, 3]}})
+    dealt = held_apart(source, 40)
+    assert all(judge({"exact": {"marker": "#"}}, t, f"# {t.answer}") == 1.0 for t in dealt["test"])
+    assert all(judge({"exact": {"marker": "#"}}, t, f"# 1 # {t.answer}") == 0.0 for t in dealt["test"])
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        build({"chain": {"stesp": [2, 3]}})
+
+
 # ------------------------------------------------------------ reasoning-gym
 
 SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
