@@ -488,6 +488,7 @@ def test_no_failure_is_ever_scored(functions: Path) -> None:
         judged = reward([rollout(mode)] * 2)
         assert [type(o) for o in judged] == [kind] * 2, (mode, judged)
         assert said in why(judged[0]), (mode, judged)
+        assert [type(o) for o in reward.inner([rollout("short")] * 2)] == [Invalid] * 2  # also without the guard
         assert values(reward(ok)) == [1.0, 1.0], mode
         assert time.monotonic() - begun < 8.0, mode
 

@@ -32,7 +32,6 @@ class TaskSource(Protocol):
 
 def _kinds() -> dict[str, type]:
     from ladder.tasks.chain.source import Chain
-    from ladder.tasks.chain.source import Chain
     from ladder.tasks.gsm8k import GSM8K
     from ladder.tasks.gym import Gym
     from ladder.tasks.jsonl import Jsonl
