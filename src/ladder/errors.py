@@ -18,11 +18,13 @@ class UserError(ValueError):
         *,
         file: str | Path | None = None,
         line: int | None = None,
+        column: int | None = None,
         field: str | None = None,
         mend: str | None = None,
     ) -> None:
         self.message, self.file, self.line, self.field, self.mend = message, file, line, field, mend
-        place = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
+        self.column = column
+        place = ":".join(str(p) for p in (file, line, column) if p is not None) + ": " if file is not None else ""
         name = f"{field}: " if field else ""
         end = f". Mend: {mend}" if mend else ""
         super().__init__(f"{place}{name}{message.rstrip('.') if mend else message}{end}")
