@@ -1,0 +1,170 @@
+"""Where a model comes from and how it goes back to disk.
+
+Sources: a hub id, a local Hugging Face directory, a GGUF file (dequantised), `preset:NAME` (random weights). Saved as
+a plain Hugging Face directory that any other tool loads: safetensors, config, tokenizer, chat template, generation
+config with every token that ends an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from ladder.attention import IMPLEMENTATION
+from ladder.engine import presets
+from ladder.errors import UserError, missing_extra
+
+DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout")
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready for the engine, its tokenizer, and the token ids that end an answer."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: str
+    eos: tuple[int, ...] = field(default=())
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def load_model(
+    source: str,
+    *,
+    tokenizer: Any = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    config: dict[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Loads a model and tokenizer. tokenizer: required for presets, which have none of their own; else optional.
+
+    config: fields to change in a preset. Raises UserError naming what is missing or broken.
+    """
+    if source.startswith("preset:"):
+        if tokenizer is None:
+            raise UserError("a preset has no tokenizer of its own", field="model", mend="use a task that brings one")
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        changes = special | (config or {})
+        model = presets.build(source.removeprefix("preset:"), len(tokenizer), seed, IMPLEMENTATION, changes)
+        return _ready(model, tokenizer, source, dtype, device)
+    if config:
+        raise UserError("only a preset's configuration can be changed", field="model.config")
+    where, extra = _place(source)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
+    try:
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, attn_implementation=IMPLEMENTATION, dtype=getattr(torch, dtype), **options
+        )
+    except ImportError as err:
+        if "gguf" in str(err).lower():
+            raise missing_extra("gguf", "gguf", "reading a GGUF file") from err
+        raise
+    except Exception as err:  # transformers, safetensors and the hub raise dozens of kinds; all mean one thing here
+        raise _unreadable(source, err) from err
+    return _ready(model, tokenizer, source, dtype, device)
+
+
+def _place(source: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers should look, and the GGUF file's name if it is one."""
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError("there is no such file", file=path, field="model")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError("this directory holds no model: config.json is missing", file=path, field="model")
+        return str(path), {"local_files_only": True}
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError("there is no such model directory or GGUF file", file=source, field="model")
+    return source, {}
+
+
+def _unreadable(source: str, err: Exception) -> UserError:
+    text = " ".join(str(err).split())
+    if Path(source).expanduser().exists():
+        return UserError(f"the model cannot be read ({type(err).__name__}: {text[:300]})", file=source, field="model")
+    why = f"({type(err).__name__}: {text[:200]})"
+    return UserError(
+        f"the model {source!r} is neither a local directory nor reachable on the hub {why}",
+        field="model",
+        mend="give a directory, a .gguf file, preset:NAME, or a hub id that this machine can reach",
+    )
+
+
+def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: str, device: str) -> LoadedModel:
+    config: Any = model.config
+    for name in DROPOUTS:
+        if config.to_dict().get(name):
+            setattr(config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    table: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    if len(tokenizer) > table.weight.shape[0]:
+        raise UserError(
+            f"the tokenizer knows {len(tokenizer)} tokens and the model {table.weight.shape[0]}",
+            field="model",
+            mend="use the tokenizer that belongs to the model",
+        )
+    config.use_cache = False
+    model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+    return LoadedModel(model, tokenizer, source, _eos(model, tokenizer))
+
+
+def _eos(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer: of the tokenizer, the configuration and the generation configuration."""
+    found: set[int] = set()
+    generation: Any = model.generation_config
+    for value in (tokenizer.eos_token_id, generation.eos_token_id if generation else None):
+        found.update([value] if isinstance(value, int) else value or ())
+    if not found:
+        raise UserError("neither the tokenizer nor the model names a token that ends an answer", field="model")
+    return tuple(sorted(found))
+
+
+def wrap_tokenizer(tokenizer: Any, *, bos: str, eos: str, pad: str) -> PreTrainedTokenizerFast:
+    """A `tokenizers.Tokenizer` as transformers' own class."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False
+    )
+
+
+def save_model(loaded: LoadedModel, directory: Path) -> None:
+    """Writes a plain Hugging Face directory: nothing in it says which program trained it."""
+    model: Any = loaded.model
+    config = model.config
+    kept = config._attn_implementation
+    # a dequantised GGUF still carries the note that it was quantised, and transformers would refuse to save it
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if name in vars(config):
+            delattr(config, name)
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    _say_what_ends(model, loaded.eos)
+    try:
+        config._attn_implementation = None
+        model.save_pretrained(directory, safe_serialization=True)
+        loaded.tokenizer.save_pretrained(directory)
+    finally:
+        config._attn_implementation = kept
+
+
+def _say_what_ends(model: Any, eos: Sequence[int]) -> None:
+    generation = model.generation_config
+    if generation is not None:
+        generation.eos_token_id = list(eos) if len(eos) > 1 else eos[0]
