@@ -1,7 +1,7 @@
 """Named models from random weights: stock transformers classes, so every other tool loads what comes out.
 
-chain: the embedded world's decoder, a Llama of 153 thousand parameters (not Qwen2: transformers replaces the
-tokenizer of a Qwen2 directory by that family's own, whatever the directory says). Matrices are drawn at 1/sqrt(fan in), those
+chain: the embedded world's decoder, a Llama of 153 thousand parameters. (Not a Qwen2: transformers replaces the
+tokenizer of a Qwen2 directory by that family's own, whatever it says.) Matrices are drawn at 1/sqrt(fan in), those
 that write to the residual stream smaller by sqrt(2 layers) (GPT-2's rule), the head small so that training starts
 at the uniform distribution.
 """
