@@ -1,0 +1,130 @@
+"""How good a model is at some tasks: accuracy, pass@k, length, style, each with what it is worth.
+
+pass@k: the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1), 1 - C(n-c, k) / C(n, k). Confidence
+intervals: Wilson's for one sample a task; with several, the bootstrap over tasks (answers to one task are not
+independent). An answer that could not be judged is left out and counted, never scored 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ladder import rng
+from ladder.rollout.collect import Collector, Encode
+from ladder.types import Outcome, Reward, Rollout, Sampler, Sampling, Score, Task
+
+Stats = Callable[[Sequence[Rollout]], dict[str, float]]
+
+
+@dataclass(slots=True)
+class EvalResult:
+    """accuracy is the mean score; a task's world may add figures of its own to `stats`."""
+
+    n: int
+    samples: int
+    accuracy: float
+    low: float
+    high: float
+    length: float
+    truncated: float
+    unjudged: int
+    pass_at: dict[int, float]
+    stats: dict[str, float]
+    temperature: float
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the records, rounded, JSON-able."""
+        out: dict[str, Any] = {
+            "accuracy": self.accuracy,
+            "low": self.low,
+            "high": self.high,
+            "length": self.length,
+            "truncated": self.truncated,
+            **self.stats,
+            **{f"pass@{k}": v for k, v in self.pass_at.items()},
+        }
+        rounded = {k: round(float(v), 4) for k, v in out.items()}
+        return rounded | {"n": self.n, "samples": self.samples, "unjudged": self.unjudged, "temperature": self.temperature}
+
+
+def evaluate(
+    sampler: Sampler,
+    tasks: Sequence[Task],
+    reward: Reward,
+    encode: Encode,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    ks: Sequence[int] = (),
+    stats: Stats | None = None,
+    right: float = 1.0,
+) -> EvalResult:
+    """Samples `samples` answers to each task and judges them. right: the score from which an answer counts for pass@k."""
+    groups = Collector(sampler, encode, samples, sampling, seed, "eval")(tasks, step=0, version=0)
+    judged = [reward(group) for group in groups]
+    rollouts = [r for group in groups for r in group]
+    scores = [np.array([o.value for o in outcomes if isinstance(o, Score)]) for outcomes in judged]
+    known = [s for s in scores if len(s)]
+    if not known:
+        raise RuntimeError(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
+    accuracy = float(np.mean([s.mean() for s in known]))
+    low, high = wilson(accuracy, len(known)) if samples == 1 else bootstrap([float(s.mean()) for s in known], seed)
+    return EvalResult(
+        n=len(tasks),
+        samples=samples,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        length=float(np.mean([r.length for r in rollouts])),
+        truncated=float(np.mean([r.stop == "length" for r in rollouts])),
+        unjudged=sum(not isinstance(o, Score) for outcomes in judged for o in outcomes),
+        pass_at={k: float(np.mean([pass_at_k(len(s), int((s >= right).sum()), k) for s in known])) for k in ks},
+        stats=stats(rollouts) if stats else {},
+        temperature=sampling.temperature,
+        records=[record(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)],
+    )
+
+
+def record(r: Rollout, o: Outcome) -> dict[str, Any]:
+    """One answer as people read it."""
+    judged = {"reward": o.value, "parts": o.parts} if isinstance(o, Score) else {"reward": None, "why": o.why}
+    return {
+        "task": r.task.id,
+        "prompt": r.task.prompt,
+        "answer": r.task.answer,
+        "text": r.text,
+        "stop": r.stop,
+        "length": r.length,
+        **judged,
+    }
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n samples, c of them right, hold a right one. Raises ValueError when k > n."""
+    if not 0 < k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples a task, there are {n}")
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod((n - c - i) / (n - i) for i in range(k))
+
+
+def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share p of n."""
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else math.nan
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap(values: Sequence[float], seed: int, rounds: int = 2000) -> tuple[float, float]:
+    """The 95% percentile interval of the mean, resampling the values."""
+    x = np.asarray(values, np.float64)
+    picks = rng.np_rng(seed, "bootstrap").integers(0, len(x), (rounds, len(x)))
+    low, high = np.percentile(x[picks].mean(1), [2.5, 97.5])
+    return float(low), float(high)

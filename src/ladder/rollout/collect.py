@@ -1,0 +1,54 @@
+"""Tasks in, groups of rollouts out, token for token: what was sampled is what is trained, never re-tokenised text.
+
+Left out: several turns. An environment that answers back would append its messages' tokens with a mask of False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ladder import rng
+from ladder.types import Completion, Request, Rollout, Sampler, Sampling, Task
+
+Encode = Callable[[Any], list[int]]
+"""A task's prompt (text or messages) as token ids."""
+
+
+@dataclass(slots=True)
+class Collector:
+    """Samples n answers to each task. Draws are keyed by (seed, purpose, step, place of the task in the step)."""
+
+    sampler: Sampler
+    encode: Encode
+    n: int
+    sampling: Sampling
+    seed: int
+    purpose: str
+
+    def __call__(self, tasks: Sequence[Task], *, step: int, version: int) -> list[list[Rollout]]:
+        """One group per task, in order."""
+        requests = [
+            Request(self.encode(t.prompt), self.n, self.sampling, rng.key(self.seed, self.purpose, step, i))
+            for i, t in enumerate(tasks)
+        ]
+        drawn = self.sampler.generate(requests)
+        return [
+            [to_rollout(task, request.prompt, c, i, version) for c in group]
+            for i, (task, request, group) in enumerate(zip(tasks, requests, drawn, strict=True))
+        ]
+
+
+def to_rollout(task: Task, prompt: Sequence[int], c: Completion, group: int, version: int) -> Rollout:
+    """A completion with its prompt; only tokens that the policy drew are masked True."""
+    return Rollout(
+        task,
+        [*prompt, *c.tokens],
+        [False] * len(prompt) + [not forced for forced in c.forced],
+        [0.0] * len(prompt) + c.logps,
+        c.text,
+        c.stop,
+        group,
+        version,
+    )
