@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ladder.chat import Encoder, encode_example, encode_prompt, leading_bos, stop_ids, terminator
@@ -47,7 +47,7 @@ def bytelevel(specials: tuple[str, ...], bos: str | None) -> Tokenizer:
     # the pattern of GPT-4's kind, which merges newlines: "\n" before an answer that begins with "\n" is one token
     pattern = r"[A-Za-z]+| ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+[\r\n]*|\s*[\r\n]+|\s+"
     t.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(__import__("tokenizers").Regex(pattern), "isolated"),
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     t.decoder = decoders.ByteLevel()
@@ -241,8 +241,9 @@ def test_a_terminator_of_several_tokens_is_no_stop_token() -> None:
 
 def test_no_template_for_messages() -> None:
     tok = tokenizer("chatml", template="")
-    for call in (lambda: encode_prompt(tok, TALK[:1]), lambda: encode_example(tok, Chat(TALK)), lambda: terminator(tok)):
-        with pytest.raises(UserError, match="needs? a chat template.*Mend"):
+    calls = (lambda: encode_prompt(tok, TALK[:1]), lambda: encode_example(tok, Chat(TALK)), lambda: terminator(tok))
+    for call in calls:
+        with pytest.raises(UserError, match=r"needs? a chat template.*Mend"):
             call()
 
 
@@ -300,7 +301,8 @@ def test_a_document_is_trained_to_its_end() -> None:
 def test_text_as_a_turn() -> None:
     tok = shared("chatml")
     assert encode_prompt(tok, "Hi", as_turn=True) == encode_prompt(tok, [user("Hi")])
-    assert encode_example(tok, Answered("Hi", "Yes"), as_turn=True) == encode_example(tok, Chat([user("Hi"), bot("Yes")]))
+    asked = Chat([user("Hi"), bot("Yes")])
+    assert encode_example(tok, Answered("Hi", "Yes"), as_turn=True) == encode_example(tok, asked)
 
 
 def test_no_eos_is_said() -> None:

@@ -1,0 +1,27 @@
+"""A data set of the hub (or anything else that `datasets` loads), through the extra `data`. Never runs its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ladder.data.kinds import Origin
+from ladder.data.parquet import checked
+from ladder.data.rows import Bad, Row
+from ladder.errors import UserError, missing_extra
+
+
+def read(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[Row | Bad]:
+    """The rows of one split, numbered from 1. Raises UserError when it cannot be found or reached."""
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError as err:
+        raise missing_extra("datasets", "data", "loading a data set by name") from err
+    label = f"hub:{name}" + (f"/{subset}" if subset else "") + f"[{split}]"
+    try:
+        table = load_dataset(name, subset, split=split)
+    except (OSError, ValueError, DatasetsError) as err:
+        mend = "check name, subset and split, and the connection; or download the file and give its path"
+        raise UserError(f"cannot be loaded: {err}", file=label, mend=mend) from err
+    for number, fields in enumerate(table, 1):
+        yield checked(dict(fields), Origin(label, number))

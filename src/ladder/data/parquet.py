@@ -1,0 +1,39 @@
+"""Parquet, read batch by batch through pyarrow (the extra `data`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ladder.data.kinds import Origin
+from ladder.data.rows import Bad, Row, flaw
+from ladder.errors import UserError, missing_extra
+
+
+def read(path: str | Path) -> Iterator[Row | Bad]:
+    """The rows of a file, numbered from 1. Raises UserError when pyarrow is missing or the file is no Parquet."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as err:
+        raise missing_extra("pyarrow", "data", "reading Parquet") from err
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield checked(fields, Origin(str(path), number))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        raise UserError(
+            f"cannot be read as Parquet (after {number} rows): {err}", file=path, mend="the file may be cut off"
+        ) from err
+
+
+def checked(fields: dict[str, object], origin: Origin) -> Row | Bad:
+    """A row of a typed table, where a column that a row does not have is null."""
+    present = {k: v for k, v in fields.items() if v is not None}
+    found = flaw(present)
+    if found is None:
+        return Row(origin, present)
+    return Bad(origin, UserError(found[1], file=origin.file, line=origin.line, field=found[0]))
