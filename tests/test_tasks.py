@@ -123,8 +123,8 @@ def test_a_question_in_both_files_is_an_error_naming_its_line(tmp_path: Path) ->
         ({"question": " ", "answer": "#### 1"}, "a.jsonl:2: question: is empty"),
         ({"question": "Q?", "answer": "18"}, "a.jsonl:2: answer: has no `####`"),
         ({"question": "Q?", "answer": "x ####  "}, "a.jsonl:2: answer: has no `####`"),
-        ("{broken", "a.jsonl:2: .*JSON"),
-        ("[1]", "a.jsonl:2: .*object"),
+        ("{broken", "a.jsonl:2:.*JSON"),
+        ("[1]", "a.jsonl:2:.*object"),
     ],
 )
 def test_a_wrong_row_is_named_by_file_line_and_field(tmp_path: Path, row: Any, said: str) -> None:

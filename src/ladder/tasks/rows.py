@@ -1,12 +1,15 @@
-"""Rows of a JSONL file that know where they stand, so that what is wrong in one is said with file, line and field."""
+"""Rows that tasks are made of, read by `ladder.data.jsonl`: what is wrong in one is said with file, line and field.
+
+A bad row stops the reading: a task source has few rows, and none that may be dropped unseen.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ladder.data import jsonl
+from ladder.data.rows import Bad
 from ladder.errors import UserError
 
 
@@ -39,22 +42,12 @@ class Row:
 
 
 def read(path: str) -> list[Row]:
-    """All rows of a JSONL file. Raises UserError naming file and line; an empty file is an error."""
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as err:
-        raise UserError(f"cannot be read: {err.strerror}", file=path) from err
+    """All rows of a JSONL file. Raises the UserError of its first bad row; a file without rows is an error."""
     rows: list[Row] = []
-    for i, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except ValueError as err:
-            raise UserError(f"not a line of JSON: {err}", file=path, line=i) from err
-        if not isinstance(value, dict):
-            raise UserError(f"must be an object, not {type(value).__name__}", file=path, line=i)
-        rows.append(Row(path, i, value))
+    for row in jsonl.read(path):
+        if isinstance(row, Bad):
+            raise row.error
+        rows.append(Row(path, row.origin.line, row.fields))
     if not rows:
-        raise UserError("holds no rows", file=path)
+        raise UserError("holds no rows", file=path, mend="a row is one JSON object on a line")
     return rows
