@@ -1,85 +1,185 @@
-"""Examples as a signal: the same samples over and over, reshuffled each epoch. Pretraining and SFT differ in data only.
+"""Examples as a signal: samples made once at the start, then dealt to steps, each once per epoch.
 
-The order of an epoch is a function of (seed, epoch), so the cursor is one number and resuming is exact, at an epoch's
-boundary as anywhere else. A batch is a number of samples, or as many as fit a number of tokens.
+An epoch is a permutation (a function of seed and epoch) split into steps of equal size: into ceil(n / batch) steps
+whose numbers of sequences differ by at most one, or by tokens into floor(total / batch) steps of about equal length
+(on average never shorter than `batch`). No step reaches over the end of an epoch, and no small rest is left over. The
+number of steps of an epoch does not depend on the shuffle, so a schedule knows it beforehand.
+
+The state is a cursor (epoch, batch) and a digest of the samples: a run is never continued on other data.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from ladder import rng
+from ladder.data.samples import Encoding, load
+from ladder.data.source import Data, Report
 from ladder.errors import UserError
-from ladder.types import Sample, Unit, Weights
+from ladder.types import Pair, Sample, Unit, Weights
 
 
-@dataclass(slots=True)
+@dataclass
 class Examples:
-    """batch: samples a step; tokens: or tokens a step (one of the two). shuffle: False keeps the given order."""
+    """The signal (`types.Signal`).
 
-    samples: Sequence[Sample]
-    epochs: int = 1
-    batch: int = 0
-    tokens: int = 0
+    units: samples (or pairs), given as they are; the same objects are handed out every epoch. batch: how many a step,
+    counted in sequences (a pair is one) or in tokens. epochs: None is endless. in_order: the first share of the units
+    keeps its order at the beginning of the first epoch (a curriculum); the rest is shuffled. order: a permutation for
+    an epoch, instead of the shuffle.
+    """
+
+    units: Sequence[Unit]
+    batch: int
+    by: Literal["sequences", "tokens"] = "sequences"
+    epochs: int | None = 1
     seed: int = 0
-    shuffle: bool = True
-    step: int = 0
-    _bounds: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    _orders: dict[int, np.ndarray] = field(default_factory=dict)
+    in_order: float = 0.0
+    order: Callable[[int], Sequence[int]] | None = None
+    report: Report | None = None
+    epoch: int = 0
+    at: int = 0  # the next batch of the epoch
+    _metrics: dict[str, float] = field(default_factory=dict)
+    _planned: tuple[int, list[np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
-        if not self.samples:
-            raise UserError("there is nothing to train on: the data holds no example", field="data")
-        if (self.batch > 0) == (self.tokens > 0):
-            raise UserError("give the batch in samples or in tokens", field="batch", mend="set one of batch, batch_tokens")
+        if not self.units:
+            raise UserError("there are no examples to train on", field="data")
+        if self.batch < 1 or (self.epochs is not None and self.epochs < 1):
+            raise UserError(f"{self.batch} a step for {self.epochs} epochs is nothing", field="batch")
+        if not 0 <= self.in_order <= 1:
+            raise UserError("must be a share between 0 and 1", field="in_order")
+        if self.order is not None and self.in_order:
+            raise UserError("in_order and order are both given", field="in_order", mend="take one of them out")
+        longest = int(self._lengths.max())
+        if self.by == "tokens" and longest > self.batch:
+            where = _meta(self.units[int(self._lengths.argmax())]).get("origin", "an example")
+            raise UserError(
+                f"{where} is {longest:,} tokens long, more than the {self.batch:,} tokens of a step",
+                field="batch",
+                mend="raise it, or bound the rows with max_tokens",
+            )
+        empty = next((u for u in self.units if not _trained(u)), None)
+        if empty is not None:
+            raise UserError(f"{_meta(empty).get('origin', 'an example')}: nothing in it is trained", field="data")
 
-    @property
-    def steps(self) -> int:
-        """Of all epochs together."""
-        return sum(len(self._cuts(e)) for e in range(self.epochs))
+    @classmethod
+    def load(cls, data: Data, tokenizer: Any, encoding: Encoding | None = None, **options: Any) -> Examples:
+        """From a source of rows; `options` are the fields above. Raises UserError."""
+        samples, report = load(data, tokenizer, encoding)
+        return cls(samples, report=report, **options)
+
+    # ------------------------------------------------------------ the signal
 
     def batches(self) -> Iterator[list[Unit]]:
-        for epoch in range(self.epochs):
-            cuts = self._cuts(epoch)
-            first = sum(len(self._cuts(e)) for e in range(epoch))
-            while first <= self.step < first + len(cuts):
-                a, b = cuts[self.step - first]
-                self.step += 1
-                yield [self.samples[i] for i in self._order(epoch)[a:b]]
+        while self.epochs is None or self.epoch < self.epochs:
+            if self._planned is None or self._planned[0] != self.epoch:
+                self._planned = (self.epoch, self.plan(self.epoch))
+            epoch, plan = self._planned
+            chosen = [self.units[i] for i in plan[self.at]]
+            self._metrics = self._figures(chosen, epoch + (self.at + 1) / len(plan))
+            # the cursor moves on before the batch is handed out: who saves the state then has had the batch
+            self.epoch, self.at = (epoch, self.at + 1) if self.at + 1 < len(plan) else (epoch + 1, 0)
+            yield chosen
 
     def observe(self, weights: Callable[[], Weights], version: int) -> None:
-        pass
+        """Examples do not depend on the policy."""
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step}
+        return {"epoch": self.epoch, "at": self.at, "digest": self.digest, "split": self._split}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.step = int(state["step"])
+        """Raises UserError when the state is of other examples, or of another split of them into steps."""
+        if state["digest"] != self.digest or state["split"] != self._split:
+            what = "other examples" if state["digest"] != self.digest else "another batch size, order or seed"
+            raise UserError(f"the checkpoint was made with {what}", field="data", mend="start a new run")
+        self.epoch, self.at = int(state["epoch"]), int(state["at"])
+
+    # ------------------------------------------------------------ epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self.by == "tokens":
+            return max(1, int(self._lengths.sum()) // self.batch)
+        return -(-len(self.units) // self.batch)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of all epochs; None when they are endless."""
+        return None if self.epochs is None else self.epochs * self.steps_per_epoch
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The units of each step of an epoch, as indices."""
+        order, k = self._order(epoch), self.steps_per_epoch
+        if self.by == "sequences":
+            return np.array_split(order, k)
+        # a unit belongs to the step in which its middle falls; none is longer than a step, so none stays empty
+        lengths = self._lengths[order]
+        middle = 2 * lengths.cumsum() - lengths
+        step = middle * k // (2 * int(lengths.sum()))
+        return np.split(order, np.searchsorted(step, np.arange(1, k)))
 
     def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            n = len(self.samples)
-            self._orders = {
-                epoch: rng.np_rng(self.seed, "examples", epoch).permutation(n) if self.shuffle else np.arange(n)
-            }
-        return self._orders[epoch]
+        n = len(self.units)
+        if self.order is not None:
+            order = np.asarray(self.order(epoch), np.int64)
+            if not np.array_equal(np.sort(order), np.arange(n)):
+                raise ValueError(f"order({epoch}) is no permutation of {n} examples")
+            return order
+        fixed = round(self.in_order * n) if epoch == 0 else 0
+        rest = fixed + rng.np_rng(self.seed, "examples", epoch).permutation(n - fixed)
+        return np.concatenate([np.arange(fixed), rest])
 
-    def _cuts(self, epoch: int) -> list[tuple[int, int]]:
-        """Where each batch of an epoch begins and ends in its order."""
-        if epoch not in self._bounds:
-            n = len(self.samples)
-            if self.batch:
-                starts = list(range(0, n, self.batch))
-            else:
-                lengths = np.array([len(self.samples[i].tokens) for i in self._order(epoch)])
-                reached = np.concatenate([[0], lengths.cumsum()[:-1]])
-                starts = np.flatnonzero(np.diff(reached // self.tokens, prepend=-1)).tolist()
-            self._bounds[epoch] = list(zip(starts, [*starts[1:], n], strict=True))
-        return self._bounds[epoch]
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Tokens of each unit."""
+        return np.array([sum(len(s.tokens) for s in _samples(u)) for u in self.units], np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all tokens and masks, in order."""
+        hashed = hashlib.blake2b(digest_size=16)
+        for unit in self.units:
+            for sample in _samples(unit):
+                hashed.update(len(sample.tokens).to_bytes(8, "little"))
+                hashed.update(sample.tokens.numpy().tobytes())
+                hashed.update(sample.mask.numpy().tobytes())
+        return hashed.hexdigest()
+
+    @property
+    def _split(self) -> list[Any]:
+        return [self.batch, self.by, self.seed, self.in_order, self.order is not None]
+
+    def _figures(self, chosen: list[Unit], epoch: float) -> dict[str, float]:
+        samples = [s for unit in chosen for s in _samples(unit)]
+        lengths = [len(s.tokens) for s in samples]
+        return {
+            "epoch": epoch,
+            "sequences": float(len(samples)),
+            "length/mean": sum(lengths) / len(lengths),
+            "length/max": float(max(lengths)),
+            "trained": sum(_trained(unit) for unit in chosen) / sum(lengths),
+        }
+
+
+def _samples(unit: Unit) -> tuple[Sample, ...]:
+    return (unit.chosen, unit.rejected) if isinstance(unit, Pair) else (unit,)
+
+
+def _trained(unit: Unit) -> int:
+    """Trained tokens; 0 for a pair of which one side has none."""
+    counts = [int(s.mask.sum()) for s in _samples(unit)]
+    return sum(counts) if all(counts) else 0
+
+
+def _meta(unit: Unit) -> dict[str, Any]:
+    return _samples(unit)[0].meta

@@ -1,0 +1,83 @@
+"""Low-rank adapters through PEFT: trained instead of the weights, and switched off they are the reference.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685: W' = W + (alpha / rank) B A, with B = 0 at first. Attention matrices only by
+default, as in the paper; dropout is left out, because with it the ratio at step 0 is not 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ladder.config import Config
+from ladder.errors import UserError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn")
+MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc")
+
+
+class LoRA(Config):
+    """targets: "attention", "mlp", "all-linear", or names of modules."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    targets: str | tuple[str, ...] = "attention"
+
+
+def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
+    """Puts an adapter into the model (in place) and freezes everything else. Raises UserError when nothing matches."""
+    names = _targets(model, lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=names,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
+    linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear.discard("lm_head")
+    named: dict[str, set[str]] = {"attention": set(ATTENTION), "mlp": set(MLP), "all-linear": linear}
+    listed = {targets} if isinstance(targets, str) else set(targets)
+    wanted = named[targets] if isinstance(targets, str) and targets in named else listed
+    found = sorted(wanted & linear)
+    if not found or (not isinstance(targets, str) and len(found) < len(wanted)):
+        missing = sorted(wanted - linear)
+        raise UserError(
+            f"the model has no linear layer called {', '.join(missing)} (it has: {', '.join(sorted(linear))})",
+            field="model.lora.targets",
+        )
+    return found
+
+
+@contextmanager
+def adapter_off(wrapped: PeftModel) -> Iterator[None]:
+    """The model as it was before: the reference. Raises UserError when something outside the adapter is trained."""
+    outside = [n for n, p in wrapped.named_parameters() if p.requires_grad and "lora_" not in n]
+    if outside:
+        raise UserError(f"{outside[0]} is trained outside the adapter, so switching it off is no reference")
+    with wrapped.disable_adapter():
+        yield
+
+
+def merge(wrapped: PeftModel) -> Any:
+    """The adapter folded into the weights: a plain model with equal logits within rounding."""
+    merged: Any = wrapped.merge_and_unload()
+    for p in merged.parameters():
+        p.requires_grad_(True)
+    return merged

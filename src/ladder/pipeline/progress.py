@@ -1,0 +1,86 @@
+"""What people see while a run goes on: a bar with the key figures on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console as Rich
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+SHOWN = ("loss", "reward/mean", "length/mean", "mixed", "entropy", "kl_base", "tokens_per_s")
+
+
+class Console:
+    """Speaks to the terminal. quiet: says nothing but what must be said."""
+
+    def __init__(self, rich: Rich | None = None, quiet: bool = False) -> None:
+        self.rich = rich or Rich()
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.rich.print(text, highlight=False)
+
+    def plain(self, text: str) -> None:
+        """Text that may hold anything, e.g. what a model wrote."""
+        self.say(escape(text))
+
+    @contextmanager
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        if self.quiet or not self.rich.is_terminal:
+            yield Bar(None, name, total, self)
+            return
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as progress:
+            progress.add_task(name, total=total, completed=done, figures="")
+            yield Bar(progress, name, total, self)
+
+    def samples(self, title: str, pairs: Sequence[tuple[str, str, str]]) -> None:
+        """A few (mark, prompt, answer)."""
+        self.say(f"  [dim]{title}[/dim]")
+        for mark, prompt, answer in pairs:
+            self.say(f"    {mark} [dim]{escape(shorten(prompt, 60))}[/dim] {escape(shorten(answer, 90))}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self.quiet:
+            return
+        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.rich.print(table)
+
+
+class Bar:
+    """One stage's progress."""
+
+    def __init__(self, progress: Progress | None, name: str, total: int, console: Console) -> None:
+        self.progress, self.name, self.total, self.console = progress, name, total, console
+        self.spoke = time.monotonic()
+
+    def update(self, done: int, figures: Mapping[str, float]) -> None:
+        text = "  ".join(f"{k.split('/')[0]} {figures[k]:.3g}" for k in SHOWN if k in figures)
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=done, figures=text)
+        elif time.monotonic() - self.spoke > EVERY or done == self.total:
+            self.spoke = time.monotonic()
+            self.console.say(f"  {self.name} {done}/{self.total}  {text}")
+
+
+def shorten(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,148 @@
+"""What a recipe may say. Stages have schemas of their own (`kinds/`); what they share stands at the top, once.
+
+    seed: 0
+    model: {source: "preset:chain"}
+    task: {kind: chain, steps: [3, 6]}
+    reward: chain
+    stages:
+      pretrain: {kind: pretrain, ...}
+      r1_zero: {kind: rl, from: pretrain, ...}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from ladder.config import Config, Document, check, near, read
+from ladder.engine.lora import LoRA
+from ladder.errors import UserError
+
+Spec = str | dict[str, Any] | list[Any]
+
+
+class ModelSpec(Config):
+    """source: hub id, directory, GGUF file or preset:NAME. config: fields of a preset to set otherwise. lora: train an
+    adapter instead of all weights. trust_remote_code: run code that comes with a model (read it first)."""
+
+    source: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    dtype: str = "float32"
+    device: str = "cpu"
+    revision: str | None = None
+    lora: LoRA | None = None
+    trust_remote_code: bool = False
+
+
+class EngineSpec(Config):
+    """budget: most tokens of one micro-batch. workers: threads that run micro-batches side by side (tiny models)."""
+
+    budget: int = Field(8192, ge=1)
+    workers: int = Field(1, ge=1)
+    share_prefix: bool = True
+    checkpointing: bool = False
+
+
+class SamplerSpec(Config):
+    """slots: sequences decoded side by side. cache_tokens: bound on slots x length. workers: threads (tiny models)."""
+
+    slots: int = Field(256, ge=1)
+    cache_tokens: int = Field(1 << 20, ge=1)
+    workers: int = Field(1, ge=1)
+
+
+class SamplingSpec(Config):
+    """As `types.Sampling`."""
+
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, lt=1)
+    stop: tuple[str, ...] = ()
+    think_open: str = "<thinking>"
+    think_close: str = "</thinking>"
+    think_budget: int = Field(0, ge=0)
+
+
+class EvalSet(Config):
+    """task: where the problems come from. n: how many of the split (None: all). reward: None takes the recipe's."""
+
+    task: Spec
+    split: str = "test"
+    n: int | None = Field(None, ge=1)
+    reward: Spec | None = None
+
+
+class EvalSpec(Config):
+    """Measured after every stage: each set at each temperature. samples: answers to each problem at temperature > 0.
+    pass_at: k for pass@k. show: problems answered side by side in the report."""
+
+    sets: dict[str, EvalSet]
+    temperatures: tuple[float, ...] = (1.0, 0.0)
+    samples: int = Field(1, ge=1)
+    pass_at: tuple[int, ...] = ()
+    sampling: SamplingSpec = SamplingSpec()
+    show: int = Field(6, ge=0)
+
+
+class Recipe(Config):
+    """about: what to expect. threads: of torch (0: as many as there are cores). as_turn: text prompts become a user's
+    turn of the model's chat template. trackers: who hears of the metrics besides metrics.jsonl."""
+
+    name: str = ""
+    about: str = ""
+    seed: int = 0
+    threads: int = Field(0, ge=0)
+    model: ModelSpec
+    engine: EngineSpec = EngineSpec()
+    sampler: SamplerSpec = SamplerSpec()
+    task: Spec | None = None
+    reward: Spec | None = None
+    as_turn: bool = False
+    eval: EvalSpec | None = None
+    trackers: tuple[str, ...] = ()
+    stages: dict[str, dict[str, Any]]
+
+    @field_validator("stages")
+    @classmethod
+    def _named(cls, stages: dict[str, Any]) -> dict[str, Any]:
+        if not stages:
+            raise ValueError("a recipe needs at least one stage")
+        for name in stages:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no stage name (lower-case letters, digits and _)")
+        return stages
+
+
+def find(name: str) -> Path:
+    """A recipe's file: a path, or a name looked for in ./recipes and among the packaged ones. Raises UserError."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = available()
+    if name not in known:
+        raise UserError(f"no recipe is called {name!r}{near(name, list(known))}", mend="ladder recipes lists them")
+    return known[name]
+
+
+def available() -> dict[str, Path]:
+    """Every recipe by name, the nearest first."""
+    here = Path("recipes")
+    packaged = Path(__file__).resolve().parents[3] / "recipes"
+    found: dict[str, Path] = {}
+    for root in (here, packaged):
+        for path in sorted(root.rglob("*.yaml")):
+            found.setdefault(str(path.relative_to(root).with_suffix("")), path)
+    return found
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
+    """The recipe and the document it came from (for errors in stages). Raises UserError."""
+    path = find(name)
+    document = read(path, overrides)
+    recipe = check(Recipe, document, document.data)
+    return recipe.model_copy(update={"name": recipe.name or path.stem}), document
