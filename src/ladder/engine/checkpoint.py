@@ -10,10 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ladder.errors import UserError
 
@@ -21,8 +24,12 @@ MANIFEST = "manifest.json"
 
 
 def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:
-    """Lets `writer` fill a directory and puts it at `final`, whole. Raises UserError when the disk refuses."""
+    """Lets `writer` fill a directory and puts it at `final`, whole. Raises UserError when the disk refuses.
+
+    Whatever goes wrong, nothing half-written stays, and what stood at `final` before still does.
+    """
     partial = final.with_name(f".{final.name}.partial")
+    _settle(_old(final))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -32,20 +39,50 @@ def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in [*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
             fsync(path)
-        if final.exists():
-            old = final.with_name(f".{final.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-            partial.rename(final)
-            shutil.rmtree(old)
-        else:
-            partial.rename(final)
-        fsync(final.parent)
-    except OSError as err:
+        _put(partial, final)
+    except BaseException as err:
         size = sum(p.stat().st_size for p in partial.rglob("*") if p.is_file()) if partial.exists() else 0
         shutil.rmtree(partial, ignore_errors=True)
-        raise disk_error(err, final, size) from err
+        refused = _refusal(err)
+        if refused is None:
+            raise
+        raise disk_error(refused, final, size) from err
     return final
+
+
+def _put(partial: Path, final: Path) -> None:
+    """Renames into place. A directory cannot replace another in one step, so the old one steps aside meanwhile."""
+    old = _old(final)
+    try:
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        fsync(final.parent)
+    finally:
+        _settle(old)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _settle(old: Path) -> None:
+    """Brings a version that stepped aside back if nothing took its place, and drops it otherwise."""
+    if not old.exists():
+        return
+    final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(final)
+
+
+def _refusal(err: BaseException) -> OSError | None:
+    """The disk's refusal behind an exception, if that is what it is; safetensors wraps it into a kind of its own."""
+    if isinstance(err, OSError):
+        return err
+    number = re.search(r"\(os error (\d+)\)", str(err)) if isinstance(err, SafetensorError) else None
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def disk_error(err: OSError, path: Path, size: int) -> UserError:
@@ -62,11 +99,13 @@ def disk_error(err: OSError, path: Path, size: int) -> UserError:
 def verify(directory: Path) -> str | None:
     """What is wrong with a directory's files; None when it is complete and unchanged."""
     try:
-        manifest: dict[str, dict[str, Any]] = json.loads((directory / MANIFEST).read_text())
+        manifest: Any = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError:
         return "it has no manifest"
     except (ValueError, OSError) as err:
         return f"its manifest cannot be read ({err})"
+    if not isinstance(manifest, dict):
+        return "its manifest is no list of files"
     for name, expected in manifest.items():
         path = directory / name
         if not path.is_file():
@@ -79,7 +118,8 @@ def verify(directory: Path) -> str | None:
 
 
 def save(root: Path, step: int, writer: Callable[[Path], None], keep: int = 2) -> Path:
-    """Writes root/step-NNNNNN and drops all but the newest `keep`."""
+    """Writes root/step-NNNNNN and drops all but the newest `keep` (at least 1)."""
+    assert keep >= 1
     done = write_directory(root / f"step-{step:06d}", writer)
     for old in _all(root)[keep:]:
         shutil.rmtree(old)
@@ -88,7 +128,9 @@ def save(root: Path, step: int, writer: Callable[[Path], None], keep: int = 2) -
 
 def newest(root: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies; tells `say` of each one passed over, and drops it."""
-    for path in root.glob(".*"):
+    for path in root.glob(".step-*.old"):
+        _settle(path)
+    for path in root.glob(".step-*.partial"):
         shutil.rmtree(path)
     for path in _all(root):
         wrong = verify(path)
@@ -104,7 +146,8 @@ def step_of(path: Path) -> int:
 
 
 def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step-*"), reverse=True)
+    found = (p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
+    return sorted(found, key=step_of, reverse=True)
 
 
 def sha256(path: Path) -> str:
@@ -129,13 +172,24 @@ def fsync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON file, whole or not at all."""
+    """One JSON file, whole or not at all. Raises UserError when the disk refuses."""
+    _write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """One JSON Lines file, whole or not at all. Raises UserError when the disk refuses."""
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         fsync(partial)
         partial.rename(path)
         fsync(path.parent)
     except OSError as err:
-        raise disk_error(err, path, 0) from err
+        size = partial.stat().st_size if partial.exists() else 0
+        partial.unlink(missing_ok=True)
+        raise disk_error(err, path, size) from err

@@ -24,14 +24,12 @@ from torch import Tensor, nn
 
 from ladder import rng
 from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
-from ladder.engine.optim import Optim, Optimizer
+from ladder.engine.optim import NotFinite, Optim, Optimizer
 from ladder.head import Head
 from ladder.ops import token_logps
 from ladder.types import Loss, Pair, Unit
 
-
-class NotFinite(FloatingPointError):
-    """A loss or a gradient is NaN or infinite; no weight was changed."""
+__all__ = ["Engine", "NotFinite"]
 
 
 class Engine:
@@ -127,7 +125,7 @@ class Engine:
         """`epochs` passes over the units, each in `minibatches` optimiser steps; returns figures of all steps.
 
         "loss", "grad_norm", "lr", "tokens", "tokens_per_s" and the loss's own metrics, averaged over what they
-        are measured on; "first/..." are those of the first optimiser step, taken before any weight moved.
+        are measured on; "first/..." are those of the first optimiser step, measured before any weight moved.
         Minibatches keep the answers to one prompt together and are shuffled by `key` after the first epoch.
         Raises ValueError when there is nothing to train, NotFinite when a number is not.
         """
@@ -138,7 +136,7 @@ class Engine:
             for part in _minibatches(units, minibatches, shuffle=rng.key(key, epoch) if epoch else None):
                 one = _Meter()
                 self._step(part, loss, one)
-                first = first or {f"first/{k}": v for k, v in one.result().items() if "/" in k}
+                first = first or {f"first/{k}": v for k, v in one.result().items() if k != "tokens"}
                 meter.merge(one)
         figures = meter.result() | first
         figures["lr"] = self.optimizer.last_lr
@@ -154,12 +152,16 @@ class Engine:
         if parts is None:
             parts = (self._accumulate(p, loss, total) for p in packs)
         loss_sum = 0.0
-        for value, grads, metrics in parts:
-            for param, grad in zip(self.trained.values(), grads, strict=False):
-                if grad is not None:
-                    param.grad = grad if param.grad is None else param.grad.add_(grad)
-            loss_sum += value
-            meter.add(metrics)
+        try:
+            for value, grads, metrics in parts:
+                for param, grad in zip(self.trained.values(), grads, strict=False):
+                    if grad is not None:
+                        param.grad = grad if param.grad is None else param.grad.add_(grad)
+                loss_sum += value
+                meter.add(metrics)
+        except BaseException:  # half a step's gradients must not flow into the next step
+            self.optimizer.zero_grad()
+            raise
         if not math.isfinite(loss_sum):
             self.optimizer.zero_grad()
             raise NotFinite(f"the loss is {loss_sum} at optimiser step {self.optimizer.step_count}")

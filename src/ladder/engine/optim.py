@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,52 +18,70 @@ from torch import Tensor, nn
 
 from ladder.errors import UserError
 
+Kind = Literal["adamw", "muon"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+
+
+class NotFinite(FloatingPointError):
+    """A loss or a gradient is NaN or infinite; no weight was changed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Optim:
-    """lr: of AdamW at the top of its schedule. muon_lr: of the hidden matrices with kind "muon" (RMS-matched).
+    """lr: of AdamW at the top of its schedule. muon_lr: of the hidden matrices with kind "muon".
 
     warmup: share of the steps over which lr rises linearly. schedule: then constant, linear or cosine down to
-    `final` times lr, or "wsd": constant, then linear over the last `decay` share of the steps. clip: largest
-    gradient norm (0: none).
+    `final` times lr, or "wsd": constant, then so linear over the last `decay` share of the steps. clip: largest
+    gradient norm (0: none). Raises UserError for values that cannot be meant.
     """
 
     lr: float = 1e-5
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Kind = "adamw"
     muon_lr: float = 2e-2
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
     warmup: float = 0.0
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    schedule: Schedule = "constant"
     final: float = 0.0
     decay: float = 0.2
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"must be positive, got {getattr(self, name)}", field=f"optim.{name}")
+        for name, known in (("kind", get_args(Kind)), ("schedule", get_args(Schedule))):
+            ok = getattr(self, name) in known
+            self._require(ok, name, f"there is no {getattr(self, name)!r}", f"one of {', '.join(known)}")
+        for name in ("lr", "muon_lr", "eps"):
+            self._require(0 < getattr(self, name) < math.inf, name, "must be positive")
         for name in ("warmup", "final", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"is a share between 0 and 1, got {getattr(self, name)}", field=f"optim.{name}")
-        if self.clip < 0:
-            raise UserError(f"must not be negative, got {self.clip}", field="optim.clip")
+            self._require(0 <= getattr(self, name) <= 1, name, "is a share between 0 and 1")
+        for name in ("weight_decay", "clip"):
+            self._require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
+        ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        self._require(ok, "betas", "are two numbers in [0, 1)")
+
+    def _require(self, ok: bool, name: str, message: str, mend: str | None = None) -> None:
+        if not ok:
+            text = message if mend else f"{message}, got {getattr(self, name)}"
+            raise UserError(text, field=f"optim.{name}", mend=mend)
 
     def factor(self, step: int, total: int) -> float:
         """What lr is multiplied with at `step` (from 0) of `total`."""
+        if total <= 0 and (self.warmup or self.schedule != "constant"):
+            name = "schedule" if self.schedule != "constant" else "warmup"
+            raise UserError(f"{getattr(self, name)!r} needs the number of steps", field=f"optim.{name}")
         rising = self.warmup * total
         if step < rising:
             return (step + 1) / (rising + 1)
         if self.schedule == "constant":
             return 1.0
-        if total <= 0:
-            raise UserError(f"the schedule {self.schedule!r} needs the number of steps", field="optim.schedule")
-        if self.schedule == "wsd":
-            left = (total - step) / max(1.0, self.decay * total)
-            return max(self.final, min(1.0, left))
         x = min(1.0, (step - rising) / max(1.0, total - rising))
-        shape = 1 - x if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x))
+        if self.schedule == "wsd":
+            shape = min(1.0, max(0.0, total - step) / max(1.0, self.decay * total))
+        elif self.schedule == "linear":
+            shape = 1 - x
+        else:
+            shape = 0.5 * (1 + math.cos(math.pi * x))
         return self.final + (1 - self.final) * shape
 
 
@@ -71,6 +89,7 @@ class Optimizer:
     """Steps named parameters; its state goes to and comes from safetensors and JSON, bit for bit."""
 
     def __init__(self, params: dict[str, nn.Parameter], optim: Optim, total: int) -> None:
+        optim.factor(0, total)  # an unusable schedule is an error before the first step, not after the first batch
         self.params, self.optim, self.total = params, optim, total
         self.step_count = 0
         self.last_lr = 0.0
@@ -99,15 +118,15 @@ class Optimizer:
     def step(self) -> float:
         """Clips, steps, clears the gradients; returns the norm before clipping.
 
-        Raises FloatingPointError on a gradient that is not finite: no weight was changed.
+        Raises NotFinite on a gradient that is not finite: no weight was changed.
         """
         grads = [p.grad for p in self.params.values() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm):
             self.zero_grad()
-            raise FloatingPointError(f"the gradient norm is {norm} at optimiser step {self.step_count}")
+            raise NotFinite(f"the gradient norm is {norm} at optimiser step {self.step_count}")
         if self.optim.clip and norm > self.optim.clip:
-            torch._foreach_mul_(grads, self.optim.clip / norm)
+            torch._foreach_mul_(grads, self.optim.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
         factor = self.optim.factor(self.step_count, self.total)
         for part, lr in self.parts:
             for group in part.param_groups:
@@ -130,14 +149,22 @@ class Optimizer:
                     tensors[f"{name}//{key}"] = value.detach().contiguous()
         save_file({n: p.detach().contiguous() for n, p in self.params.items()}, directory / "trained.safetensors")
         save_file(tensors, directory / "optim.safetensors")
-        (directory / "optim.json").write_text(json.dumps({"step": self.step_count, "last_lr": self.last_lr}))
+        state = {"kind": self.optim.kind, "step": self.step_count, "last_lr": self.last_lr}
+        (directory / "optim.json").write_text(json.dumps(state))
 
     def load(self, directory: Path) -> None:
         """Raises UserError when the checkpoint is of other parameters."""
+        saved = json.loads((directory / "optim.json").read_text())
+        if saved["kind"] != self.optim.kind:
+            raise UserError(f"this checkpoint was trained with {saved['kind']}, not {self.optim.kind}", file=directory)
         trained = load_file(directory / "trained.safetensors")
         if trained.keys() != self.params.keys():
             odd = sorted(trained.keys() ^ self.params.keys())[:3]
             raise UserError(f"this checkpoint is of another model: {odd} stand on one side only", file=directory)
+        for name, p in self.params.items():
+            if trained[name].shape != p.shape:
+                shapes = f"{tuple(trained[name].shape)}, not {tuple(p.shape)}"
+                raise UserError(f"this checkpoint is of another model: {name} is {shapes}", file=directory)
         with torch.no_grad():
             for name, p in self.params.items():
                 p.copy_(trained[name])
@@ -149,8 +176,7 @@ class Optimizer:
             own = {p for group in part.param_groups for p in group["params"]}
             for name, p in self.params.items():
                 if p in own and name in states:
-                    part.state[p] = {k: v.to(p.device) if v.ndim else v for k, v in states[name].items()}
-        saved = json.loads((directory / "optim.json").read_text())
+                    part.state[p] = {k: v.to(p.device) for k, v in states[name].items()}
         self.step_count, self.last_lr = saved["step"], saved["last_lr"]
 
 
