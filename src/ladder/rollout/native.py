@@ -85,6 +85,8 @@ class NativeSampler:
             raise UserError("a prompt has no tokens")
         if r.n < 1 or r.sampling.max_tokens < 1:
             raise UserError(f"asked for {r.n} samples of at most {r.sampling.max_tokens} tokens")
+        if "" in r.sampling.stop:
+            raise UserError("a stop string is empty", field="stop", mend="drop it")
         if len(r.prompt) >= self.context:
             raise UserError(
                 f"a prompt of {len(r.prompt)} tokens leaves no room in a context of {self.context}",

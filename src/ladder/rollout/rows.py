@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ladder.errors import UserError
 from ladder.rollout.sampling import stream
 from ladder.types import Completion, Request, Sampling, Stop
 
 TAIL = 8
-"""Tokens decoded beyond a stop string's own length: a token is at least one byte, a character at most four."""
+"""Tokens decoded beyond a stop string's bytes (a token is at least one): the oldest may be cut within a character."""
 
 
 class Rows:
@@ -101,7 +102,7 @@ class Rows:
         if self.pending:
             tokens, logps = tokens.copy(), logps.copy()
             for i in np.flatnonzero(np.isin(samples, list(self.pending))):
-                self._force(int(samples[i]), i, tokens, logps)
+                self._force(int(samples[i]), int(i), tokens, logps)
         at = self.drawn[slots]
         live = ~self.over[slots]
         s, a = samples[live], at[live]
@@ -126,6 +127,7 @@ class Rows:
             self.stops[s] = stop
             self.over[slot] = True
             self.done_count += 1
+            self.pending.pop(s, None)  # nothing more is forced on it
 
     def _force(self, s: int, i: int, tokens: np.ndarray, logps: np.ndarray) -> None:
         queue = self.pending[s]
@@ -141,7 +143,7 @@ class Rows:
         sampling = self.requests[request].sampling
         ids = self.tokens[s, : self.lengths[s]]
         if sampling.stop and self.stops[s] != "eos":
-            tail = max(map(len, sampling.stop)) + TAIL
+            tail = max(len(stop.encode()) for stop in sampling.stop) + TAIL
             text = self.tokenizer.decode(ids[-tail:].tolist())
             if any(stop in text for stop in sampling.stop):
                 whole = self.tokenizer.decode(ids.tolist())
@@ -195,13 +197,22 @@ class _Thinking:
         self.open, self.close, self.budget, self.tokenizer = s.think_open, s.think_close, s.think_budget, tokenizer
         self.prompt = tokenizer.decode(request.prompt)
         self.closing: list[int] = tokenizer.encode(s.think_close, add_special_tokens=False)
+        if not s.think_open:
+            raise UserError("a thinking budget needs a tag that opens the block", field="think_open")
+        if not s.think_close or s.think_close not in tokenizer.decode(self.closing):
+            raise UserError(
+                f"the tokenizer cannot write {s.think_close!r}, so a thinking block could not be closed",
+                field="think_close",
+                mend="give a closing tag that the tokenizer knows, or set think_budget to 0",
+            )
+        self.opened = self.prompt.rfind(self.open) > self.prompt.rfind(self.close)
 
     def watch(self, s: int, ids: np.ndarray, pending: dict[int, list[int]], thought: dict[int, int]) -> None:
         text = self.prompt + self.tokenizer.decode(ids.tolist())
         if text.rfind(self.open) <= text.rfind(self.close):  # -1 <= -1: no block at all
-            thought[s] = 0
+            thought[s] = -1
             return
-        thought[s] = thought.get(s, 0) + 1
+        # the token that completes a drawn opening tag is not yet inside the block
+        thought[s] = thought.get(s, 0 if self.opened else -1) + 1
         if thought[s] >= self.budget:
             pending[s] = list(self.closing)
-            thought[s] = 0
