@@ -81,6 +81,10 @@ class RunLog:
         for lines in (self.metrics, self.rollouts, self.evals):
             lines.cut(step)
 
+    def cut_evals(self, step: int) -> None:
+        """Drops evaluations of `step` and later: they are made anew."""
+        self.evals.cut(step - 1)
+
     def step(self, step: int, figures: dict[str, float]) -> None:
         """One step's figures; what is not finite is written as null."""
         clean = {k: (v if math.isfinite(v) else None) for k, v in figures.items()}

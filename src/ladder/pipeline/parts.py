@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,33 +14,31 @@ import ladder.losses
 from ladder import tasks as task_sources
 from ladder.chat import encode_prompt
 from ladder.config import near
+from ladder.engine.engine import Engine
+from ladder.engine.lora import PeftModel, adapter_off, attach
 from ladder.engine.model import LoadedModel, load_model, wrap_tokenizer
+from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, StageConfig
 from ladder.rewards import build as build_reward_of_kind
 from ladder.rollout.native import NativeSampler
 from ladder.tasks import TaskSource
 from ladder.tasks.chain import answers, words
-from ladder.types import Loss, Reward, Rollout, Sampling
+from ladder.tasks.chain.source import Chain
+from ladder.types import Loss, Reward, Rollout, Sampling, Task
 
 Stats = Callable[[Sequence[Rollout]], dict[str, float]]
 
 
-def model(ctx: Context, config: StageConfig) -> LoadedModel:
-    """The model a stage starts from."""
-    return load(ctx, ctx.model_source(config))
-
-
-def load(ctx: Context, source: str) -> LoadedModel:
+def load(recipe: Recipe, source: str) -> LoadedModel:
     """Any model, with the recipe's options."""
-    spec = ctx.recipe.model
+    spec = recipe.model
     preset = source.startswith("preset:")
     return load_model(
         source,
-        tokenizer=tokenizer_of(ctx.recipe) if preset else None,
+        tokenizer=tokenizer_of(recipe) if preset else None,
         config=spec.config if preset else None,
-        seed=ctx.seed,
+        seed=recipe.seed,
         dtype=spec.dtype,
         device=spec.device,
         revision=spec.revision if source == spec.source else None,
@@ -54,8 +53,8 @@ def tokenizer_of(recipe: Recipe) -> Any:
     return wrap_tokenizer(words.tokenizer(), bos="<s>", eos="</s>", pad="<pad>")
 
 
-def sampler(ctx: Context, loaded: LoadedModel) -> NativeSampler:
-    spec = ctx.recipe.sampler
+def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
+    spec = recipe.sampler
     return NativeSampler(
         loaded.model,
         loaded.tokenizer,
@@ -66,11 +65,11 @@ def sampler(ctx: Context, loaded: LoadedModel) -> NativeSampler:
     )
 
 
-def encoder(ctx: Context, loaded: LoadedModel) -> Callable[[Any], list[int]]:
+def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
     """How prompts become token ids."""
 
     def encode(prompt: Any) -> list[int]:
-        return encode_prompt(loaded.tokenizer, prompt, as_turn=ctx.recipe.as_turn and isinstance(prompt, str))
+        return encode_prompt(loaded.tokenizer, prompt, as_turn=recipe.as_turn and isinstance(prompt, str))
 
     return encode
 
@@ -105,10 +104,39 @@ def stats(spec: Spec | None) -> Stats | None:
     return answers.stats if is_chain(spec) else None
 
 
+def text_stats(spec: Spec | None, texts: Sequence[str]) -> dict[str, float]:
+    """The same of bare texts; nothing where the world knows none."""
+    return answers.text_stats(texts) if is_chain(spec) else {}
+
+
+def belongs(task: Task, spec: Spec) -> bool:
+    """Whether a task is such as an evaluation set holds: in the built-in world, of as many steps."""
+    if not is_chain(spec):
+        return True
+    source = tasks(spec, "eval.sets")
+    assert isinstance(source, Chain)
+    return source.steps[0] <= task.meta["steps"] <= source.steps[1]
+
+
+def files(spec: Spec | None) -> list[Path]:
+    """The files that a task source reads."""
+    if not isinstance(spec, dict):
+        return []
+    values = [v for inner in spec.values() if isinstance(inner, dict) for v in inner.values()] + list(spec.values())
+    return [Path(v) for v in values if isinstance(v, str) and v.endswith(".jsonl")]
+
+
 FILTERS: dict[str, Callable[[Rollout], bool]] = {
     "clean": lambda r: answers.is_clean(r.text),
     "finished": lambda r: r.stop != "length",
 }
+
+
+def filters(names: Sequence[str], field: str) -> dict[str, Callable[[Rollout], bool]]:
+    for name in names:
+        if name not in FILTERS:
+            raise UserError(f"no filter is called {name!r}{near(name, list(FILTERS))}", field=field)
+    return {name: FILTERS[name] for name in names}
 
 
 def loss(spec: Spec, field: str) -> Loss:
@@ -129,7 +157,7 @@ def loss(spec: Spec, field: str) -> Loss:
         raise UserError(first["msg"], field=".".join([field, *map(str, first["loc"])])) from err
 
 
-def _loss_class(kind: str, field: str) -> type:
+def _loss_class(kind: str, field: str) -> Any:
     if ":" in kind:
         module, _, name = kind.partition(":")
         try:
@@ -142,7 +170,22 @@ def _loss_class(kind: str, field: str) -> type:
     return getattr(ladder.losses, kind)
 
 
-def split_reward(spec: Spec | None, fallback: Spec | None, field: str) -> Reward:
-    return reward(spec if spec is not None else fallback, field)
+def engine(recipe: Recipe, loaded: LoadedModel, optim: Optim | None, total: int, temperature: float = 1.0) -> Engine:
+    """An engine over a loaded model; with the recipe's adapter put into it when it trains one."""
+    spec, lora = recipe.engine, recipe.model.lora
+    if optim is not None and lora is not None:
+        loaded.model = attach(loaded.model, lora, recipe.seed)
+    model = loaded.model
+    return Engine(
+        model,
+        optim,
+        budget=spec.budget,
+        share_prefix=spec.share_prefix,
+        temperature=temperature,
+        checkpointing=spec.checkpointing,
+        total_steps=total,
+        workers=spec.workers,
+        without=(lambda: adapter_off(model)) if isinstance(model, PeftModel) else None,
+    )
 
 

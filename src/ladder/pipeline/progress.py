@@ -48,11 +48,10 @@ class Console:
             progress.add_task(name, total=total, completed=done, figures="")
             yield Bar(progress, name, total, self)
 
-    def samples(self, title: str, pairs: Sequence[tuple[str, str, str]]) -> None:
+    def samples(self, pairs: Sequence[tuple[str, str, str]]) -> None:
         """A few (mark, prompt, answer)."""
-        self.say(f"  [dim]{title}[/dim]")
         for mark, prompt, answer in pairs:
-            self.say(f"    {mark} [dim]{escape(shorten(prompt, 60))}[/dim] {escape(shorten(answer, 90))}")
+            self.say(f"    {mark} [dim]{escape(shorten(prompt, 60, tail=True))}[/dim] {escape(shorten(answer, 90))}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self.quiet:
@@ -71,8 +70,10 @@ class Bar:
     def __init__(self, progress: Progress | None, name: str, total: int, console: Console) -> None:
         self.progress, self.name, self.total, self.console = progress, name, total, console
         self.spoke = time.monotonic()
+        self.done = 0
 
     def update(self, done: int, figures: Mapping[str, float]) -> None:
+        self.done = done
         text = "  ".join(f"{k.split('/')[0]} {figures[k]:.3g}" for k in SHOWN if k in figures)
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=done, figures=text)
@@ -81,6 +82,9 @@ class Bar:
             self.console.say(f"  {self.name} {done}/{self.total}  {text}")
 
 
-def shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int, *, tail: bool = False) -> str:
+    """One line of at most `width` characters: the beginning of the text, or its end."""
     text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+    if len(text) <= width:
+        return text
+    return "…" + text[1 - width :] if tail else text[: width - 1] + "…"

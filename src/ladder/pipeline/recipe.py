@@ -41,8 +41,8 @@ class ModelSpec(Config):
 class EngineSpec(Config):
     """budget: most tokens of one micro-batch. workers: threads that run micro-batches side by side (tiny models)."""
 
-    budget: int = Field(8192, ge=1)
-    workers: int = Field(1, ge=1)
+    budget: int = Field(default=8192, ge=1)
+    workers: int = Field(default=1, ge=1)
     share_prefix: bool = True
     checkpointing: bool = False
 
@@ -50,23 +50,23 @@ class EngineSpec(Config):
 class SamplerSpec(Config):
     """slots: sequences decoded side by side. cache_tokens: bound on slots x length. workers: threads (tiny models)."""
 
-    slots: int = Field(256, ge=1)
-    cache_tokens: int = Field(1 << 20, ge=1)
-    workers: int = Field(1, ge=1)
+    slots: int = Field(default=256, ge=1)
+    cache_tokens: int = Field(default=1 << 20, ge=1)
+    workers: int = Field(default=1, ge=1)
 
 
 class SamplingSpec(Config):
     """As `types.Sampling`."""
 
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, lt=1)
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, lt=1)
     stop: tuple[str, ...] = ()
     think_open: str = "<thinking>"
     think_close: str = "</thinking>"
-    think_budget: int = Field(0, ge=0)
+    think_budget: int = Field(default=0, ge=0)
 
 
 class EvalSet(Config):
@@ -74,7 +74,7 @@ class EvalSet(Config):
 
     task: Spec
     split: str = "test"
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(default=None, ge=1)
     reward: Spec | None = None
 
 
@@ -84,20 +84,21 @@ class EvalSpec(Config):
 
     sets: dict[str, EvalSet]
     temperatures: tuple[float, ...] = (1.0, 0.0)
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     pass_at: tuple[int, ...] = ()
     sampling: SamplingSpec = SamplingSpec()
-    show: int = Field(6, ge=0)
+    show: int = Field(default=6, ge=0)
 
 
 class Recipe(Config):
     """about: what to expect. threads: of torch (0: as many as there are cores). as_turn: text prompts become a user's
-    turn of the model's chat template. trackers: who hears of the metrics besides metrics.jsonl."""
+    turn of the model's chat template. save_every: seconds between checkpoints. keep_rollouts: answers of a step of
+    reinforcement learning that are written down. trackers: who hears of the metrics besides metrics.jsonl."""
 
     name: str = ""
     about: str = ""
     seed: int = 0
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
     sampler: SamplerSpec = SamplerSpec()
@@ -105,6 +106,8 @@ class Recipe(Config):
     reward: Spec | None = None
     as_turn: bool = False
     eval: EvalSpec | None = None
+    save_every: float = Field(default=30.0, ge=0)
+    keep_rollouts: int = Field(default=16, ge=0)
     trackers: tuple[str, ...] = ()
     stages: dict[str, dict[str, Any]]
 

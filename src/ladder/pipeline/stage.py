@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ladder.config import Config
+from ladder.engine.optim import Optim
+from ladder.errors import UserError
 from ladder.log import RunLog
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
@@ -20,11 +22,11 @@ class StageConfig(Config):
     stage's own figures (`{easy.accuracy: ">= 0.9"}`) without which the run stops."""
 
     kind: str
-    from_: str | None = Field(None, alias="from")
+    from_: str | None = Field(default=None, alias="from")
     require: dict[str, str] = Field(default_factory=dict)
 
-    makes: ClassVar[str] = "model"
-    """What the stage leaves behind: "model" or "data"."""
+    makes: ClassVar[Literal["model", "data"]] = "model"
+    """What the stage leaves behind: `model/`, or `data.jsonl`."""
 
     def needs(self) -> list[str]:
         """Stages whose results this one reads."""
@@ -34,8 +36,16 @@ class StageConfig(Config):
         """Files it reads: their hashes are part of its identity."""
         return []
 
-    def run(self, ctx: Context) -> None:
+    def run(self, ctx: Context) -> dict[str, Any]:
+        """Does the stage's work in `ctx.directory`; returns what it adds to the stage's summary."""
         raise NotImplementedError
+
+
+class Trained(StageConfig):
+    """A stage that trains. optim: the optimiser. eval_every: steps between evaluations on the way (0: at the end)."""
+
+    optim: Optim = Optim()
+    eval_every: int = Field(default=0, ge=0)
 
 
 class Interrupted(Exception):
@@ -54,31 +64,39 @@ class Stop:
 
 @dataclass(slots=True)
 class Context:
-    """One stage of one run: where it writes, what it starts from, whom it tells."""
+    """One stage of one run: where it writes, what it starts from, whom it tells.
+
+    parents: directories of the stages it needs. base: what the chain of models started from before anything but
+    pretraining touched it (the KL from it is logged). before: seconds spent on the stage by earlier, interrupted runs.
+    """
 
     name: str
     directory: Path
     recipe: Recipe
-    parents: dict[str, Path]  # stage -> its directory
-    origin: str  # the model at the root of the `from` chain
+    parents: dict[str, Path]
+    base: str
     log: RunLog
     console: Console
     stop: Stop
-    seed: int
-    seconds_before: float = 0.0  # spent on it by earlier, interrupted runs
-    clock: Callable[[], float] = field(default=lambda: 0.0)  # seconds spent on it so far, in all runs
-    summary: dict[str, Any] = field(default_factory=dict)
+    before: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the stage so far, earlier runs included."""
+        return self.before + time.monotonic() - self.begun
 
     def model_source(self, config: StageConfig) -> str:
         """What the stage's model is loaded from."""
         return str(self.parents[config.from_] / "model") if config.from_ else self.recipe.model.source
 
+    def error(self, message: str, field: str, mend: str | None = None) -> UserError:
+        return UserError(message, field=f"{self.name}.{field}", mend=mend)
+
     def check_stop(self) -> None:
         if self.stop:
             raise Interrupted
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.log.close()

@@ -78,7 +78,7 @@ class Rewards:
     stops. drop_silent: whether to leave out groups without any advantage (False when the loss holds a KL term that
     they should feel). skip_truncated: answers cut off at the length limit are not trained (they stay in the baseline).
     stats: further figures of a step's rollouts. load: hands new weights to the sampler.
-    on_rollouts: told of every judged step, for logs.
+    on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
     """
 
     prompts: Callable[[int], Sequence[Task]]
@@ -90,7 +90,7 @@ class Rewards:
     max_failed: float = 0.1
     drop_silent: bool = True
     skip_truncated: bool = False
-    on_rollouts: Callable[[int, Groups, Judged], None] | None = None
+    on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
     load: Callable[[Callable[[], Weights], int], None] | None = None
     step: int = 0
@@ -127,15 +127,14 @@ class Rewards:
         drawn = time.perf_counter()
         judged = [self.reward(group) for group in groups]
         scored = time.perf_counter()
-        if self.on_rollouts is not None:
-            self.on_rollouts(self.step, groups, judged)
+        seen = self.on_rollouts(self.step, groups, judged) if self.on_rollouts is not None else {}
         self._check(judged)
         ref = self._reference_logps(groups)
         rewards, valid = self._rewards(groups, judged, ref)
         scores = advantages(self.advantage, rewards, valid)
         units = self._units(groups, scores, valid, ref)
         self._metrics = self._figures(groups, judged, rewards, valid, scores, ref)
-        self._metrics |= {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
+        self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
         self.step += 1
         return units
 

@@ -45,8 +45,12 @@ def correct(group: Sequence[Rollout]) -> list[Outcome]:
 
 
 def stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Figures of answers, see `text_stats`."""
+    return text_stats([r.text for r in rollouts])
+
+
+def text_stats(texts: Sequence[str]) -> dict[str, float]:
     """worked: share of answers with steps; mixed: share of those in both notations; checks: share with a `?`."""
-    texts = [r.text for r in rollouts]
     worked = [t for t in texts if is_worked(t)]
     n = max(1, len(texts))
     return {

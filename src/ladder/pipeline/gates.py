@@ -1,0 +1,29 @@
+"""Bounds on a stage's figures without which a run stops: `require: {easy.accuracy: ">= 0.9"}`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+from ladder.errors import UserError
+
+_OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
+
+
+def check(stage: str, require: dict[str, str], summary: dict[str, Any]) -> None:
+    """Raises UserError on the first bound that does not hold, or that cannot be read."""
+    for name, bound in require.items():
+        parsed = _BOUND.fullmatch(bound)
+        field = f"{stage}.require.{name}"
+        if parsed is None:
+            raise UserError(f"{bound!r} is no bound", field=field, mend='write e.g. ">= 0.9"')
+        value: Any = summary
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise UserError("the stage's summary has no such figure", field=field)
+        if not _OPS[parsed[1]](value, float(parsed[2])):
+            mend = "what was trained is kept; change the stage, or the bound"
+            raise UserError(f"is {value:.4g} and must be {bound.strip()}", field=field, mend=mend)

@@ -1,0 +1,84 @@
+"""What makes a stage the one it is: a hash of its configuration, its inputs, its parents and the code.
+
+Two stages of one identity give the same bytes, so a run does only what is missing. What changes no weight (names,
+trackers, what is measured, how often it is saved) is not part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ladder.engine.checkpoint import sha256
+from ladder.errors import UserError
+from ladder.pipeline.recipe import Recipe
+from ladder.pipeline.stage import StageConfig
+
+SOURCE = Path(__file__).resolve().parents[1]
+ASIDE = ("report", "lab", "cli.py", "trackers.py", "inspection.py", "export.py", "pipeline/progress.py")
+"""Code that changes no weight."""
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the program's own sources."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if not name.startswith(ASIDE):
+            digest.update(f"{name}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
+    """Everything a stage's result depends on. parents: {stage: its identity}. Raises UserError on a missing input."""
+    model = recipe.model.model_dump(mode="json")
+    inputs = [*config.inputs()]
+    if not config.from_:
+        inputs += _local(recipe.model.source)
+    else:
+        model.pop("source")
+    return {
+        "config": _own(config),
+        "seed": recipe.seed,
+        "threads": recipe.threads,
+        "model": model,
+        "engine": recipe.engine.model_dump(mode="json"),
+        "sampler": recipe.sampler.model_dump(mode="json"),
+        "task": recipe.task,
+        "reward": recipe.reward,
+        "as_turn": recipe.as_turn,
+        "inputs": {str(p): _hash(p) for p in inputs},
+        "parents": parents,
+        "code": code(),
+    }
+
+
+def of(description: dict[str, Any]) -> str:
+    """The identity: a hash of the description."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _own(config: StageConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"require", "eval_every"})
+
+
+def _local(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    return [path] if path.exists() else []
+
+
+def _hash(path: Path) -> str:
+    if not path.exists():
+        raise UserError("there is no such file", file=path)
+    stat = path.stat()
+    return _cached(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _cached(path: str, changed: int, size: int) -> str:
+    """The hash of a file (or directory) as it was at that time."""
+    return sha256(Path(path))

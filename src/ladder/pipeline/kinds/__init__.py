@@ -1,0 +1,24 @@
+"""The kinds of stages, by the name a recipe gives them. A new kind is a class with `run`, and a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ladder.config import Document, check, near
+from ladder.pipeline.kinds.harvest import Harvest
+from ladder.pipeline.kinds.imitate import Pretrain, SFT
+from ladder.pipeline.kinds.rl import RL
+from ladder.pipeline.stage import StageConfig
+
+KINDS: dict[str, type[StageConfig]] = {"pretrain": Pretrain, "sft": SFT, "rl": RL, "harvest": Harvest}
+
+
+def build(name: str, spec: dict[str, Any], document: Document) -> StageConfig:
+    """A stage's configuration, checked. Raises UserError at its line."""
+    at = ["stages", name]
+    if not isinstance(spec, dict):
+        raise document.error("a stage is a group of fields", at)
+    kind = spec.get("kind")
+    if kind not in KINDS:
+        raise document.error(f"no stage is of kind {kind!r}{near(str(kind), list(KINDS))}", [*at, "kind"])
+    return check(KINDS[kind], document, spec, at)

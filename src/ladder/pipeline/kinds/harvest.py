@@ -1,0 +1,118 @@
+"""The stage of rejection sampling: answers to many prompts, of which the best are kept as examples.
+
+Writes data.jsonl: {"task", "prompt", "text", "tokens", "mask"}, the token ids as they were sampled. A killed harvest
+goes on after its last whole part.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ladder.engine.checkpoint import write_json, write_lines
+from ladder.pipeline import parts
+from ladder.pipeline.recipe import SamplingSpec, Spec
+from ladder.pipeline.stage import Context, StageConfig
+from ladder.rollout.collect import Collector
+from ladder.signals.select import Funnel, Select
+from ladder.types import Rollout, Task
+
+PART = 128
+"""Prompts between two saves."""
+
+
+class Harvest(StageConfig):
+    """task, reward: None takes the recipe's. prompts: how many tasks of the split. group: answers to each.
+    per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`."""
+
+    makes: ClassVar[Literal["model", "data"]] = "data"
+    task: Spec | None = None
+    split: str = "train"
+    reward: Spec | None = None
+    prompts: int = Field(default=1024, ge=1)
+    group: int = Field(default=8, ge=1)
+    sampling: SamplingSpec = SamplingSpec()
+    per_prompt: int = Field(default=1, ge=1)
+    at_least: float = 1.0
+    filters: tuple[str, ...] = ()
+    dedupe: bool = True
+    best: bool = False
+
+    def inputs(self) -> list[Path]:
+        return parts.files(self.task)
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        spec = self.task if self.task is not None else ctx.recipe.task
+        filters = parts.filters(self.filters, f"{ctx.name}.filters")
+        select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
+        tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split, self.prompts)
+        rows, funnel = self._collect(ctx, tasks, select)
+        shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
+        ctx.console.say(f"  {shown}")
+        if not rows:
+            raise ctx.error(f"nothing was kept of what was sampled ({shown})", "at_least", "loosen what is asked for")
+        for row in rows[:3]:
+            ctx.console.plain(f"    {row['prompt'][-60:]} {row['text']}")
+        write_lines(ctx.directory / "data.jsonl", rows)
+        shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
+        return {"funnel": funnel.counts, **self._figures(ctx, tasks, rows)}
+
+    def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel]:
+        """All kept rows, part by part; parts that are there already are read."""
+        loaded = None
+        rows: list[dict[str, Any]] = []
+        funnel = Funnel()
+        collect = None
+        reward = parts.reward(self.reward if self.reward is not None else ctx.recipe.reward, f"{ctx.name}.reward")
+        with ctx.console.bar(ctx.name, len(tasks)) as bar:
+            for number, start in enumerate(range(0, len(tasks), PART)):
+                path = ctx.directory / "parts" / f"{number:05d}.json"
+                if not path.exists():
+                    if collect is None:
+                        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+                        sampler = parts.sampler(ctx.recipe, loaded)
+                        encode = parts.encoder(ctx.recipe, loaded)
+                        collect = Collector(
+                            sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
+                        )
+                    groups = collect(tasks[start : start + PART], step=number, version=0)
+                    kept, counts = select(groups, [reward(g) for g in groups])
+                    write_json(path, {"kept": [row_of(r) for r in kept], "funnel": counts.counts})
+                part = json.loads(path.read_text(encoding="utf-8"))
+                rows += part["kept"]
+                for name, n in part["funnel"].items():
+                    funnel.add(name, n)
+                bar.update(min(start + PART, len(tasks)), {})
+                ctx.check_stop()
+        return rows, funnel
+
+    def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of the kept answers, those to problems as each evaluation set has them."""
+        by_id = {t.id: t for t in tasks}
+        figures: dict[str, Any] = {}
+        for name, one in (ctx.recipe.eval.sets if ctx.recipe.eval else {}).items():
+            chosen = [r for r in rows if parts.belongs(by_id[r["task"]], one.task)]
+            if not chosen:
+                continue
+            figures[name] = {
+                "accuracy": 1.0,  # what is wrong was not kept
+                "length": sum(sum(r["mask"]) for r in chosen) / len(chosen),
+                **parts.text_stats(one.task, [r["text"] for r in chosen]),
+                "n": len(chosen),
+            }
+        return figures
+
+
+def row_of(r: Rollout) -> dict[str, Any]:
+    """A kept answer, token for token."""
+    return {
+        "task": r.task.id,
+        "prompt": r.task.prompt,
+        "text": r.text,
+        "tokens": r.tokens,
+        "mask": [int(m) for m in r.mask],
+    }

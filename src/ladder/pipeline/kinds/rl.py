@@ -1,0 +1,141 @@
+"""The stage of reinforcement learning: rewards of sampled answers, group advantages, a policy loss.
+
+Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (group_mean and loss.unit padded), RLOO
+(leave_one_out), DAPO, GSPO, CISPO (loss). The KL from the base model is measured on some answers of every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from ladder.engine.engine import Engine
+from ladder.evals import record
+from ladder.kl import kl
+from ladder.pipeline import parts
+from ladder.pipeline.evaluate import evaluate_stage
+from ladder.pipeline.kinds.imitate import void
+from ladder.pipeline.loop import Job, run_training
+from ladder.pipeline.recipe import SamplingSpec, Spec
+from ladder.pipeline.stage import Context, Trained
+from ladder.rollout.collect import Collector
+from ladder.signals.advantages import Kind
+from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, to_sample
+from ladder.train import Learner
+from ladder.types import Rollout, Task
+
+KL_ANSWERS = 64
+"""Answers of a step on which the KL from the base model is measured."""
+
+
+class RL(Trained):
+    """task, reward: None takes the recipe's. prompts: a step. group: answers to each. minibatches, epochs: optimiser
+    steps a step and passes over its answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see
+    `signals.rewards.Rewards`. measure_kl: log the KL from the base model (costs a frozen copy of it)."""
+
+    task: Spec | None = None
+    split: str = "train"
+    reward: Spec | None = None
+    steps: int = Field(default=100, ge=1)
+    prompts: int = Field(default=32, ge=1)
+    group: int = Field(default=8, ge=2)
+    sampling: SamplingSpec = SamplingSpec()
+    advantage: Kind = "group_std"
+    loss: Spec = "PolicyClip"
+    epochs: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
+    kl_coef: float = Field(default=0.0, ge=0)
+    max_failed: float = Field(default=0.1, ge=0, le=1)
+    drop_silent: bool = True
+    skip_truncated: bool = False
+    measure_kl: bool = True
+
+    def inputs(self) -> list[Path]:
+        return parts.files(self.task)
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        spec = self.task if self.task is not None else ctx.recipe.task
+        tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split)
+        self._check(ctx, tasks)
+        total = self.steps * self.epochs * self.minibatches
+        engine = parts.engine(ctx.recipe, loaded, self.optim, total, self.sampling.temperature)
+        loss = parts.loss(self.loss, f"{ctx.name}.loss")
+        sampler = parts.sampler(ctx.recipe, loaded)
+        collect = Collector(
+            sampler, parts.encoder(ctx.recipe, loaded), self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
+        )
+        signal = Rewards(
+            prompts=Prompts(tasks, self.prompts, ctx.seed),
+            collect=collect,
+            reward=parts.reward(self.reward if self.reward is not None else ctx.recipe.reward, f"{ctx.name}.reward"),
+            advantage=self.advantage,
+            kl_coef=self.kl_coef,
+            reference=self._reference(engine, loss),
+            max_failed=self.max_failed,
+            drop_silent=self.drop_silent,
+            skip_truncated=self.skip_truncated,
+            stats=parts.stats(spec),
+            load=sampler.load,
+        )
+        signal.on_rollouts = watcher(ctx, self._base(ctx, engine) if self.measure_kl else None)
+        ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
+        learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
+        job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every)
+        job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
+        run_training(ctx, job)
+        return {"steps": self.steps}
+
+    def _check(self, ctx: Context, tasks: Sequence[Task]) -> None:
+        if self.prompts > len(tasks):
+            raise ctx.error(f"{self.prompts} prompts a step out of {len(tasks)} tasks", "prompts", "lower it")
+        if self.sampling.temperature == 0:
+            raise ctx.error("greedy answers to a prompt are all the same: there is nothing to compare",
+                            "sampling.temperature", "set 1.0")
+
+    def _reference(self, engine: Engine, loss: Any) -> Reference | None:
+        """A frozen copy of the stage's first model, or the adapter switched off; nothing when no term asks."""
+        if not self.kl_coef and "ref_logps" not in loss.needs:
+            return None
+        if engine.without is not None:
+            return lambda units: engine.forward(units, reference=True)
+        return engine.freeze().forward
+
+    def _base(self, ctx: Context, engine: Engine) -> Reference:
+        """The base model's log-probabilities."""
+        own = ctx.model_source(self)
+        if own == ctx.base and engine.without is not None:
+            return lambda units: engine.forward(units, reference=True)
+        base = parts.load(ctx.recipe, ctx.base)
+        base.model.requires_grad_(False)
+        return parts.engine(ctx.recipe, base, None, 0, self.sampling.temperature).forward
+
+
+def watcher(ctx: Context, base: Reference | None) -> Callable[[int, Groups, Judged], dict[str, float]]:
+    """Writes down some of a step's answers, and measures the KL from the base model on some."""
+
+    def watch(step: int, groups: Groups, judged: Judged) -> dict[str, float]:
+        pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
+        every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
+        kept = pairs[::every][: ctx.recipe.keep_rollouts]
+        ctx.log.rollouts.write(*({"step": step + 1, "group": r.group} | record(r, o) for r, o in kept))
+        if base is None:
+            return {}
+        rollouts = [r for r, _ in pairs]
+        return {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
+
+    return watch
+
+
+def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
+    """KL(policy || base) per token, in nats: the mean of k3 over sampled tokens."""
+    samples = [s for s in map(to_sample, rollouts) if bool(s.mask.any())]
+    if not samples:
+        return 0.0
+    columns = base(samples)
+    each = [kl(s.cols["old_logps"], c["logps"], "k3")[s.mask] for s, c in zip(samples, columns, strict=True)]
+    return float(torch.cat(each).mean())

@@ -1,0 +1,119 @@
+"""One stage's training: the loop of `train.py` with everything around it that a run needs.
+
+Resumes from the newest whole checkpoint, checks at the first step what must hold there, writes metrics, saves now and
+then, stops between steps when asked to, and leaves the trained model as a plain directory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladder.engine import checkpoint
+from ladder.engine.lora import PeftModel, merge
+from ladder.engine.model import LoadedModel, save_model
+from ladder.errors import UserError
+from ladder.pipeline.stage import Context, Interrupted
+from ladder.train import Learner, train
+from ladder.types import Signal
+
+RATIO_SLACK = 0.01
+"""How far the first ratio policy / sampler may be from 1: more than rounding, less than any step."""
+
+Evaluate = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Job:
+    """What a kind of stage hands over. evaluate: called every `eval_every` steps."""
+
+    loaded: LoadedModel
+    signal: Signal
+    learner: Learner
+    steps: int
+    evaluate: Evaluate | None = None
+    eval_every: int = 0
+
+
+def run_training(ctx: Context, job: Job) -> None:
+    """Trains to the last step, or raises Interrupted with everything saved. Writes `ctx.directory / "model"`."""
+    root = ctx.directory / "checkpoints"
+    start = _resume(ctx, job, root)
+    saved_at = time.monotonic()
+    with ctx.console.bar(ctx.name, job.steps, start) as bar:
+
+        def on_step(step: int, figures: dict[str, float]) -> bool:
+            nonlocal saved_at
+            if step == 1:
+                check_first(figures)
+            ctx.log.step(step, figures)
+            bar.update(step, figures)
+            if job.evaluate and job.eval_every and step % job.eval_every == 0 and step < job.steps:
+                job.evaluate(step)
+            stopping = bool(ctx.stop)
+            if stopping or step == job.steps or time.monotonic() - saved_at > ctx.recipe.save_every:
+                _save(ctx, job, root, step)
+                saved_at = time.monotonic()
+            return stopping
+
+        done = train(job.signal, [job.learner], steps=job.steps, start=start, seed=ctx.seed, on_step=on_step)
+    if ctx.stop and done < job.steps:
+        raise Interrupted
+    write_model(ctx.directory / "model", job.loaded)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+
+
+def _resume(ctx: Context, job: Job, root: Path) -> int:
+    """Goes back to the newest checkpoint; returns its step."""
+    newest = checkpoint.newest(root, ctx.console.say)
+    if newest is None:
+        ctx.log.cut(0)
+        return 0
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    job.learner.engine.load(newest)
+    job.signal.restore(state["signal"])
+    ctx.before = state["seconds"]
+    ctx.log.cut(state["step"])
+    ctx.console.say(f"  goes on after step {state['step']} of {job.steps}")
+    return int(state["step"])
+
+
+def _save(ctx: Context, job: Job, root: Path, step: int) -> None:
+    state = {"step": step, "signal": job.signal.state(), "seconds": ctx.seconds}
+
+    def write(directory: Path) -> None:
+        job.learner.engine.save(directory)
+        (directory / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    checkpoint.save(root, step, write)
+
+
+def check_first(figures: dict[str, float]) -> None:
+    """What must hold before any weight moved. Raises UserError with the sentence that explains it."""
+    ratio = figures.get("first/ratio/mean")
+    if ratio is not None and abs(ratio - 1) > RATIO_SLACK:
+        raise UserError(
+            f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1: the sampler "
+            "draws from another distribution than the one that is trained",
+            mend="use the same temperature, weights and precision for both",
+        )
+    kl = figures.get("first/kl")
+    if kl is not None and abs(kl) > RATIO_SLACK:
+        raise UserError(
+            f"at the first step the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
+        )
+
+
+def write_model(directory: Path, loaded: LoadedModel) -> None:
+    """The model as a plain directory. An adapter is saved beside it in PEFT's layout, and merged into the model."""
+    if isinstance(loaded.model, PeftModel):
+        adapter = loaded.model
+        checkpoint.write_directory(directory.with_name("adapter"), lambda d: adapter.save_pretrained(str(d)))
+        loaded.model = merge(adapter)
+    checkpoint.write_directory(directory, lambda d: save_model(loaded, d))

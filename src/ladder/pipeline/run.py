@@ -1,0 +1,263 @@
+"""A run: the stages of a recipe, one after another, in a directory of its own.
+
+What is done is not done again: a stage whose identity (`identity.py`) is the one on disk, and whose result still has
+the hashes it was written with, is kept; one that was interrupted goes on from its newest checkpoint; one that has
+become another is moved aside into `.stale/`, and comes back when the recipe does. Ctrl-C and SIGTERM end the run
+between two steps, with everything saved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from ladder import trackers
+from ladder.config import Document
+from ladder.engine import checkpoint
+from ladder.engine.checkpoint import sha256, write_json
+from ladder.errors import UserError
+from ladder.log import RunLog
+from ladder.pipeline import evaluate, gates, identity, parts
+from ladder.pipeline.kinds import build
+from ladder.pipeline.lineage import read_stage
+from ladder.pipeline.progress import Console
+from ladder.pipeline.recipe import Recipe
+from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
+
+Status = Literal["done", "resume", "new", "stale"]
+
+
+@dataclass(slots=True)
+class Planned:
+    """A stage as it would be run. why: in words."""
+
+    name: str
+    config: StageConfig
+    description: dict[str, Any]
+    key: str
+    status: Status
+    why: str
+
+
+def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
+    """What a run would do, in order; everything in the recipe is checked. Raises UserError."""
+    keys: dict[str, str] = {}
+    planned: list[Planned] = []
+    for name, spec in recipe.stages.items():
+        config = build(name, spec, document)
+        for parent in config.needs():
+            if parent not in keys:
+                raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
+        _check_makes(document, name, config, planned)
+        description = identity.describe(recipe, config, {p: keys[p] for p in config.needs()})
+        keys[name] = identity.of(description)
+        status, why = _status(out / name, keys[name], config)
+        planned.append(Planned(name, config, description, keys[name], status, why))
+    return planned
+
+
+def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
+    makes = {p.name: p.config.makes for p in before}
+    if config.from_ and makes[config.from_] != "model":
+        raise document.error(f"stage {config.from_!r} makes data, not a model", ["stages", name, "from"])
+    for parent in config.needs():
+        if parent != config.from_ and makes[parent] != "data":
+            raise document.error(f"stage {parent!r} makes a model, not data", ["stages", name, "data"])
+
+
+def _status(directory: Path, key: str, config: StageConfig) -> tuple[Status, str]:
+    found = read_stage(directory)
+    if found is None:
+        return "new", "not run yet"
+    if found["key"] != key:
+        return "stale", "its configuration, inputs, parents or the code have changed"
+    if found["status"] != "done":
+        return "resume", "was interrupted"
+    wrong = _damaged(directory, found, config)
+    return ("new", f"its result is damaged: {wrong}") if wrong else ("done", f"took {found['seconds']:.0f} s")
+
+
+def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
+    if config.makes == "model":
+        return checkpoint.verify(directory / "model")
+    path = directory / "data.jsonl"
+    if not path.exists():
+        return "data.jsonl is missing"
+    return None if sha256(path) == found["output"] else "data.jsonl has changed"
+
+
+# ---------------------------------------------------------------- running
+
+
+def run(recipe: Recipe, document: Document, out: Path, console: Console, *, save_every: float | None = None) -> Path:
+    """Runs what is missing and returns the run's directory. Raises UserError, Interrupted."""
+    if save_every is not None:
+        recipe = recipe.model_copy(update={"save_every": save_every})
+    planned = plan(recipe, document, out)
+    sinks = trackers.check(recipe.trackers)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise checkpoint.disk_error(err, out, 0) from err
+    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    with locked(out), interruptible(console) as stop:
+        write_recipe(recipe, planned, out / "recipe.yaml")
+        parents: dict[str, Path] = {}
+        done: dict[str, StageConfig] = {}
+        summaries: dict[str, Any] = {}
+        for number, one in enumerate(planned, 1):
+            console.say(f"[bold]{number}/{len(planned)} {one.name}[/bold] ({one.config.kind})")
+            directory = out / one.name
+            if one.status == "done":
+                console.say(f"  done before ({one.why})")
+            else:
+                _run_stage(recipe, one, directory, parents, done, console, stop, sinks)
+            parents[one.name], done[one.name] = directory, one.config
+            summaries[one.name] = checkpoint.read_json(directory / "summary.json")
+            evaluate.show(console, directory, summaries[one.name])
+            gates.check(one.name, one.config.require, summaries[one.name])
+            write_summary(recipe, summaries, out)
+    return out
+
+
+def _run_stage(
+    recipe: Recipe,
+    one: Planned,
+    directory: Path,
+    parents: dict[str, Path],
+    done: dict[str, StageConfig],
+    console: Console,
+    stop: Stop,
+    sinks: Sequence[trackers.Maker],
+) -> None:
+    """One stage from where it stands to its end."""
+    directory = _make_room(one, directory, console)
+    found = read_stage(directory)
+    if found is None:
+        found = {"name": one.name, "key": one.key, "status": "running", **one.description, "started": time.time()}
+        write_json(directory / "stage.json", found)
+    before = found.get("seconds", 0.0)
+    made = [maker(directory, recipe.name, one.name) for maker in sinks]
+    log = RunLog(directory, made, console.say)
+    base = base_of(recipe, one.config, done, parents)
+    ctx = Context(one.name, directory, recipe, parents, base, log, console, stop, before)
+    try:
+        extra = one.config.run(ctx) if not found.get("trained") else found["trained"]
+        trained_seconds = ctx.seconds
+        if not found.get("trained"):
+            found |= {"trained": extra, "seconds": trained_seconds}
+            write_json(directory / "stage.json", found)
+        summary = dict(extra)
+        if one.config.makes == "model" and recipe.eval is not None:
+            log.cut_evals(_last_step(directory))
+            summary |= evaluate.evaluate_stage(ctx, parts.load(recipe, str(directory / "model")), _last_step(directory))
+        summary["seconds"] = round(ctx.seconds, 1)
+        write_json(directory / "summary.json", summary)
+        found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
+        found["output"] = sha256(directory / ("model" if one.config.makes == "model" else "data.jsonl"))
+        write_json(directory / "stage.json", found)
+    finally:
+        log.close()
+
+
+def _last_step(directory: Path) -> int:
+    steps = trackers.read_lines(directory / "metrics.jsonl")
+    return int(steps[-1]["step"]) if steps else 0
+
+
+def base_of(recipe: Recipe, config: StageConfig, done: dict[str, StageConfig], parents: dict[str, Path]) -> str:
+    """What the chain of models under a stage started from, once pretrained."""
+    at = config.from_
+    while at is not None:
+        if done[at].kind == "pretrain":
+            return str(parents[at] / "model")
+        at = done[at].from_
+    return recipe.model.source
+
+
+def _make_room(one: Planned, directory: Path, console: Console) -> Path:
+    """Moves aside what is there of another identity, and brings back what once was of this one."""
+    stale = directory.parent / ".stale"
+    found = read_stage(directory)
+    if one.status == "stale" and found is not None:
+        console.say(f"  {one.why}: what was there moves to {stale.name}/")
+        stale.mkdir(exist_ok=True)
+        there = stale / f"{one.name}-{found['key'][:12]}"
+        shutil.rmtree(there, ignore_errors=True)
+        directory.rename(there)
+    elif one.status == "new" and directory.exists():
+        shutil.rmtree(directory)
+    kept = stale / f"{one.name}-{one.key[:12]}"
+    if not directory.exists() and kept.exists():
+        console.say("  comes back from an earlier run of the same recipe")
+        kept.rename(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None:
+    """The recipe with every field of every stage spelled out."""
+    data = recipe.model_dump(mode="json", by_alias=True)
+    data["stages"] = {p.name: p.config.model_dump(mode="json", by_alias=True) for p in planned}
+    checkpoint.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def write_summary(recipe: Recipe, stages: dict[str, Any], out: Path) -> None:
+    seconds = round(sum(s["seconds"] for s in stages.values()), 1)
+    write_json(out / "summary.json", {"stages": stages, "seed": recipe.seed, "seconds": seconds})
+
+
+# ---------------------------------------------------------------- the surroundings
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One run at a time in a directory. The lock goes with the process, however it ends."""
+    with (out / ".lock").open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            f.seek(0)
+            raise UserError(
+                f"another run (process {f.read().strip() or '?'}) is at work in this directory",
+                file=out,
+                mend="wait for it, or choose another place with --out",
+            ) from err
+        f.seek(0)
+        f.truncate()
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+@contextmanager
+def interruptible(console: Console) -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask for a stop between steps; a second SIGINT stops at once (what was saved stays)."""
+    stop = Stop()
+
+    def asked(signum: int, _: object) -> None:
+        if stop and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signum = signum
+        console.say("\n  stopping after this step (once more to stop at once)")
+
+    before = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Interrupted", "Planned", "plan", "run"]
