@@ -171,17 +171,28 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+def read_json(path: Path) -> Any:
+    """Raises UserError when it cannot be read or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise UserError(f"is damaged: {err}", file=path, mend="remove it and run again") from err
+    except OSError as err:
+        raise UserError(f"cannot be read: {err.strerror}", file=path) from err
+
+
 def write_json(path: Path, value: Any) -> None:
     """One JSON file, whole or not at all. Raises UserError when the disk refuses."""
-    _write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """One JSON Lines file, whole or not at all. Raises UserError when the disk refuses."""
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """One text file, whole or not at all. Raises UserError when the disk refuses."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

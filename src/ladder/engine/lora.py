@@ -26,8 +26,8 @@ MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc")
 class LoRA(Config):
     """targets: "attention", "mlp", "all-linear", or names of modules."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
     targets: str | tuple[str, ...] = "attention"
 
 

@@ -1,0 +1,278 @@
+"""Charts as inline SVG: curves over steps, bars, sparklines, a funnel. No script, no request, no fixed colour.
+
+Colours and fonts come from the page's style sheet by class, so light and dark are one drawing. Every value can be
+hovered (`<title>`). A drawing is a pure function of its numbers; all text is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from ladder.report import words
+
+Say = Callable[[float | None], str]
+Point = tuple[float, float]
+
+MOST_POINTS = 120
+"""Points drawn of one curve; longer ones are averaged over equal stretches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve. tone: which of the style sheet's colours."""
+
+    points: Sequence[Point]
+    name: str = ""
+    tone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One stage's part of a chart: curves over its own steps 1..steps."""
+
+    name: str
+    steps: float
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The plotting area in the units of the drawing, and what lies at its bottom and top."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    low: float
+    high: float
+
+    def y(self, value: float) -> float:
+        return self.top + self.height * (1 - (value - self.low) / (self.high - self.low))
+
+
+# ------------------------------------------------------------ curves over steps
+
+WIDTH, HEIGHT = 360, 196
+LEFT, RIGHT, TOP, BOTTOM, GAP = 40, 10, 26, 34, 14
+NAMES = 56
+"""Room on the right for the curves' names, when there are several."""
+
+
+def curves(panels: Sequence[Panel], label: str, say: Say = words.number, *, ground: float | None = 0.0) -> Markup:
+    """Panels side by side, one scale for the steps and one for the values. ground: a value the scale must hold."""
+    values = [y for p in panels for line in p.lines for _, y in thin(line.points)]
+    if not values:
+        return Markup("")
+    low, high, ticks = scale(values, ground)
+    many = any(len(p.lines) > 1 for p in panels)
+    room = WIDTH - LEFT - (NAMES if many else RIGHT) - GAP * (len(panels) - 1)
+    total = sum(p.steps for p in panels)
+    # a short stage still gets room for its labels; the others then share what is left
+    shares = [max(p.steps / total, 0.5 / len(panels)) for p in panels]
+    parts, at = [_value_axis(low, high, ticks, say)], float(LEFT)
+    for panel, part in zip(panels, shares, strict=True):
+        width = room * part / sum(shares)
+        box = Box(at, TOP, width, HEIGHT - TOP - BOTTOM, low, high)
+        parts.append(_panel(panel, box, say, heading=len(panels) > 1, named=many and panel is panels[-1]))
+        at += width + GAP
+    parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 4, "step", "axis", "middle"))
+    return _svg(WIDTH, HEIGHT, label, parts)
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """At most MOST_POINTS, averaged over equal stretches; a stretch stands at its last step."""
+    n = len(points)
+    if n <= MOST_POINTS:
+        return list(points)
+    cuts = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)]
+    parts = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [(p[-1][0], math.fsum(y for _, y in p) / len(p)) for p in parts]
+
+
+def scale(values: Sequence[float], ground: float | None) -> tuple[float, float, list[float]]:
+    """Lowest, highest and round numbers in between."""
+    low, high = min(values), max(values)
+    if ground is not None:
+        low, high = min(low, ground), max(high, ground)
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = (low - 0.5, high + 0.5) if ground is None else (low, high + (abs(high) or 1.0))
+    step = _round_up((high - low) / 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return first * step, last * step, [i * step for i in range(first, last + 1)]
+
+
+def _round_up(x: float) -> float:
+    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(x))
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= x * (1 - 1e-9))
+
+
+def _value_axis(low: float, high: float, ticks: Sequence[float], say: Say) -> Markup:
+    box = Box(LEFT, TOP, 0, HEIGHT - TOP - BOTTOM, low, high)
+    return Markup("").join(_text(LEFT - 6, box.y(t) + 3.5, _tick(t, say), "tick", "end") for t in ticks)
+
+
+def _tick(value: float, say: Say) -> str:
+    if say is words.share and 0 <= value <= 1:
+        return f"{100 * value:.3g}%"
+    return words.number(round(value, 10))
+
+
+def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> Markup:
+    """One stage: grid, heading, its own steps below, its curves."""
+    _, _, ticks = scale([box.low, box.high], None)
+    right, bottom = box.left + box.width, box.top + box.height
+    out = [_line(box.left, box.y(t), right, box.y(t), "grid") for t in ticks if box.low <= t <= box.high]
+    out.append(_line(box.left, bottom, right, bottom, "base"))
+    if heading:
+        out.append(_text(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
+    for x, step, anchor in ((box.left, 0, "start"), (right, panel.steps, "end")):
+        out.append(_text(x, bottom + 13, words.number(step), "tick", anchor))
+    ends: list[tuple[float, Line]] = []
+    for line in panel.lines:
+        points = thin(line.points)
+        if points:
+            out.append(_curve(points, line, panel, box, say, alone=len(panel.lines) == 1))
+            ends.append((box.y(points[-1][1]), line))
+    if named:
+        out += [_text(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
+    return Markup("").join(out)
+
+
+def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *, alone: bool) -> Markup:
+    at = [(box.left + box.width * x / panel.steps, box.y(y)) for x, y in points]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    out = [Markup('<path class="curve tone{}" d="{}"/>').format(line.tone, path)]
+    if len(points) <= 12:
+        out += [_dot(x, y, f"mark tone{line.tone}", 2.4) for x, y in at]
+    if alone:
+        out.append(_end_labels(points, at, box, say))
+    out += _hovers(points, at, line, panel, box, say)
+    return Markup("").join(out)
+
+
+def _end_labels(points: list[Point], at: list[Point], box: Box, say: Say) -> Markup:
+    """The last value beside the curve's end, and the first one where there is room for both."""
+    (x0, y0), (x1, y1) = at[0], at[-1]
+    out = [_text(x1, _beside(y1, y0, box), say(points[-1][1]), "value", "end")]
+    if len(at) > 1 and x1 - x0 > 84:
+        out.append(_text(x0 + 3, _beside(y0, y1, box), say(points[0][1]), "value", "start"))
+    return Markup("").join(out)
+
+
+def _beside(y: float, other: float, box: Box) -> float:
+    """Above an end that lies higher than the other one, below one that lies lower; always inside."""
+    up, down = y - 7, y + 15
+    wanted = up if y <= other else down
+    if wanted < box.top + 4:
+        return down
+    return up if wanted > box.top + box.height - 3 else wanted
+
+
+def _hovers(points: list[Point], at: list[Point], line: Line, panel: Panel, box: Box, say: Say) -> list[Markup]:
+    """A strip around every point that shows it and says its value."""
+    out, edges = [], [(a[0] + b[0]) / 2 for a, b in zip(at, at[1:], strict=False)]
+    starts, ends = [box.left, *edges], [*edges, box.left + box.width]
+    for (step, value), (x, y), a, b in zip(points, at, starts, ends, strict=True):
+        name = f"{panel.name} {line.name}".strip()
+        title = f"{name}, step {words.number(step)}: {say(value)}"
+        out.append(
+            Markup('<g class="hover"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>{}<title>{}</title></g>').format(
+                a, box.top, max(b - a, 0.1), box.height, _dot(x, y, f"tone{line.tone}", 3), title
+            )
+        )
+    return out
+
+
+def apart(ends: list[tuple[float, Line]], least: float = 13) -> list[tuple[float, Line]]:
+    """Label places moved down until none covers another."""
+    out: list[tuple[float, Line]] = []
+    for y, line in sorted(ends, key=lambda e: e[0]):
+        out.append((max(y, out[-1][0] + least) if out else y, line))
+    return out
+
+
+# ------------------------------------------------------------ bars, sparklines, the funnel
+
+
+def bar(
+    value: float, most: float, title: str, *, tone: int = 0, between: tuple[float, float] | None = None
+) -> Markup:
+    """A bar of a table's cell. between: the interval drawn over its end."""
+    width, height = 100, 12
+
+    def x(v: float) -> float:
+        return width * min(max(v / most if most > 0 else 0.0, 0.0), 1.0)
+
+    parts = [
+        Markup('<rect class="rail" width="{}" height="{}"/>').format(width, height),
+        Markup('<rect class="fill tone{}" width="{:.1f}" height="{}"/>').format(tone, x(value), height),
+    ]
+    if between is not None:
+        low, high = map(x, between)
+        parts += [_line(low, 6, high, 6, "whisker"), *[_line(at, 2.5, at, 9.5, "whisker") for at in (low, high)]]
+    parts.append(Markup("<title>{}</title>").format(title))
+    return _svg(width, height, title, parts, extra="bar", stretch=True)
+
+
+def spark(values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0) -> Markup:
+    """A value through the stages."""
+    width, height, pad = 120, 36, 5
+    high = max((v for _, v in values), default=0.0) or 1.0
+    low = min(0.0, *(v for _, v in values)) if values else 0.0
+    span = (width - 2 * pad) / max(1, len(values) - 1)
+    box = Box(pad, pad, width - 2 * pad, height - 2 * pad, low, high)
+    at = [(pad + i * span, box.y(v)) for i, (_, v) in enumerate(values)]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    parts = [Markup('<path class="curve tone{}" d="{}"/>').format(tone, path)]
+    for (name, value), (x, y) in zip(values, at, strict=True):
+        dot = _dot(x, y, f"mark tone{tone}", 2.6)
+        parts.append(Markup("<g>{}<title>{}: {}</title></g>").format(dot, name, say(value)))
+    return _svg(width, height, label, parts, extra="spark")
+
+
+def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
+    """(name, explanation, count) from top to bottom, each bar a share of the first."""
+    if not rows:
+        return Markup("")
+    pitch, left, room = 30, 78, 176
+    first, parts = rows[0][2] or 1.0, []
+    for i, (name, why, count) in enumerate(rows):
+        y, width = i * pitch + 4, room * min(1.0, count / first)
+        of = f"{words.share(count / first)} of {rows[0][0]}" if i else ""
+        parts += [
+            _text(left - 8, y + 15, name, "head", "end"),
+            Markup('<g><rect class="fill tone0" x="{}" y="{}" width="{:.1f}" height="21"/>').format(left, y, max(width, 1)),
+            Markup("<title>{}</title></g>").format(f"{name}: {words.number(count)}. {why}"),
+            _text(left + width + 6, y + 15, words.number(count), "value", "start"),
+        ]
+        if i:
+            x = left + width + 12 + 6.6 * len(words.number(count))
+            parts.append(_text(x, y + 15, of.split(" of ")[0], "tick", "start"))
+    return _svg(WIDTH, len(rows) * pitch + 4, label, parts)
+
+
+# ------------------------------------------------------------ pieces
+
+
+def _svg(width: float, height: float, label: str, parts: Sequence[Markup], extra: str = "", stretch: bool = False) -> Markup:
+    shape = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
+    return Markup('<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}"{}>{}</svg>').format(
+        extra, width, height, label, shape, Markup("").join(parts)
+    )
+
+
+def _text(x: float, y: float, text: str, cls: str, anchor: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(cls, x, y, anchor, escape(text))
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(cls, x1, y1, x2, y2)
+
+
+def _dot(x: float, y: float, cls: str, r: float) -> Markup:
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(cls, x, y, r)

@@ -1,0 +1,81 @@
+"""The report: `report.html`, one file that needs nothing else. Sections are views (`sections.py`), placed by a template.
+
+Self-contained and inert: no script, no request (a content policy forbids both), every text escaped by the template.
+The same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ladder.report import marks, sections, story, words
+from ladder.report.run import Run, load
+
+HERE = Path(__file__).parent
+NAME = "report.html"
+
+
+def write(run: Path) -> Path:
+    """Writes the report of a run's directory; returns its path. Raises UserError where there is no run."""
+    text = render(load(run))
+    path, partial = run / NAME, run / f".{NAME}.partial"
+    with partial.open("w", encoding="utf-8", errors="replace") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+    return path
+
+
+def render(run: Run) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(views(run))
+
+
+def views(run: Run) -> dict[str, Any]:
+    """Everything that the template names."""
+    main, more = sections.side_by_side(run)
+    sets = sections.problem_sets(run)
+    return {
+        "run": run,
+        "about": words.visible(run.recipe.get("about") or "").strip(),
+        "headline": story.headline(run),
+        "moments": story.moments(run),
+        "missing": story.missing(run),
+        "facts": facts(run),
+        "tiles": sections.tiles(run),
+        "table": sections.table(run),
+        "cards": sections.cards(run),
+        "main": main,
+        "more": more,
+        "sets": sets,
+        "notations": any(marks.classifier(run.recipe, s.name) for s in sets),
+        "terms": sections.terms(run),
+        "command": f"ladder run {shlex.quote(str(place(run.path) / 'recipe.yaml'))} --out {{}}",
+        "again": shlex.quote(f"{place(run.path)}-again"),
+    }
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The run's particulars, as far as they are known."""
+    model = " · ".join(p for p in (run.source, run.built) if p)
+    known = {
+        "model": model,
+        "seed": "" if run.seed is None else str(run.seed),
+        "time": "" if run.seconds is None else words.duration(run.seconds),
+        "stages": " → ".join(s.name for s in run.stages),
+    }
+    return [(k, v) for k, v in known.items() if v]
+
+
+def place(path: Path) -> Path:
+    """A path as one would type it from here."""
+    full, here = path.resolve(), Path.cwd()
+    return full.relative_to(here) if full.is_relative_to(here) and full != here else path

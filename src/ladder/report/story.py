@@ -1,0 +1,225 @@
+"""What a run's numbers say, in sentences. Every sentence is computed; a number that is missing leaves its sentence out.
+
+Nothing is claimed that the figures do not hold: a fall is told like a rise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from ladder.report import words
+from ladder.report.marks import is_chain
+from ladder.report.run import Run, Stage, number
+
+SHOWN_SETS = 3
+"""Sets named in the headline."""
+LONGER = 1.25
+"""From this ratio of lengths on, a change of length is worth a sentence."""
+LOSS = 0.02
+"""From this fall of accuracy on, it is worth a sentence."""
+
+KINDS = {
+    "pretrain": "Reads a corpus and learns to predict the next token. Nothing is judged and nothing is rewarded.",
+    "sft": "Learns by imitation: it is shown finished answers and learns to predict them token by token.",
+    "rl": (
+        "Writes a group of answers to each problem and has every answer judged. What scored above its group's average "
+        "becomes more likely, the rest less likely. No answer is ever shown to it."
+    ),
+    "harvest": (
+        "Trains nothing. The model answers problems many times over, and only answers that pass every filter are kept: "
+        "they are the documents of a later stage."
+    ),
+}
+
+
+def what(run: Run, stage: Stage) -> str:
+    """What a stage of this kind does, what it reads, and what its reward looks at."""
+    text = KINDS.get(stage.kind, f"A stage of the kind “{stage.kind}”." if stage.kind else "")
+    read = [s.name for s in run.stages if s.is_data and s.name in _values(stage.spec)]
+    if read and not stage.is_data:
+        text += f" Here: the documents kept by {words.listed(read)}."
+    if stage.kind == "rl":
+        text += " " + judged_by(run, stage) if judged_by(run, stage) else ""
+    return text.strip()
+
+
+def judged_by(run: Run, stage: Stage) -> str:
+    """What the reward looks at."""
+    spec = stage.spec.get("reward") or run.recipe.get("reward")
+    if is_answer_only(run, stage):
+        return "The reward is 1 for a right final answer, else 0: nothing about form, notation or length."
+    names = _names(spec)
+    return f"Its reward: {words.listed(names)}." if names else ""
+
+
+def is_answer_only(run: Run, stage: Stage) -> bool:
+    return is_chain(stage.spec.get("reward") or run.recipe.get("reward"))
+
+
+def _names(spec: Any) -> list[str]:
+    """The names in a reward's specification."""
+    if isinstance(spec, str):
+        return [spec]
+    if isinstance(spec, list):
+        return [n for one in spec for n in _names(one)]
+    if isinstance(spec, dict):
+        return [str(spec["kind"])] if "kind" in spec else [str(k) for k in spec]
+    return []
+
+
+def _values(spec: Any) -> set[str]:
+    """All strings in a specification."""
+    if isinstance(spec, dict):
+        return set().union(*map(_values, spec.values())) if spec else set()
+    if isinstance(spec, list):
+        return set().union(*map(_values, spec)) if spec else set()
+    return {spec} if isinstance(spec, str) else set()
+
+
+def origin(run: Run, stage: Stage) -> str:
+    """What a stage starts from."""
+    if stage.parent:
+        return f"{'answers by' if stage.is_data else 'starts from'} {stage.parent}"
+    source = run.source or "the recipe's model"
+    if source.startswith("preset:"):
+        return "starts from random weights"
+    return f"starts from {source}"
+
+
+# ------------------------------------------------------------ the headline
+
+
+def headline(run: Run) -> Markup:
+    """What happened, in one sentence."""
+    models = run.models
+    if not models:
+        return Markup("No stage of this run has been measured yet.")
+    first, last = models[0], models[-1]
+    took = f" in {words.duration(run.seconds)}" if run.seconds is not None else ""
+    both = [s for s in run.sets if accuracy(first, s) is not None and accuracy(last, s) is not None][:SHOWN_SETS]
+    if first is last or not both:
+        some = [s for s in run.sets if accuracy(last, s) is not None][:SHOWN_SETS]
+        parts = [Markup("<b>{}</b> of {} problems").format(words.share(accuracy(last, s)), s) for s in some]
+        if not parts:
+            return Markup("{} has run{}; its accuracy was not measured.").format(last.name, took)
+        return Markup("After {}, the model gets {} right{}.").format(last.name, _joined(parts), took)
+    parts = [
+        Markup("from <b>{}</b> to <b>{}</b>{} on {} {}").format(
+            words.share(accuracy(first, s)), words.share(accuracy(last, s)), "" if i else " right", s, _ones(i)
+        )
+        for i, s in enumerate(both)
+    ]
+    grew = _lengths(run, first, last)
+    return Markup("The model went {}{}{}.").format(_joined(parts), took, grew)
+
+
+def _ones(i: int) -> str:
+    return "ones" if i else "problems"
+
+
+def _lengths(run: Run, first: Stage, last: Stage) -> Markup:
+    """How long answers were and are, on the first set."""
+    a, b = ((number(m.figures.get(run.sets[0]), "length") if run.sets else None) for m in (first, last))
+    if a is None or b is None:
+        return Markup("")
+    return Markup("; its answers to {} problems from <b>{}</b> to <b>{}</b> tokens").format(
+        run.sets[0], words.tokens(a), words.tokens(b)
+    )
+
+
+def _joined(parts: list[Markup]) -> Markup:
+    return parts[0] if len(parts) == 1 else Markup("{} and {}").format(Markup(", ").join(parts[:-1]), parts[-1])
+
+
+def accuracy(stage: Stage, name: str) -> float | None:
+    return number(stage.figures.get(name), "accuracy")
+
+
+# ------------------------------------------------------------ what stands out
+
+
+def moments(run: Run) -> list[Markup]:
+    """The few changes worth a sentence: the largest gain, a change of length, a change of mixing, the largest loss."""
+    found = [*(_gain(run, s) for s in run.sets), _length(run), _mixing(run), *(_loss(run, s) for s in run.sets)]
+    return [m for m in found if m]
+
+
+def _changes(run: Run, name: str, key: str) -> list[tuple[float, float, Stage, Stage]]:
+    """(before, after, the model it started from, the stage) of every stage that has both."""
+    out = []
+    for stage in run.models:
+        start = run.before(stage)
+        a = number(start.figures.get(name), key) if start else None
+        b = number(stage.figures.get(name), key)
+        if start is not None and a is not None and b is not None:
+            out.append((a, b, start, stage))
+    return out
+
+
+def _gain(run: Run, name: str) -> Markup:
+    changes = _changes(run, name, "accuracy")
+    if not changes:
+        return Markup("")
+    a, b, start, stage = max(changes, key=lambda c: c[1] - c[0])
+    if b <= a:
+        return Markup("")
+    return Markup("Largest gain on {} problems: <b>{}</b>, from {} to {} right (it started from {}).").format(
+        name, stage.name, words.share(a), words.share(b), start.name
+    )
+
+
+def _loss(run: Run, name: str) -> Markup:
+    worse = [c for c in _changes(run, name, "accuracy") if c[0] - c[1] >= LOSS]
+    if not worse:
+        return Markup("")
+    a, b, start, stage = max(worse, key=lambda c: c[0] - c[1])
+    return Markup("Lost on {} problems: <b>{}</b>, from {} to {} right (it started from {}).").format(
+        name, stage.name, words.share(a), words.share(b), start.name
+    )
+
+
+def _length(run: Run) -> Markup:
+    changes = [c for c in _changes(run, run.sets[0], "length") if c[0] > 0 and c[1] > 0] if run.sets else []
+    if not changes:
+        return Markup("")
+    a, b, start, stage = max(changes, key=lambda c: max(c[1] / c[0], c[0] / c[1]))
+    ratio = b / a
+    if 1 / LONGER < ratio < LONGER:
+        return Markup("")
+    unasked = " Nothing in its reward asked for that." if stage.kind == "rl" and is_answer_only(run, stage) else ""
+    times = f"{ratio:.1f} times as long" if ratio > 1 else f"{1 / ratio:.1f} times shorter"
+    return Markup("Answers of <b>{}</b> are {} as those of {}: {} tokens and {} ({}).{}").format(
+        stage.name, times, start.name, words.tokens(b), words.tokens(a), run.sets[0], unasked
+    ) if ratio > 1 else Markup("Answers of <b>{}</b> are {} than those of {}: {} tokens and {} ({}).{}").format(
+        stage.name, times, start.name, words.tokens(b), words.tokens(a), run.sets[0], unasked
+    )
+
+
+def _mixing(run: Run) -> Markup:
+    """The stage at which mixing fell or rose most, against the model before it in the run."""
+    if not run.sets:
+        return Markup("")
+    name = run.sets[0]
+    known = [(m, x) for m in run.models if (x := number(m.figures.get(name), "mixed")) is not None]
+    pairs = list(zip(known, known[1:], strict=False))
+    if not pairs:
+        return Markup("")
+    (before, a), (after, b) = max(pairs, key=lambda p: abs(p[0][1] - p[1][1]))
+    return Markup("Both notations in one worked answer: {} after {}, <b>{}</b> after {} ({}).").format(
+        words.share(a), before.name, words.share(b), after.name, name
+    )
+
+
+def missing(run: Run) -> list[str]:
+    """What is not there, in a sentence each."""
+    out = []
+    for stage in run.stages:
+        if stage.state == "missing":
+            out.append(f"{stage.name} has not run yet")
+        elif stage.state == "unfinished":
+            out.append(f"{stage.name} is unfinished: its last recorded step is {stage.steps}")
+        elif not stage.figures:
+            out.append(f"{stage.name} was not measured")
+    return out

@@ -1,0 +1,71 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NONE = "–"
+
+
+def share(x: float | None) -> str:
+    """0.9632 -> 96.3%. Only what is exactly nothing or everything is written as 0% or 100%."""
+    if x is None:
+        return NONE
+    if not 0 <= x <= 1:
+        return number(x)
+    text = f"{100 * x:.1f}"
+    if x in (0, 1):
+        return f"{x:.0%}"
+    return {"0.0": "<0.1", "100.0": ">99.9"}.get(text, text) + "%"
+
+
+def number(x: float | None) -> str:
+    """At most three figures behind what matters."""
+    if x is None:
+        return NONE
+    if x == int(x) and abs(x) < 1e15:
+        return f"{int(x):,}"
+    size = abs(x)
+    if size >= 1000:
+        return f"{x:,.0f}"
+    if size >= 0.001:
+        return f"{x:.3g}" if size < 100 else f"{x:.1f}"
+    return f"{x:.1e}"
+
+
+def tokens(x: float | None) -> str:
+    return NONE if x is None else f"{x:,.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """41.2 -> 41 s; 176 -> 2 min 56 s; 5400 -> 1 h 30 min."""
+    if seconds is None:
+        return NONE
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    whole = round(whole / 60)
+    return f"{whole // 60} h {whole % 60} min" if whole % 60 else f"{whole // 60} h"
+
+
+def listed(parts: list[str]) -> str:
+    """a, b and c"""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def visible(text: Any) -> str:
+    """Text with its control characters shown as symbols, so that it cannot act on the page or the file."""
+    return "".join(_visible(c) for c in (text if isinstance(text, str) else str(text)))
+
+
+def _visible(c: str) -> str:
+    if c in "\n\t":
+        return c
+    if c < " ":
+        return chr(0x2400 + ord(c))
+    hidden = c == "\x7f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069" or "\ud800" <= c <= "\udfff"
+    return "\N{REPLACEMENT CHARACTER}" if hidden else c
