@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from ladder.attention import IMPLEMENTATION
 from ladder.engine.model import wrap_tokenizer
 
+torch.set_num_threads(1)  # on models this small, threads only wait for each other
+
 PAD, BOS, EOS, OPEN, CLOSE = range(5)
 DOUBLE = 99
 """Reads "w5 w6", which is encoded as [5, 6]: whoever tokenises a text again is found out."""
