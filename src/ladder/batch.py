@@ -110,8 +110,6 @@ def count(units: Sequence[Unit], loss: Loss) -> float:
 
     Raises ValueError when the units are not of the loss's kind or nothing is trained.
     """
-    if not units:
-        raise ValueError("nothing to train: the batch is empty")
     paired = [isinstance(u, Pair) for u in units]
     if (loss.unit == "pair") != all(paired) or (any(paired) and not all(paired)):
         raise ValueError(f"{type(loss).__name__} takes {'pairs' if loss.unit == 'pair' else 'samples'} only")

@@ -131,6 +131,8 @@ class Engine:
         """
         if self.optimizer is None:
             raise ValueError("this engine is frozen: it has no optimiser")
+        if not units:
+            raise ValueError("nothing to train: the batch is empty")
         start, meter, first = time.perf_counter(), _Meter(), {}
         for epoch in range(epochs):
             for part in _minibatches(units, minibatches, shuffle=rng.key(key, epoch) if epoch else None):
