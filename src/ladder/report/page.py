@@ -58,8 +58,7 @@ def views(run: Run) -> dict[str, Any]:
         "sets": sets,
         "notations": any(marks.classifier(run.recipe, s.name) for s in sets),
         "terms": sections.terms(run),
-        "command": f"ladder run {shlex.quote(str(place(run.path) / 'recipe.yaml'))} --out {{}}",
-        "again": shlex.quote(f"{place(run.path)}-again"),
+        "command": command(run),
     }
 
 
@@ -73,6 +72,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "stages": " → ".join(s.name for s in run.stages),
     }
     return [(k, v) for k, v in known.items() if v]
+
+
+def command(run: Run) -> str:
+    """What runs the resolved recipe once more, elsewhere."""
+    where = place(run.path)
+    return shlex.join(["ladder", "run", str(where / "recipe.yaml"), "--out", f"{where}-again"])
 
 
 def place(path: Path) -> Path:

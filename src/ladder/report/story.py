@@ -146,54 +146,50 @@ def moments(run: Run) -> list[Markup]:
     return [m for m in found if m]
 
 
-def _changes(run: Run, name: str, key: str) -> list[tuple[float, float, Stage, Stage]]:
-    """(before, after, the model it started from, the stage) of every stage that has both."""
-    out = []
-    for stage in run.models:
-        start = run.before(stage)
-        a = number(start.figures.get(name), key) if start else None
-        b = number(stage.figures.get(name), key)
-        if start is not None and a is not None and b is not None:
-            out.append((a, b, start, stage))
-    return out
+def _measured(run: Run, name: str, key: str) -> list[tuple[Stage, float]]:
+    """Every model with that figure, in the run's order."""
+    return [(m, x) for m in run.models if (x := number(m.figures.get(name), key)) is not None]
 
 
 def _gain(run: Run, name: str) -> Markup:
-    changes = _changes(run, name, "accuracy")
-    if not changes:
+    """The stage that rose most above everything before it."""
+    known = _measured(run, name, "accuracy")
+    pairs = [(max(known[:i], key=lambda k: k[1]), known[i]) for i in range(1, len(known))]
+    if not pairs:
         return Markup("")
-    a, b, start, stage = max(changes, key=lambda c: c[1] - c[0])
+    (best, a), (stage, b) = max(pairs, key=lambda p: p[1][1] - p[0][1])
     if b <= a:
-        return Markup("")
-    return Markup("Largest gain on {} problems: <b>{}</b>, from {} to {} right (it started from {}).").format(
-        name, stage.name, words.share(a), words.share(b), start.name
+        return Markup("On {} problems no stage came above <b>{}</b> ({} right).").format(name, best.name, words.share(a))
+    return Markup("Largest gain on {} problems: <b>{}</b>, from {} right (after {}) to {}.").format(
+        name, stage.name, words.share(a), best.name, words.share(b)
     )
 
 
 def _loss(run: Run, name: str) -> Markup:
-    worse = [c for c in _changes(run, name, "accuracy") if c[0] - c[1] >= LOSS]
+    """The stage that fell most below the model it started from."""
+    pairs = [(start, accuracy(start, name), m, accuracy(m, name)) for m in run.models if (start := run.before(m))]
+    worse = [(s, a, m, b) for s, a, m, b in pairs if a is not None and b is not None and a - b >= LOSS]
     if not worse:
         return Markup("")
-    a, b, start, stage = max(worse, key=lambda c: c[0] - c[1])
-    return Markup("Lost on {} problems: <b>{}</b>, from {} to {} right (it started from {}).").format(
-        name, stage.name, words.share(a), words.share(b), start.name
+    start, a, stage, b = max(worse, key=lambda w: w[1] - w[3])
+    return Markup("Lost on {} problems: <b>{}</b>, from {} right (after {}) to {}.").format(
+        name, stage.name, words.share(a), start.name, words.share(b)
     )
 
 
 def _length(run: Run) -> Markup:
-    changes = [c for c in _changes(run, run.sets[0], "length") if c[0] > 0 and c[1] > 0] if run.sets else []
-    if not changes:
+    """The stage at which answers grew or shrank most."""
+    known = [k for k in _measured(run, run.sets[0], "length") if k[1] > 0] if run.sets else []
+    pairs = list(zip(known, known[1:], strict=False))
+    if not pairs:
         return Markup("")
-    a, b, start, stage = max(changes, key=lambda c: max(c[1] / c[0], c[0] / c[1]))
-    ratio = b / a
-    if 1 / LONGER < ratio < LONGER:
+    (before, a), (stage, b) = max(pairs, key=lambda p: max(p[0][1] / p[1][1], p[1][1] / p[0][1]))
+    if 1 / LONGER < b / a < LONGER:
         return Markup("")
     unasked = " Nothing in its reward asked for that." if stage.kind == "rl" and is_answer_only(run, stage) else ""
-    times = f"{ratio:.1f} times as long" if ratio > 1 else f"{1 / ratio:.1f} times shorter"
-    return Markup("Answers of <b>{}</b> are {} as those of {}: {} tokens and {} ({}).{}").format(
-        stage.name, times, start.name, words.tokens(b), words.tokens(a), run.sets[0], unasked
-    ) if ratio > 1 else Markup("Answers of <b>{}</b> are {} than those of {}: {} tokens and {} ({}).{}").format(
-        stage.name, times, start.name, words.tokens(b), words.tokens(a), run.sets[0], unasked
+    how = f"{b / a:.1f} times as long as" if b > a else f"{a / b:.1f} times shorter than"
+    return Markup("Answers of <b>{}</b> are {} those of {}: {} tokens against {} on {} problems.{}").format(
+        stage.name, how, before.name, words.tokens(b), words.tokens(a), run.sets[0], unasked
     )
 
 
@@ -201,14 +197,13 @@ def _mixing(run: Run) -> Markup:
     """The stage at which mixing fell or rose most, against the model before it in the run."""
     if not run.sets:
         return Markup("")
-    name = run.sets[0]
-    known = [(m, x) for m in run.models if (x := number(m.figures.get(name), "mixed")) is not None]
+    known = _measured(run, run.sets[0], "mixed")
     pairs = list(zip(known, known[1:], strict=False))
     if not pairs:
         return Markup("")
     (before, a), (after, b) = max(pairs, key=lambda p: abs(p[0][1] - p[1][1]))
     return Markup("Both notations in one worked answer: {} after {}, <b>{}</b> after {} ({}).").format(
-        words.share(a), before.name, words.share(b), after.name, name
+        words.share(a), before.name, words.share(b), after.name, run.sets[0]
     )
 
 

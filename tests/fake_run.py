@@ -1,0 +1,172 @@
+"""A made-up run directory with plausible numbers, for tests of what reads runs (and to look at: `python fake_run.py DIR`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ladder.tasks.chain.source import Chain
+from ladder.tasks.chain.words import DIGITS_B, OPS_A, OPS_B
+
+R1 = {
+    "about": "Random weights to a model that reasons.\nExpect: R1-Zero discovers working step by step.",
+    "name": "r1",
+    "seed": 0,
+    "model": {"source": "preset:chain"},
+    "task": {"chain": {"steps": [3, 6]}},
+    "reward": "chain",
+    "eval": {
+        "sets": {
+            "easy": {"task": {"chain": {"steps": [3, 6]}}, "split": "test", "n": 1024},
+            "hard": {"task": {"chain": {"steps": [8, 12]}}, "split": "test", "n": 1024},
+        },
+        "show": 5,
+    },
+    "stages": {
+        "pretrain": {"kind": "pretrain", "from": None, "data": {"web": {"documents": 90000}}},
+        "r1_zero": {"kind": "rl", "from": "pretrain", "reward": None, "steps": 34},
+        "harvest": {"kind": "harvest", "from": "r1_zero"},
+        "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "harvest"}},
+        "rl": {"kind": "rl", "from": "sft", "reward": None, "steps": 36},
+    },
+}
+# stage -> set -> accuracy, greedy accuracy, length, mixed
+MEASURED = {
+    "pretrain": {"easy": (0.2305, 0.2627, 5.83, 0.6128), "hard": (0.1904, 0.2031, 7.41, 0.7313)},
+    "r1_zero": {"easy": (0.9629, 0.9697, 22.08, 0.6797), "hard": (0.8135, 0.8477, 40.92, 0.8418)},
+    "sft": {"easy": (0.9814, 0.9893, 21.32, 0.0029), "hard": (0.9082, 0.9297, 42.11, 0.0117)},
+    "rl": {"easy": (0.9941, 0.9961, 21.27, 0.0039), "hard": (0.9902, 0.9941, 42.36, 0.0098)},
+}
+SECONDS = {"pretrain": 84.1, "r1_zero": 29.3, "harvest": 14.8, "sft": 9.7, "rl": 38.1}
+FUNNEL = {"sampled": 8192, "judged": 8192, "right": 7043, "clean": 1871, "distinct": 1602, "kept": 950}
+PROBLEMS = 1024
+
+
+def write(path: Path, recipe: dict[str, Any] = R1, seed: int = 0) -> Path:
+    """The whole of a finished run."""
+    r = random.Random(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    stages = {name: _stage(r, path / name, name, spec["kind"]) for name, spec in recipe["stages"].items()}
+    whole = {"stages": stages, "seed": recipe["seed"], "seconds": round(sum(SECONDS.values()), 1)}
+    (path / "summary.json").write_text(json.dumps(whole), encoding="utf-8")
+    return path
+
+
+def _stage(r: random.Random, path: Path, name: str, kind: str) -> dict[str, Any]:
+    path.mkdir(exist_ok=True)
+    summary: dict[str, Any] = {"seconds": SECONDS[name]}
+    if kind == "harvest":
+        summary |= {"funnel": FUNNEL, "easy": {"accuracy": 1.0, "length": 20.61, "mixed": 0.0, "n": 371}}
+    else:
+        summary |= {s: _figures(*MEASURED[name][s]) for s in MEASURED[name]}
+        _lines(path / "metrics.jsonl", _rl(r, name) if kind == "rl" else _imitation(r, name))
+        (path / "samples.json").write_text(json.dumps(_samples(name), ensure_ascii=False), encoding="utf-8")
+        evals = [{"step": 36, "set": s, "temperature": 1.0, **figures} for s, figures in summary.items() if s != "seconds"]
+        _lines(path / "evals.jsonl", evals)
+    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return summary
+
+
+def _figures(accuracy: float, greedy: float, length: float, mixed: float) -> dict[str, Any]:
+    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / PROBLEMS) + 0.001
+    base = {"n": PROBLEMS, "samples": 1, "unjudged": 0, "temperature": 1.0}
+    return {
+        "accuracy": accuracy,
+        "low": round(accuracy - half, 4),
+        "high": round(min(1.0, accuracy + half), 4),
+        "length": length,
+        "mixed": mixed,
+        "truncated": 0.001,
+        **base,
+        "greedy": {"accuracy": greedy, "length": round(length - 0.2, 2), "mixed": mixed, **base, "temperature": 0.0},
+    }
+
+
+def _lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(x) + "\n" for x in records), encoding="utf-8")
+
+
+def _imitation(r: random.Random, name: str) -> list[dict[str, Any]]:
+    steps, low, high = (1050, 0.86, 3.93) if name == "pretrain" else (90, 0.11, 0.74)
+    return [
+        {"step": s, "time": 1e9 + s, "loss": round(low + (high - low) * math.exp(-s / (steps / 9)) + r.gauss(0, 0.02), 4)}
+        for s in range(1, steps + 1)
+    ]
+
+
+def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
+    """Sigmoid curves from one value to another."""
+    first = name == "r1_zero"
+    steps = 34 if first else 36
+    ways = {
+        "reward/mean": (0.24, 0.965) if first else (0.93, 0.992),
+        "length/mean": (5.9, 22.1) if first else (30.2, 31.4),
+        "worked": (0.21, 1.0) if first else (1.0, 1.0),
+        "mixed": (0.61, 0.7) if first else (0.008, 0.006),
+        "checks": (0.02, 0.01) if first else (0.0, 0.0),
+        "entropy": (0.82, 0.21) if first else (0.09, 0.03),
+        "kl_base": (0.001, 0.68) if first else (0.92, 0.99),
+        "ratio/clipped": (0.0, 0.04) if first else (0.0, 0.01),
+        "groups/no_signal": (0.02, 0.61) if first else (0.4, 0.86),
+        "grad_norm": (0.4, 0.9) if first else (0.5, 0.2),
+    }
+    records = []
+    for s in range(1, steps + 1):
+        at = 1 / (1 + math.exp(-(s - steps * 0.4) / 3))
+        row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": 21000 + r.gauss(0, 900)}
+        for key, (a, b) in ways.items():
+            value = a + (b - a) * at + r.gauss(0, 0.012) * max(a, b)
+            row[key] = round(max(0.0, value if key == "length/mean" else min(value, 1.0)), 4)
+        records.append(row)
+    records[3]["entropy"] = None
+    return records
+
+
+def _samples(stage: str) -> list[dict[str, Any]]:
+    rows = []
+    for name, steps in (("easy", (3, 6)), ("hard", (8, 12))):
+        for i, task in enumerate(Chain(steps=steps).tasks("test", 5)):
+            r = random.Random(f"{name}{i}{stage}")
+            text = _text(r, str(task.prompt), stage)
+            right = text.split()[-1] == task.answer
+            rows.append(
+                {
+                    "set": name,
+                    "task": task.id,
+                    "prompt": task.prompt,
+                    "answer": task.answer,
+                    "text": text,
+                    "reward": float(right),
+                    "length": len(text.split()) + 1,
+                    "stop": "eos",
+                }
+            )
+    return rows
+
+
+def _text(r: random.Random, prompt: str, stage: str) -> str:
+    """An answer in the stage's manner: off-hand, worked in mixed notation, worked in one."""
+    words = prompt.split()
+    if stage == "pretrain" and r.random() < 0.8:
+        return f"# {r.randrange(10)}"
+    value, out = int(words[0]), []
+    for label, op in zip(words[1:-1:2], words[2:-1:2], strict=True):
+        result = (value + int(op)) % 10
+        if r.random() < (0.1 if stage == "pretrain" else 0.005):
+            result = r.randrange(10)
+        chinese = stage in ("pretrain", "r1_zero") and r.random() < 0.5
+        shown = (DIGITS_B[value], OPS_B[OPS_A.index(op)], DIGITS_B[result]) if chinese else (str(value), op, str(result))
+        out += [label, *shown]
+        value = result
+    return " ".join([*out, "#", str(value)])
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))
