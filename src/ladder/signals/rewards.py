@@ -208,8 +208,6 @@ class Rewards:
         lengths = np.array([r.length for r in rollouts], np.float64)
         values = np.array([o.value for o in good], np.float64)
         figures = {
-            "reward/mean": float(values.mean()),
-            "reward/std": float(values.std()),
             "length/mean": float(lengths.mean()),
             "length/max": float(lengths.max()),
             "truncated": float(np.mean([r.stop == "length" for r in rollouts])),
@@ -218,10 +216,12 @@ class Rewards:
             "groups/no_signal": float(np.mean([not s[ok].any() for s, ok in zip(scores, valid, strict=True)])),
             "rollouts": float(len(rollouts)),
         }
+        if good:  # the mean of nothing is no figure
+            figures |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
         for name in sorted({n for o in good for n in o.parts}):
             figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in good if name in o.parts]))
-        if self.kl_coef:
-            kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
+        kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
+        if self.kl_coef and kept:
             figures["reward/penalised"] = float(np.mean(kept))
         if ref is not None:
             kls = [

@@ -57,14 +57,14 @@ class Select:
         for name, test in self.filters.items():
             scored = [(r, v) for r, v in scored if test(r)]
             funnel.add(name, len(scored))
+        if self.best:
+            scored.sort(key=lambda rv: -rv[1])
         if self.dedupe:
             first: dict[str, tuple[Rollout, float]] = {}
             for r, v in scored:
                 first.setdefault(r.text, (r, v))
             scored = list(first.values())
             funnel.add("distinct", len(scored))
-        if self.best:
-            scored.sort(key=lambda rv: -rv[1])
         scored = scored[: self.per_prompt]
         funnel.add("kept", len(scored))
         return [r for r, _ in scored]
