@@ -31,11 +31,47 @@ R1 = {
     "stages": {
         "pretrain": {"kind": "pretrain", "from": None, "data": {"web": {"documents": 90000}}},
         "r1_zero": {"kind": "rl", "from": "pretrain", "reward": None, "steps": 34},
-        "harvest": {"kind": "harvest", "from": "r1_zero"},
+        "harvest": {"kind": "harvest", "from": "r1_zero", "task": {"chain": {"steps": [3, 12]}}},
         "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "harvest"}},
-        "rl": {"kind": "rl", "from": "sft", "reward": None, "steps": 36},
+        "rl": {"kind": "rl", "from": "sft", "reward": None, "task": {"chain": {"steps": [4, 12]}}, "steps": 36},
     },
 }
+SMALL: dict[str, Any] = {
+    "name": "sums",
+    "seed": 7,
+    "model": {"source": "someone/small-model"},
+    "reward": ["exact", {"kind": "format", "weight": 0.2}],
+    "eval": {"sets": {"test": {"task": {"gym": {"name": "chain_sum"}}}}, "samples": 4},
+    "stages": {"tune": {"kind": "sft", "from": None}, "improve": {"kind": "rl", "from": "tune"}},
+}
+"""Another recipe: a model from elsewhere, one set, no stage of harvest, nothing about notations."""
+
+
+def write_small(path: Path) -> Path:
+    """A finished run of SMALL."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False), encoding="utf-8")
+    r, stages = random.Random(0), {}
+    for name, accuracy, seconds in (("tune", 0.41, 512.0), ("improve", 0.38, 4210.0)):
+        (path / name).mkdir(exist_ok=True)
+        figures = {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02, "length": 120.5}
+        stages[name] = {"test": figures | {"n": 500, "samples": 4, "temperature": 0.7}, "seconds": seconds}
+        (path / name / "summary.json").write_text(json.dumps(stages[name]), encoding="utf-8")
+        thought = f"<thinking>\nFirst 12 + 30 = 42.\n{'Then I add them up again. ' * 18}\n</thinking>\n42"
+        chat = [{"role": "user", "content": "What is 12 + 30?\nThink first."}]
+        sample = {"set": "test", "task": "sum/1", "prompt": chat, "answer": 42, "text": thought, "reward": 0.7, "length": 96}
+        unjudged = {"set": "test", "task": "sum/2", "prompt": "1 + 1 =", "answer": 2, "text": "", "reward": None}
+        (path / name / "samples.json").write_text(json.dumps([sample, unjudged]), encoding="utf-8")
+    _lines(path / "tune" / "metrics.jsonl", _imitation(r, "sft"))
+    keys = {"reward/mean": 0.6, "reward/exact": 0.4, "reward/format": 0.9, "length/mean": 118.0, "entropy": 0.7}
+    rows = [{"step": s, **{k: v + s * 0.001 + r.gauss(0, 0.02) * v for k, v in keys.items()}} for s in range(1, 201)]
+    _lines(path / "improve" / "metrics.jsonl", rows)
+    evals = [{"step": s, "set": "test", "temperature": 0.7, "accuracy": 0.41 - s * 0.00015} for s in range(0, 201, 50)]
+    _lines(path / "improve" / "evals.jsonl", evals)
+    (path / "summary.json").write_text(json.dumps({"stages": stages, "seed": 7, "seconds": 4722.0}), encoding="utf-8")
+    return path
+
+
 # stage -> set -> accuracy, greedy accuracy, length, mixed
 MEASURED = {
     "pretrain": {"easy": (0.2305, 0.2627, 5.83, 0.6128), "hard": (0.1904, 0.2031, 7.41, 0.7313)},

@@ -130,8 +130,7 @@ def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> M
     out.append(_line(box.left, bottom, right, bottom, "base"))
     if heading:
         out.append(_text(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
-    for x, step, anchor in ((box.left, 0, "start"), (right, panel.steps, "end")):
-        out.append(_text(x, bottom + 13, words.number(step), "tick", anchor))
+    out += _step_axis(panel.steps, box)
     ends: list[tuple[float, Line]] = []
     for line in panel.lines:
         points = thin(line.points)
@@ -141,6 +140,16 @@ def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> M
     if named:
         out += [_text(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
     return Markup("").join(out)
+
+
+def _step_axis(steps: float, box: Box) -> list[Markup]:
+    """Nothing, the last step, and round numbers between them where there is room."""
+    bottom = box.top + box.height + 13
+    places = [(box.left, 0.0, "start"), (box.left + box.width, steps, "end")]
+    if box.width > 5 * LABEL:
+        _, _, ticks = scale([0, steps], 0)
+        places += [(box.left + box.width * t / steps, t, "middle") for t in ticks if 0 < t < 0.88 * steps]
+    return [_text(x, bottom, words.number(t), "tick", anchor) for x, t, anchor in places]
 
 
 def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *, alone: bool) -> Markup:
@@ -157,20 +166,27 @@ def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *,
 
 def _end_labels(points: list[Point], at: list[Point], box: Box, say: Say) -> Markup:
     """The last value beside the curve's end, and the first one where there is room for both."""
-    (x0, y0), (x1, y1) = at[0], at[-1]
-    out = [_text(x1, _beside(y1, y0, box), say(points[-1][1]), "value", "end")]
-    if len(at) > 1 and x1 - x0 > 84:
-        out.append(_text(x0 + 3, _beside(y0, y1, box), say(points[0][1]), "value", "start"))
-    return Markup("").join(out)
+    wanted = [(at[-1], points[-1][1], "end")]
+    if len(at) > 1 and at[-1][0] - at[0][0] > 2 * LABEL:
+        wanted.append((at[0], points[0][1], "start"))
+    placed = [(end, _beside(end, at, box), value, anchor) for end, value, anchor in wanted]
+    return Markup("").join(_text(end[0], y, say(v), "value", anchor) for end, y, v, anchor in placed if y is not None)
 
 
-def _beside(y: float, other: float, box: Box) -> float:
-    """Above an end that lies higher than the other one, below one that lies lower; always inside."""
-    up, down = y - 7, y + 15
-    wanted = up if y <= other else down
-    if wanted < box.top + 4:
-        return down
-    return up if wanted > box.top + box.height - 3 else wanted
+LABEL = 40
+"""About the width of a value."""
+FAR = 30
+"""A value further from its end than this says nothing any more."""
+
+
+def _beside(end: Point, at: list[Point], box: Box) -> float | None:
+    """Just above or below all of the curve that runs past a label at its end: whichever is nearer, and inside."""
+    near = [y for x, y in at if abs(x - end[0]) <= LABEL]
+    above, below = min(near) - 6, max(near) + 14
+    choices = [(end[1] - above, above)] if above >= box.top + 1 else []
+    choices += [(below - end[1] - 6, below)] if below <= box.top + box.height - 2 else []
+    distance, y = min(choices, default=(FAR + 1, 0.0))
+    return y if distance <= FAR else None
 
 
 def _hovers(points: list[Point], at: list[Point], line: Line, panel: Panel, box: Box, say: Say) -> list[Markup]:
@@ -221,7 +237,7 @@ def bar(
 
 def spark(values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0) -> Markup:
     """A value through the stages."""
-    width, height, pad = 120, 36, 5
+    width, height, pad = 220, 40, 5
     high = max((v for _, v in values), default=0.0) or 1.0
     low = min(0.0, *(v for _, v in values)) if values else 0.0
     span = (width - 2 * pad) / max(1, len(values) - 1)
@@ -243,16 +259,14 @@ def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
     first, parts = rows[0][2] or 1.0, []
     for i, (name, why, count) in enumerate(rows):
         y, width = i * pitch + 4, room * min(1.0, count / first)
-        of = f"{words.share(count / first)} of {rows[0][0]}" if i else ""
         parts += [
             _text(left - 8, y + 15, name, "head", "end"),
             Markup('<g><rect class="fill tone0" x="{}" y="{}" width="{:.1f}" height="21"/>').format(left, y, max(width, 1)),
             Markup("<title>{}</title></g>").format(f"{name}: {words.number(count)}. {why}"),
-            _text(left + width + 6, y + 15, words.number(count), "value", "start"),
+            Markup('<text class="value" x="{:.1f}" y="{}">{}<tspan class="of" dx="6">{}</tspan></text>').format(
+                left + width + 6, y + 15, words.number(count), words.share(count / first) if i else ""
+            ),
         ]
-        if i:
-            x = left + width + 12 + 6.6 * len(words.number(count))
-            parts.append(_text(x, y + 15, of.split(" of ")[0], "tick", "start"))
     return _svg(WIDTH, len(rows) * pitch + 4, label, parts)
 
 

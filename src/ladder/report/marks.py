@@ -1,6 +1,6 @@
 """Words of an answer that deserve a colour. Only the built-in world has some so far: its two notations.
 
-A world's function says the class of one word, "" for none; everything else here is the same for all worlds.
+A world's function gives every word of an answer its class, "" for none; everything else is the same for all worlds.
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-Classify = Callable[[str], str]
+Classify = Callable[[list[str]], list[str]]
 Pieces = list[tuple[str, str]]  # (class, text); together the text again
 
 ARABIC = re.compile(r"[+-]?[0-9]")
 CHINESE = re.compile(r"[〇一二三四五六七八九加减]+")
+ANSWER = "#"
 
 
-def chain(word: str) -> str:
-    """The notation of a word of the built-in world: "a" (Arabic numerals) or "b" (Chinese ones)."""
+def chain(words: list[str]) -> list[str]:
+    """The notation of the working's words: "a" (Arabic numerals), "b" (Chinese ones). The answer is always Arabic."""
+    end = words.index(ANSWER) if ANSWER in words else len(words)
+    return [_notation(w) if i < end else "" for i, w in enumerate(words)]
+
+
+def _notation(word: str) -> str:
     return "a" if ARABIC.fullmatch(word) else "b" if CHINESE.fullmatch(word) else ""
 
 
@@ -40,16 +46,19 @@ def _task(recipe: dict[str, Any], name: str) -> Any:
 
 
 def pieces(text: str, classify: Classify | None) -> Pieces:
-    """The text cut at changes of class; neighbours of one class stay together, spaces between them too."""
-    if classify is None:
-        return [("", text)]
-    found: Pieces = []
-    for part in re.split(r"(\s+)", text):
-        if not part:
-            continue
-        mark = "" if part.isspace() else classify(part)
-        if found and (found[-1][0] == mark):
-            found[-1] = (mark, found[-1][1] + part)
+    """The text cut at changes of class. Words of one class stay together, with the space between them."""
+    if classify is None or not text:
+        return [("", text)] if text else []
+    parts = re.split(r"(\s+)", text)
+    marks = classify(parts[::2])
+    found: Pieces = [(marks[0], parts[0])]
+    for i in range(1, len(marks)):
+        (last, before), space, word = found[-1], parts[2 * i - 1], parts[2 * i]
+        if marks[i] == last:
+            found[-1] = (last, before + space + word)
+        elif last:  # the space between two classes belongs to neither
+            found += [("", space), (marks[i], word)] if marks[i] else [("", space + word)]
         else:
-            found.append((mark, part))
-    return found
+            found[-1] = ("", before + space)
+            found.append((marks[i], word))
+    return [(mark, piece) for mark, piece in found if piece]

@@ -33,6 +33,7 @@ class Cell:
     label: str
     value: float | None
     text: str
+    interval: str
     note: str
     bar: Markup
 
@@ -103,22 +104,16 @@ def _cell(stage: Stage, name: str, key: str, tone: int, longest: float) -> Cell:
     greedy = number(figures.get("greedy"), key)
     say = words.tokens if key == "length" else words.share
     if value is None:
-        return Cell(HEADS[key], None, words.NONE, "", Markup(""))
-    between, note = None, ""
-    if key == "accuracy":
-        low, high = number(figures, "low"), number(figures, "high")
-        between = (low, high) if low is not None and high is not None else None
-        note = f"{_bare(low)}–{words.share(high)}" if between else ""
-    title = f"{stage.name}, {name}: {say(value)} {HEADS[key]}" + (f", 95% interval {note}" if note else "")
-    if greedy is not None:
-        note += f"{' · ' if note else ''}greedy {say(greedy)}"
-        title += f", greedy {say(greedy)}"
+        return Cell(HEADS[key], None, words.NONE, "", "", Markup(""))
+    low, high = (number(figures, end) if key == "accuracy" else None for end in ("low", "high"))
+    between = (low, high) if low is not None and high is not None else None
+    interval = f"{100 * between[0]:.1f}–{100 * between[1]:.1f}" if between and max(between) <= 1 else ""
+    title = f"{stage.name}, {name}: {say(value)} {HEADS[key]}"
+    title += f", 95% interval {interval}%" if interval else ""
+    title += f", greedy {say(greedy)}" if greedy is not None else ""
+    note = f"greedy {say(greedy)}" if greedy is not None and key == "accuracy" else ""
     drawn = chart.bar(value, longest if key == "length" else 1.0, title, tone=tone, between=between)
-    return Cell(HEADS[key], value, say(value), note, drawn)
-
-
-def _bare(x: float | None) -> str:
-    return words.share(x).removesuffix("%")
+    return Cell(HEADS[key], value, say(value), interval, note, drawn)
 
 
 # ------------------------------------------------------------ stage by stage
@@ -165,6 +160,8 @@ def cards(run: Run) -> list[Card]:
 def _card(run: Run, i: int, stage: Stage) -> Card:
     before = run.before(stage) if not stage.is_data else None
     facts = [story.origin(run, stage)]
+    if stage.kind in ("rl", "harvest") and (on := story.task_words(stage.spec.get("task") or run.recipe.get("task"))):
+        facts.append(f"on {on}")
     if stage.steps is not None:
         facts.append(f"{stage.steps:,} steps")
     if stage.seconds is not None:
@@ -262,7 +259,7 @@ def side_by_side(run: Run) -> tuple[list[Chart], list[Chart]]:
 
 def _reward(run: Run, stages: list[Stage]) -> Known:
     share = all(story.is_answer_only(run, s) for s in stages)
-    unit = "mean over the step's answers" + (": the share of right ones" if share else "")
+    unit = "share of right answers" if share else "mean over the step's answers"
     return "reward/mean", "Reward", unit, words.share if share else words.number
 
 
@@ -312,14 +309,14 @@ def _evaluated(stage: Stage, name: str) -> list[chart.Point]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a stage wrote. verdict: right, wrong, unknown."""
+    """What a stage wrote. verdict: right, partly, wrong, unknown. said: the same in words. note: its length, and more."""
 
     stage: str
     verdict: str
     mark: str
     said: str
     pieces: marks.Pieces
-    length: str
+    note: str
     long: bool
 
 
@@ -341,7 +338,7 @@ OPEN = 3
 """Problems of a set shown at once; the others can be unfolded."""
 LONG = 400
 """Characters from which an answer gets a scroll bar of its own."""
-MARKS = {"right": "✓", "wrong": "✗", "unknown": "?"}
+MARKS = {"right": "✓", "wrong": "✗", "partly": "◐", "unknown": "?"}
 
 
 def problem_sets(run: Run) -> list[ProblemSet]:
@@ -379,28 +376,30 @@ def prompt(value: object) -> str:
 
 def _answer(stage: Stage, sample: Figures, classify: marks.Classify | None) -> Answer:
     reward, text = number(sample, "reward"), words.visible(sample.get("text") or "")
-    verdict = "unknown" if reward is None else "right" if reward >= 1 else "wrong"
+    verdict = "unknown" if reward is None else "right" if reward >= 1 else "wrong" if reward <= 0 else "partly"
     said = "not judged" if reward is None else verdict if reward in (0, 1) else f"reward {words.number(reward)}"
     length = number(sample, "length")
+    notes = [said] if said not in ("right", "wrong") else []
+    notes += [f"{words.number(length)} tokens"] if length is not None else []
     return Answer(
         stage.name,
         verdict,
         MARKS[verdict],
         said,
         marks.pieces(text, classify),
-        f"{words.number(length)} tokens" if length is not None else "",
+        " · ".join(notes),
         len(text) > LONG,
     )
 
 
 def _example(run: Run, stage: Stage, before: Stage) -> Example | None:
-    """The first problem that the stage turned from wrong to right; else the first that both answered."""
+    """Of the problems that the stage turned from wrong to right, the one whose answer's length changed most."""
     old = {(s.get("set"), s.get("task")): s for s in before.samples if s.get("task") is not None}
     pairs = [(old[k], s) for s in stage.samples if (k := (s.get("set"), s.get("task"))) in old]
     turned = [p for p in pairs if number(p[0], "reward") == 0 and number(p[1], "reward") == 1]
-    if not pairs:
+    if not turned:
         return None
-    a, b = (turned or pairs)[0]
+    a, b = max(turned, key=lambda p: abs((number(p[0], "length") or 0) - (number(p[1], "length") or 0)))
     classify = marks.classifier(run.recipe, str(b.get("set", "")))
     return Example(
         prompt(b.get("prompt")),

@@ -37,6 +37,9 @@ KINDS = {
 def what(run: Run, stage: Stage) -> str:
     """What a stage of this kind does, what it reads, and what its reward looks at."""
     text = KINDS.get(stage.kind, f"A stage of the kind “{stage.kind}”." if stage.kind else "")
+    like = next((s for s in run.stages if s.kind == stage.kind), stage)
+    if like is not stage and stage.kind in KINDS:
+        text = f"{'Works' if stage.is_data else 'Learns'} as {like.name} does."
     read = [s.name for s in run.stages if s.is_data and s.name in _values(stage.spec)]
     if read and not stage.is_data:
         text += f" Here: the documents kept by {words.listed(read)}."
@@ -56,6 +59,25 @@ def judged_by(run: Run, stage: Stage) -> str:
 
 def is_answer_only(run: Run, stage: Stage) -> bool:
     return is_chain(stage.spec.get("reward") or run.recipe.get("reward"))
+
+
+def task_words(spec: Any) -> str:
+    """A task's kind and its short options: `chain, steps 3–6`."""
+    if isinstance(spec, str):
+        return spec
+    if not isinstance(spec, dict) or not spec:
+        return ""
+    if "kind" in spec:
+        kind, options = str(spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
+    else:
+        kind, options = next(iter(spec.items()))
+    shown = [f"{k} {_option(v)}" for k, v in options.items()] if isinstance(options, dict) else []
+    return ", ".join([str(kind), *[x for x in shown if len(x) <= 30][:3]])
+
+
+def _option(value: Any) -> str:
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
+    return f"{value[0]}–{value[1]}" if pair else str(value)
 
 
 def _names(spec: Any) -> list[str]:
@@ -97,14 +119,10 @@ def headline(run: Run) -> Markup:
     if not models:
         return Markup("No stage of this run has been measured yet.")
     first, last = models[0], models[-1]
-    took = f" in {words.duration(run.seconds)}" if run.seconds is not None else ""
     both = [s for s in run.sets if accuracy(first, s) is not None and accuracy(last, s) is not None][:SHOWN_SETS]
+    took = Markup(", all in {}").format(words.duration(run.seconds)) if run.seconds is not None else Markup("")
     if first is last or not both:
-        some = [s for s in run.sets if accuracy(last, s) is not None][:SHOWN_SETS]
-        parts = [Markup("<b>{}</b> of {} problems").format(words.share(accuracy(last, s)), s) for s in some]
-        if not parts:
-            return Markup("{} has run{}; its accuracy was not measured.").format(last.name, took)
-        return Markup("After {}, the model gets {} right{}.").format(last.name, _joined(parts), took)
+        return _only(run, last)
     parts = [
         Markup("from <b>{}</b> to <b>{}</b>{} on {} {}").format(
             words.share(accuracy(first, s)), words.share(accuracy(last, s)), "" if i else " right", s, _ones(i)
@@ -112,7 +130,16 @@ def headline(run: Run) -> Markup:
         for i, s in enumerate(both)
     ]
     grew = _lengths(run, first, last)
-    return Markup("The model went {}{}{}.").format(_joined(parts), took, grew)
+    return Markup("From {} to {}, the model went {}{}{}.").format(first.name, last.name, _joined(parts), grew, took)
+
+
+def _only(run: Run, stage: Stage) -> Markup:
+    """The sentence where nothing can be compared."""
+    some = [s for s in run.sets if accuracy(stage, s) is not None][:SHOWN_SETS]
+    parts = [Markup("<b>{}</b> of {} problems").format(words.share(accuracy(stage, s)), s) for s in some]
+    if not parts:
+        return Markup("{} has run; its accuracy was not measured.").format(stage.name)
+    return Markup("After {}, the model gets {} right.").format(stage.name, _joined(parts))
 
 
 def _ones(i: int) -> str:
@@ -122,10 +149,10 @@ def _ones(i: int) -> str:
 def _lengths(run: Run, first: Stage, last: Stage) -> Markup:
     """How long answers were and are, on the first set."""
     a, b = ((number(m.figures.get(run.sets[0]), "length") if run.sets else None) for m in (first, last))
-    if a is None or b is None:
+    if a is None or b is None or words.tokens(a) == words.tokens(b):
         return Markup("")
-    return Markup("; its answers to {} problems from <b>{}</b> to <b>{}</b> tokens").format(
-        run.sets[0], words.tokens(a), words.tokens(b)
+    return Markup(", and its answers from <b>{}</b> to <b>{}</b> tokens{}").format(
+        words.tokens(a), words.tokens(b), f" ({run.sets[0]})" if len(run.sets) > 1 else ""
     )
 
 

@@ -26,6 +26,8 @@ def number(x: float | None) -> str:
     if x == int(x) and abs(x) < 1e15:
         return f"{int(x):,}"
     size = abs(x)
+    if size < 1e-9:  # rounding
+        return "0"
     if size >= 1000:
         return f"{x:,.0f}"
     if size >= 0.001:
