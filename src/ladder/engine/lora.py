@@ -6,8 +6,11 @@ default, as in the paper; dropout is left out, because with it the ratio at step
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ladder.config import Config
+from ladder.engine.model import LoadedModel, save_model
 from ladder.errors import UserError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn")
@@ -61,6 +65,7 @@ def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
         raise UserError(
             f"the model has no linear layer called {', '.join(missing)} (it has: {', '.join(sorted(linear))})",
             field="model.lora.targets",
+            mend="attention, mlp, all-linear, or a list of these layers",
         )
     return found
 
@@ -81,3 +86,15 @@ def merge(wrapped: PeftModel) -> Any:
     for p in merged.parameters():
         p.requires_grad_(True)
     return merged
+
+
+def save_adapter(wrapped: PeftModel, directory: Path) -> None:
+    """The adapter alone, in PEFT's layout."""
+    # "auto" would ask the hub whether the base model's vocabulary grew; only the adapter is trained here
+    wrapped.save_pretrained(str(directory), save_embedding_layers=False)
+
+
+def save_merged(loaded: LoadedModel, directory: Path) -> None:
+    """The model with its adapter folded in, as a plain directory. What is in memory stays as it is."""
+    assert isinstance(loaded.model, PeftModel)
+    save_model(replace(loaded, model=merge(copy.deepcopy(loaded.model))), directory)

@@ -7,6 +7,7 @@ config with every token that ends an answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from ladder.attention import IMPLEMENTATION
+from ladder.chat import stop_ids
 from ladder.engine import presets
 from ladder.errors import UserError, missing_extra
 
+transformers_logging.disable_progress_bar()  # a run has bars of its own
+
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 @dataclass(slots=True)
@@ -52,29 +58,65 @@ def load_model(
 
     config: fields to change in a preset. Raises UserError naming what is missing or broken.
     """
+    kind = _dtype(dtype)
+    _check_device(device)
     if source.startswith("preset:"):
         if tokenizer is None:
             raise UserError("a preset has no tokenizer of its own", field="model", mend="use a task that brings one")
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         changes = special | (config or {})
         model = presets.build(source.removeprefix("preset:"), len(tokenizer), seed, IMPLEMENTATION, changes)
-        return _ready(model, tokenizer, source, dtype, device)
+        return _ready(model, tokenizer, source, kind, device)
     if config:
-        raise UserError("only a preset's configuration can be changed", field="model.config")
+        raise UserError(
+            "only a preset's configuration can be changed", field="model.config", mend="leave model.config out"
+        )
     where, extra = _place(source)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
     try:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, attn_implementation=IMPLEMENTATION, dtype=getattr(torch, dtype), **options
+        its_own = None if tokenizer else AutoTokenizer.from_pretrained(where, **options)
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            where, attn_implementation=IMPLEMENTATION, dtype=kind, output_loading_info=True, **options
         )
+        model, info = both
     except ImportError as err:
         if "gguf" in str(err).lower():
             raise missing_extra("gguf", "gguf", "reading a GGUF file") from err
         raise
     except Exception as err:  # transformers, safetensors and the hub raise dozens of kinds; all mean one thing here
         raise _unreadable(source, err) from err
-    return _ready(model, tokenizer, source, dtype, device)
+    if info["missing_keys"]:  # transformers fills them with random numbers and a warning
+        raise UserError(
+            f"the model's files lack {len(info['missing_keys'])} of its weights ({min(info['missing_keys'])}, ...)",
+            file=source,
+            field="model",
+            mend="give a complete causal language model, not its base, an adapter or a classifier",
+        )
+    if its_own is not None and "gguf_file" in extra:
+        _drop_invented(its_own, model.get_input_embeddings().weight.shape[0])
+    return _ready(model, tokenizer or its_own, source, kind, device)
+
+
+def _drop_invented(tokenizer: Any, rows: int) -> None:
+    """transformers gives every byte-level tokenizer out of a GGUF file GPT-2's <|endoftext|>; where the file has none
+    (Llama 3), that is one token more than the model knows."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["id"] < rows]
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UserError(f"there is no {name!r}", field="model.dtype", mend=f"one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:  # an unknown name, and a torch built without it
+        text = str(err).splitlines()[0]
+        raise UserError(f"{device!r} cannot be used ({text})", field="model.device", mend="use cpu") from err
 
 
 def _place(source: str) -> tuple[str, dict[str, Any]]:
@@ -82,21 +124,33 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
-            raise UserError("there is no such file", file=path, field="model")
+            raise UserError("there is no such file", file=path, field="model", mend="check the path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError("this directory holds no model: config.json is missing", file=path, field="model")
+            raise UserError(
+                "this directory holds no model: config.json is missing",
+                file=path,
+                field="model",
+                mend="give the directory that holds config.json, the tokenizer and the .safetensors files",
+            )
         return str(path), {"local_files_only": True}
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError("there is no such model directory or GGUF file", file=source, field="model")
+        raise UserError(
+            "there is no such model directory or GGUF file", file=source, field="model", mend="check the path"
+        )
     return source, {}
 
 
 def _unreadable(source: str, err: Exception) -> UserError:
     text = " ".join(str(err).split())
     if Path(source).expanduser().exists():
-        return UserError(f"the model cannot be read ({type(err).__name__}: {text[:300]})", file=source, field="model")
+        return UserError(
+            f"the model cannot be read ({type(err).__name__}: {text[:300]})",
+            file=source,
+            field="model",
+            mend="copy or download it again: a file is missing, cut short or damaged",
+        )
     why = f"({type(err).__name__}: {text[:200]})"
     return UserError(
         f"the model {source!r} is neither a local directory nor reachable on the hub {why}",
@@ -105,7 +159,7 @@ def _unreadable(source: str, err: Exception) -> UserError:
     )
 
 
-def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: str, device: str) -> LoadedModel:
+def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, device: str) -> LoadedModel:
     config: Any = model.config
     for name in DROPOUTS:
         if config.to_dict().get(name):
@@ -113,6 +167,9 @@ def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: str, device: st
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # many attention layers keep the number and no nn.Dropout
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     table: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
     if len(tokenizer) > table.weight.shape[0]:
         raise UserError(
@@ -120,20 +177,32 @@ def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: str, device: st
             field="model",
             mend="use the tokenizer that belongs to the model",
         )
-    config.use_cache = False
-    model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
+    model = model.to(device=device, dtype=dtype).eval()
     return LoadedModel(model, tokenizer, source, _eos(model, tokenizer))
 
 
 def _eos(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: of the tokenizer, the configuration and the generation configuration."""
-    found: set[int] = set()
+    """Every token that ends an answer: of the tokenizer, its chat template and the generation configuration."""
+    found = _turn_ends(tokenizer)
     generation: Any = model.generation_config
     for value in (tokenizer.eos_token_id, generation.eos_token_id if generation else None):
         found.update([value] if isinstance(value, int) else value or ())
     if not found:
-        raise UserError("neither the tokenizer nor the model names a token that ends an answer", field="model")
+        raise UserError(
+            "neither the tokenizer nor the model names a token that ends an answer",
+            field="model",
+            mend="set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
+        )
     return tuple(sorted(found))
+
+
+def _turn_ends(tokenizer: Any) -> set[int]:
+    """What the chat template ends a turn with. One that does not say it in a token adds nothing here, since the model
+    may be used without it; whoever encodes conversations with it is told."""
+    try:
+        return set(stop_ids(tokenizer))
+    except UserError:
+        return set()
 
 
 def wrap_tokenizer(tokenizer: Any, *, bos: str, eos: str, pad: str) -> PreTrainedTokenizerFast:
@@ -168,3 +237,4 @@ def _say_what_ends(model: Any, eos: Sequence[int]) -> None:
     generation = model.generation_config
     if generation is not None:
         generation.eos_token_id = list(eos) if len(eos) > 1 else eos[0]
+        generation._from_model_config = False  # else transformers goes back to config.json's single token
