@@ -9,10 +9,10 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import fake_run
 import pytest
 import yaml
 
+import fake_run
 from ladder.errors import UserError
 from ladder.report import chart, figure, marks, page, words
 from ladder.report.run import load, parameters
@@ -92,12 +92,13 @@ def test_the_headline_is_computed(run: Path) -> None:
     _, reader = read(run)
     says = " ".join(reader.text.split())
     wanted = (
-        "From pretrain to rl, the model went from 23.1% to 99.4% right on easy problems and from 19.0% to 99.0% on hard "
-        "ones, and its answers from 5.8 to 21.3 tokens (easy), all in 2 min 56 s."
+        "From pretrain to rl, the model went from 23.1% to 99.4% right on easy problems "
+        "and from 19.0% to 99.0% on hard ones, and its answers from 5.8 to 21.3 tokens (easy), all in 2 min 56 s."
     )
     assert wanted in says
     assert "r1_zero are 3.8 times as long as those of pretrain" in says
     assert "Nothing in its reward asked for that." in says
+    assert says.count("The same problem before and after") == 1  # r1_zero turned one, rl none of those shown
     summary = json.loads((run / "rl" / "summary.json").read_text(encoding="utf-8"))
     edit(run / "rl" / "summary.json", {"easy": summary["easy"] | {"accuracy": 0.5}})
     says = " ".join(read(run)[1].text.split())
@@ -106,12 +107,14 @@ def test_the_headline_is_computed(run: Path) -> None:
 
 
 def test_other_recipes(tmp_path: Path) -> None:
-    _, reader = read(fake_run.write_small(tmp_path / "sums"))
+    text, reader = read(fake_run.write_small(tmp_path / "sums"))
     says = " ".join(reader.text.split())
     assert "From tune to improve, the model went from 41.0% to 38.0% right on test problems, all in 1 h 19 min." in says
     assert "no stage came above tune" in says
     assert "mixed" not in says and "Arabic" not in says
     assert "Its reward: exact and format." in says
+    assert "partly" in text and "reward 0.7 · 96 tokens" in says
+    assert text.count("is-unknown") == 3  # two answers, and a rule of the style sheet
     assert "not judged" in says and "(nothing)" in says and "user: What is 12 + 30?" in says
     assert "bootstrap over problems, 4 answers to each" in says
 
@@ -148,12 +151,16 @@ def test_what_is_missing_is_said(run: Path) -> None:
 def test_fields_may_be_missing_or_null(run: Path) -> None:
     edit(run / "r1_zero" / "summary.json", {"easy": {"accuracy": None}, "hard": {"length": 4}, "seconds": None})
     edit(run / "pretrain" / "summary.json", {"easy": {"accuracy": 0.25}, "hard": {}})
+    (run / "sft" / "summary.json").write_text("[1]", encoding="utf-8")
     (run / "rl" / "metrics.jsonl").write_text('{"step": 1, "reward/mean": null}\n{"step": 2}\n{"st', encoding="utf-8")
-    (run / "r1_zero" / "metrics.jsonl").write_text('{"step": 1, "kl_base": 0.0}\n{"step": 2, "kl_base": 0.0}\n', encoding="utf-8")
+    flat = [{"step": s, "kl_base": 0.0, "entropy": float("nan")} for s in (1, 2)]
+    (run / "r1_zero" / "metrics.jsonl").write_text("\n".join(map(json.dumps, flat)), encoding="utf-8")
     (run / "r1_zero" / "samples.json").write_text('[{}, 3, {"prompt": null, "text": null}]', encoding="utf-8")
-    (run / "r1_zero" / "evals.jsonl").write_text('{"step": null}\n[]\n{"step": 1, "set": "easy"}\n', encoding="utf-8")
-    _, reader = read(run)
-    assert "25.0%" in reader.text
+    evals = [{"step": None, "set": "easy", "accuracy": 0.5}, [], {"step": 1, "set": "easy"}]
+    (run / "r1_zero" / "evals.jsonl").write_text("\n".join(map(json.dumps, evals)), encoding="utf-8")
+    text, reader = read(run)
+    assert "25.0%" in reader.text and "KL from the base" in reader.text
+    assert "nan" not in text and "Entropy" not in reader.text
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -202,7 +209,7 @@ def test_names_never_become_markup(run: Path) -> None:
         edit(run / stage / "summary.json", {evil: {"accuracy": 0.5, "length": 3.0}})
         more = [{"step": s, "set": evil, "temperature": 1.0, "accuracy": 0.1 * s} for s in range(4)]
         (run / stage / "evals.jsonl").write_text("".join(json.dumps(m) + "\n" for m in more), encoding="utf-8")
-    edit(run / "harvest" / "summary.json", {"funnel": {evil: 3, "kept": 1}})
+    edit(run / "harvest" / "summary.json", {"funnel": {evil: 3, "kept": 1, "\ud800": 1}})
     _, reader = read(run)
     assert "script" not in reader.tags and reader.text.count(evil) > 8
 
