@@ -1,4 +1,4 @@
-"""A made-up run directory with plausible numbers, for tests of what reads runs (and to look at: `python fake_run.py DIR`)."""
+"""A made-up run with plausible numbers, for tests of what reads runs (to look at: `python fake_run.py DIR`)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_small(path: Path) -> Path:
         (path / name / "summary.json").write_text(json.dumps(stages[name]), encoding="utf-8")
         thought = f"<thinking>\nFirst 12 + 30 = 42.\n{'Then I add them up again. ' * 18}\n</thinking>\n42"
         chat = [{"role": "user", "content": "What is 12 + 30?\nThink first."}]
-        sample = {"set": "test", "task": "sum/1", "prompt": chat, "answer": 42, "text": thought, "reward": 0.7, "length": 96}
+        sample = {"set": "test", "task": "sum/1", "prompt": chat, "answer": 42, "text": thought} | {"reward": 0.7, "length": 96}
         unjudged = {"set": "test", "task": "sum/2", "prompt": "1 + 1 =", "answer": 2, "text": "", "reward": None}
         (path / name / "samples.json").write_text(json.dumps([sample, unjudged]), encoding="utf-8")
     _lines(path / "tune" / "metrics.jsonl", _imitation(r, "sft"))
@@ -104,7 +104,7 @@ def _stage(r: random.Random, path: Path, name: str, kind: str) -> dict[str, Any]
         summary |= {s: _figures(*MEASURED[name][s]) for s in MEASURED[name]}
         _lines(path / "metrics.jsonl", _rl(r, name) if kind == "rl" else _imitation(r, name))
         (path / "samples.json").write_text(json.dumps(_samples(name), ensure_ascii=False), encoding="utf-8")
-        evals = [{"step": 36, "set": s, "temperature": 1.0, **figures} for s, figures in summary.items() if s != "seconds"]
+        evals = [{"step": 36, "set": s, "temperature": 1.0, **summary[s]} for s in MEASURED[name]]
         _lines(path / "evals.jsonl", evals)
     (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return summary
@@ -131,10 +131,8 @@ def _lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _imitation(r: random.Random, name: str) -> list[dict[str, Any]]:
     steps, low, high = (1050, 0.86, 3.93) if name == "pretrain" else (90, 0.11, 0.74)
-    return [
-        {"step": s, "time": 1e9 + s, "loss": round(low + (high - low) * math.exp(-s / (steps / 9)) + r.gauss(0, 0.02), 4)}
-        for s in range(1, steps + 1)
-    ]
+    losses = [low + (high - low) * math.exp(-9 * s / steps) + r.gauss(0, 0.02) for s in range(1, steps + 1)]
+    return [{"step": s, "time": 1e9 + s, "loss": round(loss, 4)} for s, loss in enumerate(losses, 1)]
 
 
 def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
@@ -156,7 +154,7 @@ def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
     records = []
     for s in range(1, steps + 1):
         at = 1 / (1 + math.exp(-(s - steps * 0.4) / 3))
-        row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": 21000 + r.gauss(0, 900)}
+        row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": r.gauss(21000, 900)}
         for key, (a, b) in ways.items():
             value = a + (b - a) * at + r.gauss(0, 0.012) * max(a, b)
             row[key] = round(max(0.0, value if key == "length/mean" else min(value, 1.0)), 4)
@@ -192,16 +190,16 @@ def _text(r: random.Random, prompt: str, stage: str) -> str:
     words = prompt.split()
     if stage == "pretrain" and r.random() < 0.8:
         return f"# {r.randrange(10)}"
-    value, out = int(words[0]), []
+    value = int(words[0])
+    out: list[str | int] = []
     for label, op in zip(words[1:-1:2], words[2:-1:2], strict=True):
         result = (value + int(op)) % 10
         if r.random() < (0.1 if stage == "pretrain" else 0.005):
             result = r.randrange(10)
         chinese = stage in ("pretrain", "r1_zero") and r.random() < 0.5
-        shown = (DIGITS_B[value], OPS_B[OPS_A.index(op)], DIGITS_B[result]) if chinese else (str(value), op, str(result))
-        out += [label, *shown]
+        out += [label, *((DIGITS_B[value], OPS_B[OPS_A.index(op)], DIGITS_B[result]) if chinese else (value, op, result))]
         value = result
-    return " ".join([*out, "#", str(value)])
+    return " ".join(map(str, [*out, "#", value]))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,16 @@ def test_draws_depend_on_the_key_not_on_the_company() -> None:
     assert all(a[0].tokens != b[0].tokens for a, b in zip(together, other, strict=True))
 
 
+def test_an_ended_row_that_keeps_its_slot_never_writes_into_anothers() -> None:
+    """The longest row ends while others that began later go on, too many of them for its slot to be cleared."""
+    long, brief, late = Request([20] * 30, 1, Sampling(10)), Request([21], 31, Sampling(2)), Request([22] * 5, 31)
+    late.sampling = Sampling(20)
+    drawn = native(fam.cached("llama"), eos=[fam.PAD], slots=32).generate([long, brief, late])
+    assert drawn[0][0].stop == "length" and sum(c.stop == "length" for c in drawn[2]) > 20
+    for c in drawn[2]:
+        assert gap(c.logps, fam.alone(fam.cached("llama", "eager"), late.prompt + c.tokens)[5:]) < TOLERANCE
+
+
 def test_progress_counts_up_to_the_total() -> None:
     told: list[tuple[int, int]] = []
     native(fam.cached("llama"), slots=3, progress=lambda done, total: told.append((done, total))).generate(requests())

@@ -15,7 +15,7 @@ from ladder import tasks as task_sources
 from ladder.chat import encode_prompt
 from ladder.config import near
 from ladder.engine.engine import Engine
-from ladder.engine.lora import PeftModel, adapter_off, attach
+from ladder.engine.lora import LoRA, PeftModel, adapter_off, attach
 from ladder.engine.model import LoadedModel, load_model, wrap_tokenizer
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
@@ -170,10 +170,18 @@ def _loss_class(kind: str, field: str) -> Any:
     return getattr(ladder.losses, kind)
 
 
-def engine(recipe: Recipe, loaded: LoadedModel, optim: Optim | None, total: int, temperature: float = 1.0) -> Engine:
-    """An engine over a loaded model; with the recipe's adapter put into it when it trains one."""
-    spec, lora = recipe.engine, recipe.model.lora
-    if optim is not None and lora is not None:
+def frozen(recipe: Recipe, loaded: LoadedModel, temperature: float) -> Engine:
+    """An engine that only answers what a model's log-probabilities are."""
+    loaded.model.requires_grad_(False)
+    return Engine(loaded.model, None, budget=recipe.engine.budget, temperature=temperature)
+
+
+def engine(
+    recipe: Recipe, loaded: LoadedModel, lora: LoRA | None, optim: Optim, total: int, temperature: float = 1.0
+) -> Engine:
+    """An engine that trains a loaded model, or an adapter that is put into it."""
+    spec = recipe.engine
+    if lora is not None:
         loaded.model = attach(loaded.model, lora, recipe.seed)
     model = loaded.model
     return Engine(

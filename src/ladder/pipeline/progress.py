@@ -26,7 +26,7 @@ class Console:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.rich.print(text, highlight=False)
+            self.rich.print(text, highlight=False, soft_wrap=True)
 
     def plain(self, text: str) -> None:
         """Text that may hold anything, e.g. what a model wrote."""

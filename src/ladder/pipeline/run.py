@@ -70,10 +70,10 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
 def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
     makes = {p.name: p.config.makes for p in before}
     if config.from_ and makes[config.from_] != "model":
-        raise document.error(f"stage {config.from_!r} makes data, not a model", ["stages", name, "from"])
+        raise document.error(f"stage {config.from_!r} makes no model", ["stages", name, "from"])
     for parent in config.needs():
         if parent != config.from_ and makes[parent] != "data":
-            raise document.error(f"stage {parent!r} makes a model, not data", ["stages", name, "data"])
+            raise document.error(f"stage {parent!r} makes no data", ["stages", name, "data"])
 
 
 def _status(directory: Path, key: str, config: StageConfig) -> tuple[Status, str]:
@@ -91,6 +91,8 @@ def _status(directory: Path, key: str, config: StageConfig) -> tuple[Status, str
 def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
     if config.makes == "model":
         return checkpoint.verify(directory / "model")
+    if config.makes == "figures":
+        return None
     path = directory / "data.jsonl"
     if not path.exists():
         return "data.jsonl is missing"
@@ -165,7 +167,8 @@ def _run_stage(
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
-        found["output"] = sha256(directory / ("model" if one.config.makes == "model" else "data.jsonl"))
+        if one.config.makes != "figures":
+            found["output"] = sha256(directory / ("model" if one.config.makes == "model" else "data.jsonl"))
         write_json(directory / "stage.json", found)
     finally:
         log.close()

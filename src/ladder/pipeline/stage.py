@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ladder.config import Config
+from ladder.engine.lora import LoRA
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.log import RunLog
@@ -25,8 +26,8 @@ class StageConfig(Config):
     from_: str | None = Field(default=None, alias="from")
     require: dict[str, str] = Field(default_factory=dict)
 
-    makes: ClassVar[Literal["model", "data"]] = "model"
-    """What the stage leaves behind: `model/`, or `data.jsonl`."""
+    makes: ClassVar[Literal["model", "data", "figures"]] = "model"
+    """What the stage leaves behind: `model/`, `data.jsonl`, or nothing but its summary."""
 
     def needs(self) -> list[str]:
         """Stages whose results this one reads."""
@@ -42,9 +43,11 @@ class StageConfig(Config):
 
 
 class Trained(StageConfig):
-    """A stage that trains. optim: the optimiser. eval_every: steps between evaluations on the way (0: at the end)."""
+    """A stage that trains. optim: the optimiser. lora: an adapter of its own, or false for all weights; null takes the
+    recipe's. eval_every: steps between evaluations on the way (0: at the end)."""
 
     optim: Optim = Optim()
+    lora: LoRA | Literal[False] | None = None
     eval_every: int = Field(default=0, ge=0)
 
 
@@ -89,6 +92,10 @@ class Context:
     def seconds(self) -> float:
         """Spent on the stage so far, earlier runs included."""
         return self.before + time.monotonic() - self.begun
+
+    def adapter(self, config: Trained) -> LoRA | None:
+        """The adapter that a stage trains; None for all weights."""
+        return self.recipe.model.lora if config.lora is None else config.lora or None
 
     def model_source(self, config: StageConfig) -> str:
         """What the stage's model is loaded from."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ladder.report import words
 
@@ -89,7 +90,7 @@ def thin(points: Sequence[Point]) -> list[Point]:
     if n <= MOST_POINTS:
         return list(points)
     cuts = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)]
-    parts = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [points[a:b] for a, b in pairwise(cuts)]
     return [(p[-1][0], math.fsum(y for _, y in p) / len(p)) for p in parts]
 
 
@@ -191,16 +192,14 @@ def _beside(end: Point, at: list[Point], box: Box) -> float | None:
 
 def _hovers(points: list[Point], at: list[Point], line: Line, panel: Panel, box: Box, say: Say) -> list[Markup]:
     """A strip around every point that shows it and says its value."""
-    out, edges = [], [(a[0] + b[0]) / 2 for a, b in zip(at, at[1:], strict=False)]
+    out, edges = [], [(a[0] + b[0]) / 2 for a, b in pairwise(at)]
     starts, ends = [box.left, *edges], [*edges, box.left + box.width]
     for (step, value), (x, y), a, b in zip(points, at, starts, ends, strict=True):
         name = f"{panel.name} {line.name}".strip()
         title = f"{name}, step {words.number(step)}: {say(value)}"
-        out.append(
-            Markup('<g class="hover"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>{}<title>{}</title></g>').format(
-                a, box.top, max(b - a, 0.1), box.height, _dot(x, y, f"tone{line.tone}", 3), title
-            )
-        )
+        strip = _rect(a, box.top, max(b - a, 0.1), box.height, "")
+        dot = _dot(x, y, f"tone{line.tone}", 3)
+        out.append(Markup('<g class="hover">{}{}<title>{}</title></g>').format(strip, dot, title))
     return out
 
 
@@ -225,8 +224,8 @@ def bar(
         return width * min(max(v / most if most > 0 else 0.0, 0.0), 1.0)
 
     parts = [
-        Markup('<rect class="rail" width="{}" height="{}"/>').format(width, height),
-        Markup('<rect class="fill tone{}" width="{:.1f}" height="{}"/>').format(tone, x(value), height),
+        _rect(0, 0, width, height, "rail"),
+        _rect(0, 0, x(value), height, f"fill tone{tone}"),
     ]
     if between is not None:
         low, high = map(x, between)
@@ -261,8 +260,9 @@ def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
         y, width = i * pitch + 4, room * min(1.0, count / first)
         parts += [
             _text(left - 8, y + 15, name, "head", "end"),
-            Markup('<g><rect class="fill tone0" x="{}" y="{}" width="{:.1f}" height="21"/>').format(left, y, max(width, 1)),
-            Markup("<title>{}</title></g>").format(f"{name}: {words.number(count)}. {why}"),
+            Markup("<g>{}<title>{}</title></g>").format(
+                _rect(left, y, max(width, 1), 21, "fill tone0"), f"{name}: {words.number(count)}. {why}"
+            ),
             Markup('<text class="value" x="{:.1f}" y="{}">{}<tspan class="of" dx="6">{}</tspan></text>').format(
                 left + width + 6, y + 15, words.number(count), words.share(count / first) if i else ""
             ),
@@ -273,7 +273,9 @@ def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
 # ------------------------------------------------------------ pieces
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[Markup], extra: str = "", stretch: bool = False) -> Markup:
+def _svg(
+    width: float, height: float, label: str, parts: Sequence[Markup], extra: str = "", stretch: bool = False
+) -> Markup:
     shape = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
     return Markup('<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}"{}>{}</svg>').format(
         extra, width, height, label, shape, Markup("").join(parts)
@@ -281,11 +283,15 @@ def _svg(width: float, height: float, label: str, parts: Sequence[Markup], extra
 
 
 def _text(x: float, y: float, text: str, cls: str, anchor: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(cls, x, y, anchor, escape(text))
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(cls, x, y, anchor, text)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(cls, x1, y1, x2, y2)
+
+
+def _rect(x: float, y: float, width: float, height: float, cls: str) -> Markup:
+    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>').format(cls, x, y, width, height)
 
 
 def _dot(x: float, y: float, cls: str, r: float) -> Markup:

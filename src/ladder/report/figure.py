@@ -40,7 +40,8 @@ def write(run: Path, path: Path) -> Path:
         for axes, (key, label, factor) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw(axes, data, key, label, factor)
         partial = path.with_name(f".{path.name}")
-        figure.savefig(partial, dpi=200, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+        dated = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(partial, dpi=200, format=path.suffix[1:], metadata=dated)
         partial.replace(path)
     return path
 
@@ -58,7 +59,8 @@ def _draw(axes: Axes, run: Run, key: str, label: str, factor: float) -> None:
         xs, ys = [p[0] for p in points], [factor * p[2] for p in points]
         axes.plot(xs, ys, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
         if key == "accuracy":
-            axes.errorbar(xs, ys, yerr=_errors(points, name, factor), fmt="none", ecolor=colour, capsize=2.5, linewidth=1)
+            errors = _errors(points, name, factor)
+            axes.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=colour, capsize=2.5, linewidth=1)
             greedy = [(x, number(m.figures[name].get("greedy"), key)) for x, m, _ in points]
             shown = [(x, factor * g) for x, g in greedy if g is not None]
             axes.plot([x for x, _ in shown], [g for _, g in shown], "_", color=colour, markersize=9, alpha=0.7)

@@ -1,4 +1,4 @@
-"""The report: `report.html`, one file that needs nothing else. Sections are views (`sections.py`), placed by a template.
+"""The report: `report.html`, one file that needs nothing else. A template places the views of `sections.py`.
 
 Self-contained and inert: no script, no request (a content policy forbids both), every text escaped by the template.
 The same run gives the same bytes.

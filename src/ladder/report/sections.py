@@ -309,7 +309,7 @@ def _evaluated(stage: Stage, name: str) -> list[chart.Point]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a stage wrote. verdict: right, partly, wrong, unknown. said: the same in words. note: its length, and more."""
+    """What a stage wrote. verdict: right, partly, wrong, unknown. said: the same in words. note: length and more."""
 
     stage: str
     verdict: str
@@ -430,7 +430,7 @@ def terms(run: Run) -> list[Term]:
             lambda: bool(figures),
             "right",
             "The share of problems whose answer is right, drawn at temperature "
-            f"{words.number(temperature)}: as the model writes, with all its doubts. None of the problems was trained on.",
+            f"{words.number(temperature)}: as the model writes, with all its doubts. No problem of the set was trained on.",
         ),
         (lambda: any("low" in f for f in figures), "95% interval", f"The thin line on a bar: {interval}."),
         (

@@ -5,6 +5,7 @@ Nothing is claimed that the figures do not hold: a fall is told like a rise.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -186,7 +187,8 @@ def _gain(run: Run, name: str) -> Markup:
         return Markup("")
     (best, a), (stage, b) = max(pairs, key=lambda p: p[1][1] - p[0][1])
     if b <= a:
-        return Markup("On {} problems no stage came above <b>{}</b> ({} right).").format(name, best.name, words.share(a))
+        text = Markup("On {} problems no stage came above <b>{}</b> ({} right).")
+        return text.format(name, best.name, words.share(a))
     return Markup("Largest gain on {} problems: <b>{}</b>, from {} right (after {}) to {}.").format(
         name, stage.name, words.share(a), best.name, words.share(b)
     )
@@ -207,7 +209,7 @@ def _loss(run: Run, name: str) -> Markup:
 def _length(run: Run) -> Markup:
     """The stage at which answers grew or shrank most."""
     known = [k for k in _measured(run, run.sets[0], "length") if k[1] > 0] if run.sets else []
-    pairs = list(zip(known, known[1:], strict=False))
+    pairs = list(pairwise(known))
     if not pairs:
         return Markup("")
     (before, a), (stage, b) = max(pairs, key=lambda p: max(p[0][1] / p[1][1], p[1][1] / p[0][1]))
@@ -225,7 +227,7 @@ def _mixing(run: Run) -> Markup:
     if not run.sets:
         return Markup("")
     known = _measured(run, run.sets[0], "mixed")
-    pairs = list(zip(known, known[1:], strict=False))
+    pairs = list(pairwise(known))
     if not pairs:
         return Markup("")
     (before, a), (after, b) = max(pairs, key=lambda p: abs(p[0][1] - p[1][1]))

@@ -69,5 +69,5 @@ def _visible(c: str) -> str:
         return c
     if c < " ":
         return chr(0x2400 + ord(c))
-    hidden = c == "\x7f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069" or "\ud800" <= c <= "\udfff"
+    hidden = c == "\x7f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
     return "\N{REPLACEMENT CHARACTER}" if hidden else c

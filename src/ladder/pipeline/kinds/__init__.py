@@ -7,10 +7,11 @@ from typing import Any
 from ladder.config import Document, check, near
 from ladder.pipeline.kinds.harvest import Harvest
 from ladder.pipeline.kinds.imitate import Pretrain, SFT
+from ladder.pipeline.kinds.measure import Measure
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.stage import StageConfig
 
-KINDS: dict[str, type[StageConfig]] = {"pretrain": Pretrain, "sft": SFT, "rl": RL, "harvest": Harvest}
+KINDS: dict[str, type[StageConfig]] = {"pretrain": Pretrain, "sft": SFT, "rl": RL, "harvest": Harvest, "measure": Measure}
 
 
 def build(name: str, spec: dict[str, Any], document: Document) -> StageConfig:

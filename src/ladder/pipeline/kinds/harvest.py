@@ -29,7 +29,7 @@ class Harvest(StageConfig):
     """task, reward: None takes the recipe's. prompts: how many tasks of the split. group: answers to each.
     per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`."""
 
-    makes: ClassVar[Literal["model", "data"]] = "data"
+    makes: ClassVar[Literal["model", "data", "figures"]] = "data"
     task: Spec | None = None
     split: str = "train"
     reward: Spec | None = None

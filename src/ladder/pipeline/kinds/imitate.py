@@ -87,7 +87,7 @@ class Imitate(Trained):
         ctx.console.say(f"  {len(units):,} examples, {tokens:,} tokens, {steps:,} steps")
         for text in report.lines() if report else []:
             ctx.console.plain(f"  {text}")
-        engine = parts.engine(ctx.recipe, loaded, self.optim, steps)
+        engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
         job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))

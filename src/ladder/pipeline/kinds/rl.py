@@ -63,7 +63,9 @@ class RL(Trained):
         tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split)
         self._check(ctx, tasks)
         total = self.steps * self.epochs * self.minibatches
-        engine = parts.engine(ctx.recipe, loaded, self.optim, total, self.sampling.temperature)
+        engine = parts.engine(
+            ctx.recipe, loaded, ctx.adapter(self), self.optim, total, self.sampling.temperature
+        )
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         sampler = parts.sampler(ctx.recipe, loaded)
         collect = Collector(
@@ -110,9 +112,7 @@ class RL(Trained):
         own = ctx.model_source(self)
         if own == ctx.base and engine.without is not None:
             return lambda units: engine.forward(units, reference=True)
-        base = parts.load(ctx.recipe, ctx.base)
-        base.model.requires_grad_(False)
-        return parts.engine(ctx.recipe, base, None, 0, self.sampling.temperature).forward
+        return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
 
 
 def watcher(ctx: Context, base: Reference | None) -> Callable[[int, Groups, Judged], dict[str, float]]:

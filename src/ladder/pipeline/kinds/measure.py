@@ -1,0 +1,21 @@
+"""The stage that only measures: where a model stands before anything is done to it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from ladder.pipeline import parts
+from ladder.pipeline.evaluate import evaluate_stage
+from ladder.pipeline.stage import Context, StageConfig
+
+
+class Measure(StageConfig):
+    """Evaluates the model as it stands. Raises UserError when the recipe measures nothing."""
+
+    makes: ClassVar[Literal["model", "data", "figures"]] = "figures"
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        if ctx.recipe.eval is None:
+            raise ctx.error("the recipe says nothing about what to measure", "kind", "add eval at its top")
+        ctx.log.cut(-1)
+        return evaluate_stage(ctx, parts.load(ctx.recipe, ctx.model_source(self)), 0)
