@@ -59,7 +59,8 @@ def write_small(path: Path) -> Path:
         (path / name / "summary.json").write_text(json.dumps(stages[name]), encoding="utf-8")
         thought = f"<thinking>\nFirst 12 + 30 = 42.\n{'Then I add them up again. ' * 18}\n</thinking>\n42"
         chat = [{"role": "user", "content": "What is 12 + 30?\nThink first."}]
-        sample = {"set": "test", "task": "sum/1", "prompt": chat, "answer": 42, "text": thought} | {"reward": 0.7, "length": 96}
+        sample = {"set": "test", "task": "sum/1", "prompt": chat, "answer": 42, "text": thought, "length": 96}
+        sample["reward"] = 0.7
         unjudged = {"set": "test", "task": "sum/2", "prompt": "1 + 1 =", "answer": 2, "text": "", "reward": None}
         (path / name / "samples.json").write_text(json.dumps([sample, unjudged]), encoding="utf-8")
     _lines(path / "tune" / "metrics.jsonl", _imitation(r, "sft"))
@@ -154,7 +155,7 @@ def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
     records = []
     for s in range(1, steps + 1):
         at = 1 / (1 + math.exp(-(s - steps * 0.4) / 3))
-        row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": r.gauss(21000, 900)}
+        row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": r.gauss(2e4, 900)}
         for key, (a, b) in ways.items():
             value = a + (b - a) * at + r.gauss(0, 0.012) * max(a, b)
             row[key] = round(max(0.0, value if key == "length/mean" else min(value, 1.0)), 4)
@@ -197,7 +198,8 @@ def _text(r: random.Random, prompt: str, stage: str) -> str:
         if r.random() < (0.1 if stage == "pretrain" else 0.005):
             result = r.randrange(10)
         chinese = stage in ("pretrain", "r1_zero") and r.random() < 0.5
-        out += [label, *((DIGITS_B[value], OPS_B[OPS_A.index(op)], DIGITS_B[result]) if chinese else (value, op, result))]
+        step = (DIGITS_B[value], OPS_B[OPS_A.index(op)], DIGITS_B[result]) if chinese else (value, op, result)
+        out += [label, *step]
         value = result
     return " ".join(map(str, [*out, "#", value]))
 
