@@ -291,7 +291,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
 
 
 def _rect(x: float, y: float, width: float, height: float, cls: str) -> Markup:
-    return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>').format(cls, x, y, width, height)
+    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>')
+    return shape.format(cls, x, y, width, height)
 
 
 def _dot(x: float, y: float, cls: str, r: float) -> Markup:

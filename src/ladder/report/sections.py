@@ -430,7 +430,7 @@ def terms(run: Run) -> list[Term]:
             lambda: bool(figures),
             "right",
             "The share of problems whose answer is right, drawn at temperature "
-            f"{words.number(temperature)}: as the model writes, with all its doubts. No problem of the set was trained on.",
+            f"{words.number(temperature)}: as the model writes. No problem of the set was trained on.",
         ),
         (lambda: any("low" in f for f in figures), "95% interval", f"The thin line on a bar: {interval}."),
         (
