@@ -64,7 +64,8 @@ def _draw(axes: Axes, run: Run, key: str, label: str, factor: float) -> None:
             greedy = [(x, number(m.figures[name].get("greedy"), key)) for x, m, _ in points]
             shown = [(x, factor * g) for x, g in greedy if g is not None]
             axes.plot([x for x, _ in shown], [g for _, g in shown], "_", color=colour, markersize=9, alpha=0.7)
-    axes.set_title(label, loc="left", fontsize=10, color=INK)
+    dashed = key == "accuracy" and any("greedy" in m.figures.get(s, {}) for m in run.models for s in run.sets)
+    axes.set_title(f"{label} (dashes: greedy)" if dashed else label, loc="left", fontsize=10, color=INK)
     axes.set_xticks(range(len(run.models)), [m.name for m in run.models])
     axes.set_ylim(0, 104 if factor == 100.0 else None)
     axes.margins(x=0.08)
@@ -72,7 +73,7 @@ def _draw(axes: Axes, run: Run, key: str, label: str, factor: float) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(run.sets) > 1:
+    if len(run.sets) > 1 and key == "accuracy":
         axes.legend(frameon=False, loc="best", handlelength=1.4)
 
 
