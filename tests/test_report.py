@@ -319,7 +319,8 @@ def test_the_figure(run: Path, tmp_path: Path, suffix: str) -> None:
     first = path.read_bytes()
     assert len(first) > 5000 and figure.write(run, path).read_bytes() == first
     if suffix == ".svg":
-        assert all(f">{s}<" in path.read_text(encoding="utf-8") for s in ("r1_zero", "easy", "hard", "tokens per answer"))
+        text = path.read_text(encoding="utf-8")
+        assert all(f">{s}<" in text for s in ("r1_zero", "easy", "hard", "tokens per answer"))
 
 
 def test_the_figure_says_what_it_cannot_draw(run: Path, tmp_path: Path) -> None:
