@@ -268,28 +268,39 @@ class Steep(CrossEntropy):
         return (out.logps - out.logps.detach()).abs().sqrt(), {}
 
 
-def poisoned() -> list[Unit]:
+@dataclass(frozen=True)
+class Lost(CrossEntropy):
+    """An infinite loss whose gradient is finite."""
+
+    def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return float("inf") - out.logps, {}
+
+
+def poisoned(value: float) -> list[Unit]:
     units = units_of(PolicyGradient())
-    list(sequences(units))[-1].cols["advantages"].fill_(float("nan"))
+    list(sequences(units))[-1].cols["advantages"].fill_(value)
     return units
 
 
+BAD: dict[str, tuple[Loss, list[Unit], str]] = {
+    "a column holds nan": (PolicyGradient(), poisoned(float("nan")), "the loss is nan"),
+    "a column holds inf": (PolicyGradient(), poisoned(float("inf")), "the loss is (inf|nan)"),
+    "the loss alone": (Lost(), units_of(CrossEntropy()), "the loss is inf"),
+    "the gradient alone": (Steep(), units_of(CrossEntropy()), "the gradient norm is nan"),
+}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("bad", ["loss", "gradient", "infinity"])
+@pytest.mark.parametrize("bad", BAD)
 def test_a_step_that_is_not_finite_changes_nothing(bad: str, workers: int) -> None:
     units = units_of(CrossEntropy())
     e, undisturbed = (engine(budget=40, workers=workers) for _ in range(2))
     e.update(units, CrossEntropy())
     undisturbed.update(units, CrossEntropy())
     before = weights(e)
-    with pytest.raises(NotFinite, match="optimiser step 1"):
-        if bad == "gradient":
-            e.update(units, Steep())
-        else:
-            batch = poisoned()
-            if bad == "infinity":
-                list(sequences(batch))[-1].cols["advantages"].fill_(float("inf"))
-            e.update(batch, PolicyGradient())
+    loss, batch, why = BAD[bad]
+    with pytest.raises(NotFinite, match=rf"{why} at optimiser step 1"):
+        e.update(batch, loss)
     assert same(weights(e), before)
     assert all(p.grad is None for p in e.trained.values())
     e.update(units, CrossEntropy())  # the moments and the step count did not move either

@@ -216,7 +216,6 @@ def save_model(loaded: LoadedModel, directory: Path) -> None:
     """Writes a plain Hugging Face directory: nothing in it says which program trained it."""
     model: Any = loaded.model
     config = model.config
-    kept = config._attn_implementation
     # a dequantised GGUF still carries the note that it was quantised, and transformers would refuse to save it
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if name in vars(config):
@@ -225,16 +224,11 @@ def save_model(loaded: LoadedModel, directory: Path) -> None:
         if name in vars(model):
             delattr(model, name)
     _say_what_ends(model, loaded.eos)
-    try:
-        config._attn_implementation = None
-        model.save_pretrained(directory, safe_serialization=True)
-        loaded.tokenizer.save_pretrained(directory)
-    finally:
-        config._attn_implementation = kept
+    model.save_pretrained(directory)
+    loaded.tokenizer.save_pretrained(directory)
 
 
 def _say_what_ends(model: Any, eos: Sequence[int]) -> None:
     generation = model.generation_config
     if generation is not None:
         generation.eos_token_id = list(eos) if len(eos) > 1 else eos[0]
-        generation._from_model_config = False  # else transformers goes back to config.json's single token

@@ -14,7 +14,7 @@ from rich.table import Table
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 
-SHOWN = ("loss", "reward/mean", "length/mean", "mixed", "entropy", "kl_base", "tokens_per_s")
+SHOWN = ("loss", "reward/mean", "length/mean", "mixed", "entropy", "kl_base", "tokens_per_s", "kept")
 
 
 class Console:

@@ -27,13 +27,15 @@ PART = 128
 
 class Harvest(StageConfig):
     """task, reward: None takes the recipe's. prompts: how many tasks of the split. group: answers to each.
-    per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`."""
+    keep: stop as soon as so many are kept (None: after all prompts). per_prompt, at_least, dedupe, best: see
+    `signals.select.Select`. filters: names in `parts.FILTERS`."""
 
     makes: ClassVar[Literal["model", "data", "figures"]] = "data"
     task: Spec | None = None
     split: str = "train"
     reward: Spec | None = None
     prompts: int = Field(default=1024, ge=1)
+    keep: int | None = Field(default=None, ge=1)
     group: int = Field(default=8, ge=1)
     sampling: SamplingSpec = SamplingSpec()
     per_prompt: int = Field(default=1, ge=1)
@@ -86,9 +88,11 @@ class Harvest(StageConfig):
                 rows += part["kept"]
                 for name, n in part["funnel"].items():
                     funnel.add(name, n)
-                bar.update(min(start + PART, len(tasks)), {})
+                bar.update(min(start + PART, len(tasks)), {"kept": len(rows)})
                 ctx.check_stop()
-        return rows, funnel
+                if self.keep is not None and len(rows) >= self.keep:
+                    break
+        return rows[: self.keep], funnel
 
     def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Of the kept answers, those to problems as each evaluation set has them."""
