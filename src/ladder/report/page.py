@@ -53,6 +53,7 @@ def views(run: Run) -> dict[str, Any]:
         "tiles": sections.tiles(run),
         "table": sections.table(run),
         "cards": sections.cards(run),
+        "splits": story.splits(run),
         "greedy": any("greedy" in f for m in run.models for f in m.figures.values()),
         "rewarded": sum(s.kind == "rl" and bool(s.metrics) for s in run.stages),
         "main": main,

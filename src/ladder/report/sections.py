@@ -291,7 +291,7 @@ def _measured(run: Run, stages: list[Stage]) -> Chart | None:
             panels.append(_panel(stage, lines))
     if not panels:
         return None
-    title = "Accuracy on problems held out"
+    title = "Accuracy on the evaluation sets"
     return Chart(title, "share right", chart.curves(panels, title, words.share))
 
 
@@ -430,7 +430,7 @@ def terms(run: Run) -> list[Term]:
             lambda: bool(figures),
             "right",
             "The share of problems whose answer is right, drawn at temperature "
-            f"{words.number(temperature)}: as the model writes. No problem of the set was trained on.",
+            f"{words.number(temperature)}: as the model writes, not at its best.",
         ),
         (lambda: any("low" in f for f in figures), "95% interval", f"The thin line on a bar: {interval}."),
         (

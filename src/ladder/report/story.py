@@ -76,6 +76,15 @@ def task_words(spec: Any) -> str:
     return ", ".join([str(kind), *[x for x in shown if len(x) <= 30][:3]])
 
 
+def splits(run: Run) -> str:
+    """Which splits the measured sets are from, as far as the recipe says."""
+    spec = run.recipe.get("eval")
+    sets = spec.get("sets") if isinstance(spec, dict) else None
+    own = sets.values() if isinstance(sets, dict) else ()
+    names = dict.fromkeys(str(s["split"]) for s in own if isinstance(s, dict) and "split" in s)
+    return f" (split: {words.listed(list(names))})" if names else ""
+
+
 def _option(value: Any) -> str:
     pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
     return f"{value[0]}–{value[1]}" if pair else str(value)
