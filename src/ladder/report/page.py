@@ -1,4 +1,4 @@
-"""The report: `report.html`, one file that needs nothing else. A template places the views of `sections.py`.
+"""The report: `report.html`, one file that needs nothing else. A template places views of its parts.
 
 Self-contained and inert: no script, no request (a content policy forbids both), every text escaped by the template.
 The same run gives the same bytes.
@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ladder.report import marks, sections, story, words
+from ladder.report import curves, marks, sections, story, terms, words, written
 from ladder.report.run import Run, load
 
 HERE = Path(__file__).parent
@@ -41,8 +41,8 @@ def render(run: Run) -> str:
 
 def views(run: Run) -> dict[str, Any]:
     """Everything that the template names."""
-    main, more = sections.side_by_side(run)
-    sets = sections.problem_sets(run)
+    main, more = curves.side_by_side(run)
+    sets = written.problem_sets(run)
     return {
         "run": run,
         "about": words.visible(run.recipe.get("about") or "").strip(),
@@ -60,7 +60,7 @@ def views(run: Run) -> dict[str, Any]:
         "more": more,
         "sets": sets,
         "notations": any(marks.classifier(run.recipe, s.name) for s in sets),
-        "terms": sections.terms(run),
+        "terms": terms.terms(run),
         "command": command(run),
     }
 
