@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladder.engine import checkpoint
-from ladder.engine.lora import PeftModel, merge
+from ladder.engine.lora import PeftModel, merge, save_adapter
 from ladder.engine.model import LoadedModel, save_model
 from ladder.errors import UserError
 from ladder.pipeline.stage import Context, Interrupted
@@ -114,6 +114,6 @@ def write_model(directory: Path, loaded: LoadedModel) -> None:
     """The model as a plain directory. An adapter is saved beside it in PEFT's layout, and merged into the model."""
     if isinstance(loaded.model, PeftModel):
         adapter = loaded.model
-        checkpoint.write_directory(directory.with_name("adapter"), lambda d: adapter.save_pretrained(str(d)))
+        checkpoint.write_directory(directory.with_name("adapter"), lambda d: save_adapter(adapter, d))
         loaded.model = merge(adapter)
     checkpoint.write_directory(directory, lambda d: save_model(loaded, d))
