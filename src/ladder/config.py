@@ -47,10 +47,13 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as err:
         raise UserError("there is no such file", file=path) from err
+    except OSError as err:
+        raise UserError(f"cannot be read: {err.strerror}", file=path) from err
     except UnicodeDecodeError as err:
         raise UserError(f"is not UTF-8 text (byte {err.start})", file=path) from err
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         line = mark.line + 1 if mark else None
@@ -59,7 +62,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError("must hold a mapping of keys to values", file=path)
     lines: Lines = {}
     _walk(node, (), lines, path)
-    document = Document(path, yaml.safe_load(text), lines)
+    document = Document(path, data, lines)
     for override in overrides:
         _override(document, override)
     return document
@@ -110,19 +113,35 @@ def check(cls: type[C], document: Document, data: Any, at: Sequence[str] = ()) -
     try:
         return cls.model_validate(data)
     except ValidationError as err:
-        raise _first(cls, err, document, at) from err
+        raise _first(cls, err, document, data, at) from err
 
 
-def _first(cls: type[Config], err: ValidationError, document: Document, at: Sequence[str]) -> UserError:
+def _first(cls: type[Config], err: ValidationError, document: Document, data: Any, at: Sequence[str]) -> UserError:
     faults = err.errors()
     fault = min(faults, key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
-    place = [*at, *map(str, fault["loc"])]
+    place = [*at, *_written([str(p) for p in fault["loc"]], data)]
     if fault["type"] == "extra_forbidden":
         names = _fields(cls, [str(p) for p in fault["loc"][:-1]])
         return document.error(f"unknown key{near(str(fault['loc'][-1]), names)}", place)
     message = fault["msg"].removeprefix("Value error, ")
     got = "" if fault["type"] == "missing" else f", got {fault['input']!r:.80}"
     return document.error(f"{message[0].lower()}{message[1:]}{got}", place)
+
+
+def _written(loc: Sequence[str], data: Any) -> list[str]:
+    """A place as the user wrote it: without the names of the alternatives that pydantic tried on the way."""
+    made: list[str] = []
+    for i, part in enumerate(loc):
+        items = dict(enumerate(data)) if isinstance(data, list) else data if isinstance(data, dict) else {}
+        known = {str(k): v for k, v in items.items()}
+        if part in known:
+            data = known[part]
+        elif i + 1 < len(loc) or not made or not items:
+            if not made or part[:1].islower():
+                made.append(part)
+            continue
+        made.append(part)
+    return made
 
 
 def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:

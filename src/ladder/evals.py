@@ -1,8 +1,8 @@
 """How good a model is at some tasks: accuracy, pass@k, length, style, each with what it is worth.
 
 pass@k: the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1), 1 - C(n-c, k) / C(n, k). Confidence
-intervals: Wilson's for one sample a task; with several, the bootstrap over tasks (answers to one task are not
-independent). An answer that could not be judged is left out and counted, never scored 0.
+intervals: Wilson's for one sample a task that is right or wrong; else the bootstrap over tasks (answers to one task
+are not independent). An answer that could not be judged is left out and counted, never scored 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ladder import rng
+from ladder.rewards.format import Format
 from ladder.rollout.collect import Collector, Encode
 from ladder.types import Outcome, Reward, Rollout, Sampler, Sampling, Score, Task
 
@@ -23,7 +24,8 @@ Stats = Callable[[Sequence[Rollout]], dict[str, float]]
 
 @dataclass(slots=True)
 class EvalResult:
-    """accuracy is the mean score; a task's world may add figures of its own to `stats`."""
+    """accuracy is the mean score; a task's world may add figures of its own to `stats`. thinking: the share of answers
+    that are a well-formed block of thinking followed by an answer (`rewards.format`)."""
 
     n: int
     samples: int
@@ -32,6 +34,7 @@ class EvalResult:
     high: float
     length: float
     truncated: float
+    thinking: float
     unjudged: int
     pass_at: dict[int, float]
     stats: dict[str, float]
@@ -46,6 +49,7 @@ class EvalResult:
             "high": self.high,
             "length": self.length,
             "truncated": self.truncated,
+            "thinking": self.thinking,
             **self.stats,
             **{f"pass@{k}": v for k, v in self.pass_at.items()},
         }
@@ -75,7 +79,8 @@ def evaluate(
     if not known:
         raise RuntimeError(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
     accuracy = float(np.mean([s.mean() for s in known]))
-    low, high = wilson(accuracy, len(known)) if samples == 1 else bootstrap([float(s.mean()) for s in known], seed)
+    counts = samples == 1 and all(s[0] in (0.0, 1.0) for s in known)
+    low, high = wilson(accuracy, len(known)) if counts else bootstrap([float(s.mean()) for s in known], seed)
     return EvalResult(
         n=len(tasks),
         samples=samples,
@@ -84,8 +89,9 @@ def evaluate(
         high=high,
         length=float(np.mean([r.length for r in rollouts])),
         truncated=float(np.mean([r.stop == "length" for r in rollouts])),
+        thinking=float(np.mean([thinks(r, sampling) for r in rollouts])),
         unjudged=sum(not isinstance(o, Score) for outcomes in judged for o in outcomes),
-        pass_at={k: float(np.mean([pass_at_k(len(s), int((s >= right).sum()), k) for s in known])) for k in ks},
+        pass_at=passes(known, ks, right),
         stats=stats(rollouts) if stats else {},
         temperature=sampling.temperature,
         records=[record(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)],
@@ -104,6 +110,22 @@ def record(r: Rollout, o: Outcome) -> dict[str, Any]:
         "length": r.length,
         **judged,
     }
+
+
+def thinks(r: Rollout, sampling: Sampling) -> bool:
+    """Whether an answer is a well-formed block of thinking and an answer; the prompt may have opened the block."""
+    opened = isinstance(r.task.prompt, str) and r.task.prompt.rstrip().endswith(sampling.think_open)
+    return Format(sampling.think_open, sampling.think_close, opened).well_formed(r)
+
+
+def passes(scores: Sequence[np.ndarray], ks: Sequence[int], right: float) -> dict[int, float]:
+    """pass@k over tasks; a task of which fewer than k answers could be judged says nothing about it."""
+    made = {}
+    for k in ks:
+        each = [pass_at_k(len(s), int((s >= right).sum()), k) for s in scores if len(s) >= k]
+        if each:
+            made[k] = float(np.mean(each))
+    return made
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

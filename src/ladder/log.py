@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,11 +41,7 @@ class Lines:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
+        for line, record in _records(self.path):
             if record["step"] > step:
                 break
             kept.append(line + "\n")
@@ -56,15 +52,17 @@ class Lines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole records of a JSONL file; none when there is no file."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    return [record for _, record in _records(path)] if path.exists() else []
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, record) up to the first line that is not whole. Only LF ends a line: a text may hold U+2028 and its like."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            break
-    return records
+            return
+        yield line, record
 
 
 class RunLog:
@@ -90,13 +88,20 @@ class RunLog:
         clean = {k: (v if math.isfinite(v) else None) for k, v in figures.items()}
         self.metrics.write({"step": step, "time": round(time.time(), 3), **clean})
         finite = {k: v for k, v in figures.items() if math.isfinite(v)}
-        for sink in list(self.sinks):
-            try:
-                sink.log(step, finite)
-            except Exception as err:  # a tracker can fail in any way, and none of them is worth the run
-                self.say(f"{sink.name} failed and is left out from here on: {type(err).__name__}: {err}")
-                self.sinks.remove(sink)
+        self._tell(lambda sink: sink.log(step, finite))
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        for sink in list(self.sinks):
+            try:
+                what(sink)
+            except Exception as err:  # noqa: BLE001  a tracker can fail in any way, and none is worth the run
+                self.say(left_out(sink.name, err))
+                self.sinks.remove(sink)
+
+
+def left_out(name: str, err: Exception) -> str:
+    """What is said, once, of a tracker that failed."""
+    return f"{name} failed and is left out from here on: {type(err).__name__}: {' '.join(str(err).split())}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ladder.config import near
 from ladder.errors import UserError, missing_extra
-from ladder.log import Sink, read_lines
+from ladder.log import Sink, left_out, read_lines
 
 Maker = Callable[[Path, str, str], Sink]
 """(the stage's directory, the run's name, the stage's name) -> a sink."""
@@ -111,6 +111,19 @@ def check(names: Sequence[str]) -> list[Maker]:
     return [SINKS[name] for name in names]
 
 
+def open_all(
+    makers: Sequence[Maker], directory: Path, run: str, stage: str, say: Callable[[str], None]
+) -> list[Sink]:
+    """The sinks that open; of one that does not (no login, no server) a word is said."""
+    opened = []
+    for maker in makers:
+        try:
+            opened.append(maker(directory, run, stage))
+        except Exception as err:  # noqa: BLE001  a tracker can fail in any way, and none is worth the run
+            say(left_out(getattr(maker, "name", str(maker)), err))
+    return opened
+
+
 def replay(directory: Path, run: str, stage: str, names: Sequence[str]) -> int:
     """Tells sinks everything that a stage's metrics.jsonl holds; returns the number of steps."""
     records = read_lines(directory / "metrics.jsonl")
@@ -123,4 +136,4 @@ def replay(directory: Path, run: str, stage: str, names: Sequence[str]) -> int:
     return len(records)
 
 
-__all__ = ["Maker", "SINKS", "check", "read_lines", "replay"]
+__all__ = ["Maker", "SINKS", "check", "open_all", "read_lines", "replay"]

@@ -9,21 +9,27 @@ from typing import Any
 from ladder.errors import UserError
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*")
+_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)\s*")
 
 
 def check(stage: str, require: dict[str, str], summary: dict[str, Any]) -> None:
     """Raises UserError on the first bound that does not hold, or that cannot be read."""
     for name, bound in require.items():
-        parsed = _BOUND.fullmatch(bound)
         field = f"{stage}.require.{name}"
-        if parsed is None:
-            raise UserError(f"{bound!r} is no bound", field=field, mend='write e.g. ">= 0.9"')
+        sign, limit = parse(bound, field)
         value: Any = summary
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, int | float):
             raise UserError("the stage's summary has no such figure", field=field)
-        if not _OPS[parsed[1]](value, float(parsed[2])):
+        if not _OPS[sign](value, limit):
             mend = "what was trained is kept; change the stage, or the bound"
             raise UserError(f"is {value:.4g} and must be {bound.strip()}", field=field, mend=mend)
+
+
+def parse(bound: str, field: str) -> tuple[str, float]:
+    """(sign, limit). Raises UserError."""
+    parsed = _BOUND.fullmatch(bound)
+    if parsed is None:
+        raise UserError(f"{bound!r} is no bound", field=field, mend='write e.g. ">= 0.9"')
+    return parsed[1], float(parsed[2])
