@@ -34,6 +34,7 @@ def run(
     out: Out = None,
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the recipe's")] = None,
+    until: Annotated[str | None, typer.Option(help="the last stage to run")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="show what would be done, and do nothing")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,7 +44,7 @@ def run(
     changes = [*(overrides or [])]
     changes += [] if seed is None else [f"seed={seed}"]
     changes += [] if model is None else [f"model.source={model}"]
-    run_recipe(recipe, changes, out, plan=plan, quiet=quiet)
+    run_recipe(recipe, changes, out, until=until, plan=plan, quiet=quiet)
 
 
 @app.command()

@@ -33,8 +33,11 @@ from ladder.types import Request, Sampling
 STATUS = {"done": "[green]done[/green]", "resume": "[yellow]goes on[/yellow]", "new": "to do", "stale": "to do again"}
 
 
-def run_recipe(name: str, changes: Sequence[str], out: Path | None, *, plan: bool, quiet: bool) -> None:
+def run_recipe(
+    name: str, changes: Sequence[str], out: Path | None, *, until: str | None, plan: bool, quiet: bool
+) -> None:
     recipe, document = recipes.load(name, changes)
+    recipe = recipe if until is None else recipe.until(until)
     directory = out or Path("runs") / recipe.name
     console = Console(quiet=quiet)
     if plan:

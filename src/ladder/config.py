@@ -7,9 +7,10 @@ anything is checked. Left out: interpolation, includes, and any tag beyond plain
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -117,9 +118,11 @@ def check(cls: type[C], document: Document, data: Any, at: Sequence[str] = ()) -
 
 
 def _first(cls: type[Config], err: ValidationError, document: Document, data: Any, at: Sequence[str]) -> UserError:
-    faults = err.errors()
-    fault = min(faults, key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
-    place = [*at, *_written([str(p) for p in fault["loc"]], data)]
+    faults = [(*_written(fault, data), fault) for fault in err.errors()]
+    tried = Counter(tags for _, tags, _ in faults)
+    # of several alternatives, the one with the fewest faults was meant; a typo explains what is missing
+    place, _, fault = min(faults, key=lambda f: (tried[f[1]] if f[1] else 0, f[2]["type"] != "extra_forbidden"))
+    place = [*at, *place]
     if fault["type"] == "extra_forbidden":
         names = _fields(cls, [str(p) for p in fault["loc"][:-1]])
         return document.error(f"unknown key{near(str(fault['loc'][-1]), names)}", place)
@@ -128,31 +131,36 @@ def _first(cls: type[Config], err: ValidationError, document: Document, data: An
     return document.error(f"{message[0].lower()}{message[1:]}{got}", place)
 
 
-def _written(loc: Sequence[str], data: Any) -> list[str]:
-    """A place as the user wrote it: without the names of the alternatives that pydantic tried on the way."""
-    made: list[str] = []
-    for i, part in enumerate(loc):
+def _written(fault: Any, data: Any) -> tuple[list[str], tuple[str, ...]]:
+    """A fault's place as the user wrote it, and the names of the alternatives that pydantic put into it."""
+    place: list[str] = []
+    tags: list[str] = []
+    for i, part in enumerate(map(str, fault["loc"])):
         items = dict(enumerate(data)) if isinstance(data, list) else data if isinstance(data, dict) else {}
         known = {str(k): v for k, v in items.items()}
         if part in known:
+            place.append(part)
             data = known[part]
-        elif i + 1 < len(loc) or not made or not items:
-            if not made or part[:1].islower():
-                made.append(part)
-            continue
-        made.append(part)
-    return made
+        elif fault["type"] == "missing" and i + 1 == len(fault["loc"]):
+            place.append(part)
+        else:
+            tags.append(part)
+    return place, tuple(tags)
 
 
 def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:
     """The keys known at a place, as far as it is one configuration inside another."""
+    kind: Any = cls
     for part in path:
-        found = cls.model_fields.get(part)
+        kinds = [kind, *get_args(kind)]
+        named = next((k for k in kinds if isinstance(k, type) and k.__name__ == part), None)
+        if named is not None:
+            kind = named
+            continue
+        found = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, Config) else None
         kind = found.annotation if found else None
-        if not (isinstance(kind, type) and issubclass(kind, Config)):
-            return []
-        cls = kind
-    return [f.alias or name for name, f in cls.model_fields.items()]
+    kinds = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Config)]
+    return [f.alias or name for k in kinds for name, f in k.model_fields.items()]
 
 
 def near(word: str, words: Sequence[str]) -> str:

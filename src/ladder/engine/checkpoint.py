@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from ladder.errors import UserError
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""How a disk says that it takes no more."""
 
 
 def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from ladder import evals
-from ladder.engine.checkpoint import read_json, write_json
+from ladder.engine.checkpoint import read_json, sha256, write_json
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.pipeline import parts
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import EvalSet, EvalSpec
 from ladder.pipeline.stage import Context
+from ladder.tasks import TaskSource
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError for a set whose task, or split of it, there is not."""
+    for name, one in (recipe.eval.sets if recipe.eval else {}).items():
+        _source(name, one)
+
+
+def identity(recipe: Recipe) -> str:
+    """A hash of what is measured: the sets, their files, the settings. Kept apart from a stage's identity, so that
+    another measurement costs no training."""
+    if recipe.eval is None:
+        return ""
+    files = [path for one in recipe.eval.sets.values() for path in parts.files(one.task) + parts.files(one.reward)]
+    told = [recipe.eval.model_dump_json(), *(f"{path} {sha256(path) if path.exists() else ''}" for path in files)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _source(name: str, one: EvalSet) -> TaskSource:
+    """Where a set's problems come from."""
+    field = f"eval.sets.{name}"
+    source = parts.tasks(one.task, f"{field}.task")
+    if one.split not in source.splits:
+        there = ", ".join(source.splits)
+        raise UserError(f"there is no split {one.split!r} (there are: {there})", field=f"{field}.split")
+    return source
 
 
 def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool = True) -> dict[str, Any]:
@@ -51,15 +79,11 @@ def summary_of(results: dict[float, evals.EvalResult], first: float) -> dict[str
 def _one(
     ctx: Context, loaded: LoadedModel, sampler: Any, spec: EvalSpec, name: str, one: EvalSet, temperature: float
 ) -> evals.EvalResult:
-    field = f"eval.sets.{name}"
-    source = parts.tasks(one.task, f"{field}.task")
-    if one.split not in source.splits:
-        raise UserError(f"there is no split {one.split!r} (there are: {', '.join(source.splits)})", field=field)
     samples = spec.samples if temperature > 0 else 1
     return evals.evaluate(
         sampler,
-        source.tasks(one.split, one.n),
-        parts.reward(one.reward if one.reward is not None else ctx.recipe.reward, f"{field}.reward"),
+        _source(name, one).tasks(one.split, one.n),
+        parts.reward(one.reward if one.reward is not None else ctx.recipe.reward, f"eval.sets.{name}.reward"),
         parts.encoder(ctx.recipe, loaded),
         parts.sampling(spec.sampling, temperature=temperature),
         samples=samples,
@@ -91,4 +115,5 @@ def line(figures: dict[str, Any]) -> str:
     if "greedy" in figures:
         text += f", greedy {figures['greedy']['accuracy']:.1%}"
     text += f", {figures['length']:.1f} tokens"
+    text += f", thinking {figures['thinking']:.1%}" if figures.get("thinking") else ""
     return text + (f", mixed {figures['mixed']:.1%}" if "mixed" in figures else "")

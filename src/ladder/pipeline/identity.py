@@ -14,6 +14,7 @@ from typing import Any
 
 from ladder.engine.checkpoint import sha256
 from ladder.errors import UserError
+from ladder.pipeline import parts
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import StageConfig
 
@@ -37,6 +38,9 @@ def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> di
     """Everything a stage's result depends on. parents: {stage: its identity}. Raises UserError on a missing input."""
     model = recipe.model.model_dump(mode="json")
     inputs = [*config.inputs()]
+    for shared in ("task", "reward"):  # what the stage takes from the recipe
+        if shared in type(config).model_fields and getattr(config, shared) is None:
+            inputs += parts.files(getattr(recipe, shared))
     if not config.from_:
         inputs += _local(recipe.model.source)
     else:

@@ -115,15 +115,18 @@ def belongs(task: Task, spec: Spec) -> bool:
         return True
     source = tasks(spec, "eval.sets")
     assert isinstance(source, Chain)
-    return source.steps[0] <= task.meta["steps"] <= source.steps[1]
+    return source.steps[0] <= task.meta.get("steps", -1) <= source.steps[1]
 
 
-def files(spec: Spec | None) -> list[Path]:
-    """The files that a task source reads."""
-    if not isinstance(spec, dict):
+def files(spec: Any) -> list[Path]:
+    """The files that a task source or a reward reads: data, and `file.py` of a function `file.py:name`."""
+    if isinstance(spec, dict | list):
+        values = spec.values() if isinstance(spec, dict) else spec
+        return [path for value in values for path in files(value)]
+    if not isinstance(spec, str):
         return []
-    values = [v for inner in spec.values() if isinstance(inner, dict) for v in inner.values()] + list(spec.values())
-    return [Path(v) for v in values if isinstance(v, str) and v.endswith(".jsonl")]
+    path = spec.rpartition(":")[0] if ".py:" in spec else spec
+    return [Path(path)] if path.endswith((".jsonl", ".py")) else []
 
 
 FILTERS: dict[str, Callable[[Rollout], bool]] = {

@@ -121,6 +121,14 @@ class Recipe(Config):
                 raise ValueError(f"{name!r} is no stage name (lower-case letters, digits and _)")
         return stages
 
+    def until(self, stage: str) -> Recipe:
+        """The recipe up to and with a stage. Raises UserError when there is no such stage."""
+        names = list(self.stages)
+        if stage not in names:
+            raise UserError(f"there is no stage {stage!r}{near(stage, names)}", field="--until")
+        kept = names[: names.index(stage) + 1]
+        return self.model_copy(update={"stages": {name: self.stages[name] for name in kept}})
+
 
 def find(name: str) -> Path:
     """A recipe's file: a path, or a name looked for in ./recipes and among the packaged ones. Raises UserError."""

@@ -54,17 +54,37 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
     """What a run would do, in order; everything in the recipe is checked. Raises UserError."""
     keys: dict[str, str] = {}
     planned: list[Planned] = []
+    with located(document):
+        evaluate.check(recipe)
     for name, spec in recipe.stages.items():
         config = build(name, spec, document)
+        with located(document):
+            config.check(name, recipe)
+            for figure, bound in config.require.items():
+                gates.parse(bound, f"{name}.require.{figure}")
         for parent in config.needs():
             if parent not in keys:
                 raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
         _check_makes(document, name, config, planned)
         description = identity.describe(recipe, config, {p: keys[p] for p in config.needs()})
         keys[name] = identity.of(description)
-        status, why = _status(out / name, keys[name], config)
+        status, why = _status(out / name, keys[name], config, evaluate.identity(recipe))
         planned.append(Planned(name, config, description, keys[name], status, why))
     return planned
+
+
+@contextmanager
+def located(document: Document) -> Iterator[None]:
+    """Gives errors that know a field of the recipe its line."""
+    try:
+        yield
+    except UserError as err:
+        place = (err.field or "").split(".")
+        if err.file is not None or not err.field:
+            raise
+        if place[0] in document.data.get("stages", {}):
+            place = ["stages", *place]
+        raise document.error(err.message, place, err.mend) from err
 
 
 def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
@@ -76,7 +96,7 @@ def _check_makes(document: Document, name: str, config: StageConfig, before: Seq
             raise document.error(f"stage {parent!r} makes no data", ["stages", name, "data"])
 
 
-def _status(directory: Path, key: str, config: StageConfig) -> tuple[Status, str]:
+def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tuple[Status, str]:
     found = read_stage(directory)
     if found is None:
         return "new", "not run yet"
@@ -85,7 +105,13 @@ def _status(directory: Path, key: str, config: StageConfig) -> tuple[Status, str
     if found["status"] != "done":
         return "resume", "was interrupted"
     wrong = _damaged(directory, found, config)
-    return ("new", f"its result is damaged: {wrong}") if wrong else ("done", f"took {found['seconds']:.0f} s")
+    if wrong:
+        return "new", f"its result is damaged: {wrong}"
+    if config.makes != "data" and found.get("measured") != measured:
+        return "resume", "what is measured has changed"
+    if not (directory / "summary.json").exists():
+        return "resume", "its summary is missing"
+    return "done", f"took {found['seconds']:.0f} s"
 
 
 def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
@@ -124,12 +150,17 @@ def run(recipe: Recipe, document: Document, out: Path, console: Console, *, save
             if one.status == "done":
                 console.say(f"  done before ({one.why})")
             else:
-                _run_stage(recipe, one, directory, parents, done, console, stop, sinks)
+                try:
+                    _run_stage(recipe, one, directory, parents, done, console, stop, sinks)
+                except OSError as err:  # a log's line, for which there was no room
+                    if err.errno not in checkpoint.FULL:
+                        raise
+                    raise checkpoint.disk_error(err, directory, 0) from err
             parents[one.name], done[one.name] = directory, one.config
             summaries[one.name] = checkpoint.read_json(directory / "summary.json")
             evaluate.show(console, directory, summaries[one.name])
-            gates.check(one.name, one.config.require, summaries[one.name])
             write_summary(recipe, summaries, out)
+            gates.check(one.name, one.config.require, summaries[one.name])
     return out
 
 
@@ -149,16 +180,16 @@ def _run_stage(
     if found is None:
         found = {"name": one.name, "key": one.key, "status": "running", **one.description, "started": time.time()}
         write_json(directory / "stage.json", found)
-    before = found.get("seconds", 0.0)
-    made = [maker(directory, recipe.name, one.name) for maker in sinks]
+    before = found.get("trained_seconds", 0.0)
+    made = trackers.open_all(sinks, directory, recipe.name, one.name, console.say)
     log = RunLog(directory, made, console.say)
     base = base_of(recipe, one.config, done, parents)
     ctx = Context(one.name, directory, recipe, parents, base, log, console, stop, before)
     try:
-        extra = one.config.run(ctx) if not found.get("trained") else found["trained"]
-        trained_seconds = ctx.seconds
-        if not found.get("trained"):
-            found |= {"trained": extra, "seconds": trained_seconds}
+        extra = found.get("trained")
+        if not extra or one.config.makes == "figures":
+            extra = one.config.run(ctx)
+            found |= {"trained": extra, "trained_seconds": ctx.seconds}
             write_json(directory / "stage.json", found)
         summary = dict(extra)
         if one.config.makes == "model" and recipe.eval is not None:
@@ -167,6 +198,7 @@ def _run_stage(
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
+        found["measured"] = evaluate.identity(recipe)
         if one.config.makes != "figures":
             found["output"] = sha256(directory / ("model" if one.config.makes == "model" else "data.jsonl"))
         write_json(directory / "stage.json", found)
@@ -202,11 +234,17 @@ def _make_room(one: Planned, directory: Path, console: Console) -> Path:
     elif one.status == "new" and directory.exists():
         shutil.rmtree(directory)
     kept = stale / f"{one.name}-{one.key[:12]}"
-    if not directory.exists() and kept.exists():
+    if not directory.exists() and kept.exists() and not _broken(kept, one.config):
         console.say("  comes back from an earlier run of the same recipe")
         kept.rename(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _broken(kept: Path, config: StageConfig) -> bool:
+    """Whether what was moved aside is done and no longer what it was."""
+    found = read_stage(kept)
+    return found is None or (found["status"] == "done" and _damaged(kept, found, config) is not None)
 
 
 def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None:

@@ -37,6 +37,9 @@ class StageConfig(Config):
         """Files it reads: their hashes are part of its identity."""
         return []
 
+    def check(self, name: str, recipe: Recipe) -> None:
+        """Raises UserError for what can be known to be wrong before anything runs."""
+
     def run(self, ctx: Context) -> dict[str, Any]:
         """Does the stage's work in `ctx.directory`; returns what it adds to the stage's summary."""
         raise NotImplementedError

@@ -24,6 +24,7 @@ LOSS = 0.02
 KINDS = {
     "pretrain": "Reads a corpus and learns to predict the next token. Nothing is judged and nothing is rewarded.",
     "sft": "Learns by imitation: it is shown finished answers and learns to predict them token by token.",
+    "measure": "Trains nothing: it shows where the model stands before anything is done to it.",
     "rl": (
         "Writes a group of answers to each problem and has every answer judged. What scored above its group's average "
         "becomes more likely, the rest less likely. No answer is ever shown to it."

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ladder.engine.checkpoint import write_json, write_lines
 from ladder.pipeline import parts
-from ladder.pipeline.recipe import SamplingSpec, Spec
+from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.signals.select import Funnel, Select
@@ -45,7 +45,11 @@ class Harvest(StageConfig):
     best: bool = False
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task)
+        return parts.files(self.task) + parts.files(self.reward)
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
+        parts.filters(self.filters, f"{name}.filters")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         spec = self.task if self.task is not None else ctx.recipe.task

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ladder.chat import leading_bos
-from ladder.config import Config
+from ladder.config import Config, near
 from ladder.data.kinds import Answered, Origin
 from ladder.data.samples import Encoding, load, to_samples
 from ladder.data.source import Data, Report
@@ -27,7 +28,7 @@ from ladder.errors import UserError
 from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.loop import Job, run_training
-from ladder.pipeline.recipe import Spec
+from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Trained
 from ladder.signals.examples import Examples
 from ladder.tasks.chain.web import Web
@@ -75,6 +76,16 @@ class Imitate(Trained):
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
             return [Path(self.data.path)]
         return parts.files(self.data.task) if isinstance(self.data, TaskExamples) else []
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        parts.loss(self.loss, f"{name}.loss")
+        match self.data:
+            case WebData():
+                web_of(self.data, f"{name}.data.web")
+            case TaskExamples():
+                parts.tasks(self.data.task, f"{name}.data.task")
+            case _:
+                pass
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
@@ -125,13 +136,22 @@ class SFT(Imitate):
 
 
 
-def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
-    """Documents of the built-in world; their problems are drawn evenly, so there is nothing to learn in them."""
+def web_of(data: WebData, field: str) -> Web:
+    """The corpus that a recipe describes. Raises UserError."""
     try:
-        web = TypeAdapter(Web).validate_python(data.web)
+        return TypeAdapter(Web).validate_python(data.web)
     except ValidationError as err:
         first = err.errors()[0]
-        raise UserError(first["msg"], field=".".join([field, *map(str, first["loc"])])) from err
+        place = ".".join([field, *map(str, first["loc"])])
+        if first["type"] == "unexpected_keyword_argument":
+            known = [f.name for f in fields(Web)]
+            raise UserError(f"unknown key{near(str(first['loc'][-1]), known)}", field=place) from err
+        raise UserError(first["msg"].removeprefix("Value error, "), field=place) from err
+
+
+def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
+    """Documents of the built-in world; their problems are drawn evenly, so there is nothing to learn in them."""
+    web = web_of(data, field)
     documents = web.write(seed if data.seed is None else data.seed)
     flat = torch.from_numpy(documents.flat)
     starts = [0, *documents.ends[:-1].tolist()]
@@ -146,7 +166,9 @@ def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
 def stage_samples(path: Path) -> list[Sample]:
     """Token ids and masks as a stage wrote them. Raises UserError when there are none."""
     made = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not text:
+            continue
         row = json.loads(text)
         mask = torch.tensor(row["mask"], dtype=torch.bool)
         made.append(Sample(torch.tensor(row["tokens"]), mask, {}, {"origin": f"{path}:{number}"}))

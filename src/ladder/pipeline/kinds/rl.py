@@ -14,13 +14,14 @@ import torch
 from pydantic import Field
 
 from ladder.engine.engine import Engine
+from ladder.errors import UserError
 from ladder.evals import record
 from ladder.kl import kl
 from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.kinds.imitate import void
 from ladder.pipeline.loop import Job, run_training
-from ladder.pipeline.recipe import SamplingSpec, Spec
+from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, Trained
 from ladder.rollout.collect import Collector
 from ladder.signals.advantages import Kind
@@ -28,7 +29,7 @@ from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, 
 from ladder.train import Learner
 from ladder.types import Rollout, Task
 
-KL_ANSWERS = 64
+KL_ANSWERS = 128
 """Answers of a step on which the KL from the base model is measured."""
 
 
@@ -55,7 +56,17 @@ class RL(Trained):
     measure_kl: bool = True
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task)
+        return parts.files(self.task) + parts.files(self.reward)
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
+        parts.loss(self.loss, f"{name}.loss")
+        if self.sampling.temperature == 0:
+            raise UserError(
+                "greedy answers to a prompt are all the same: there is nothing to compare",
+                field=f"{name}.sampling.temperature",
+                mend="set 1.0",
+            )
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
@@ -95,9 +106,6 @@ class RL(Trained):
     def _check(self, ctx: Context, tasks: Sequence[Task]) -> None:
         if self.prompts > len(tasks):
             raise ctx.error(f"{self.prompts} prompts a step out of {len(tasks)} tasks", "prompts", "lower it")
-        if self.sampling.temperature == 0:
-            raise ctx.error("greedy answers to a prompt are all the same: there is nothing to compare",
-                            "sampling.temperature", "set 1.0")
 
     def _reference(self, engine: Engine, loss: Any) -> Reference | None:
         """A frozen copy of the stage's first model, or the adapter switched off; nothing when no term asks."""
@@ -132,10 +140,10 @@ def watcher(ctx: Context, base: Reference | None) -> Callable[[int, Groups, Judg
 
 
 def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
-    """KL(policy || base) per token, in nats: the mean of k3 over sampled tokens."""
+    """KL(policy || base) per token, in nats: the mean of k1 over sampled tokens (k3's tail is too heavy for a curve)."""
     samples = [s for s in map(to_sample, rollouts) if bool(s.mask.any())]
     if not samples:
         return 0.0
     columns = base(samples)
-    each = [kl(s.cols["old_logps"], c["logps"], "k3")[s.mask] for s, c in zip(samples, columns, strict=True)]
+    each = [kl(s.cols["old_logps"], c["logps"], "k1")[s.mask] for s, c in zip(samples, columns, strict=True)]
     return float(torch.cat(each).mean())
