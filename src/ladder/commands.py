@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 from rich.console import Console as Rich
 
 from ladder import evals, rng, trackers
@@ -23,7 +24,7 @@ from ladder.inspection import inspect_file
 from ladder.pipeline import lineage, parts, recipe as recipes
 from ladder.pipeline.evaluate import line
 from ladder.pipeline.progress import Console
-from ladder.pipeline.recipe import EvalSet, EvalSpec, ModelSpec, Recipe, SamplingSpec
+from ladder.pipeline.recipe import Recipe, SamplingSpec
 from ladder.pipeline.run import plan as plan_run
 from ladder.pipeline.run import run as start
 from ladder.report import page
@@ -98,23 +99,24 @@ def evaluate_model(
     model: str, task: str, recipe: str | None, reward: str | None, options: dict[str, Any], out: Path | None
 ) -> None:
     """ladder eval. With a recipe: its sets, rewards and settings; else one task as given."""
-    loaded = load(model)
     spec, settings = _settings(model, task, recipe, reward, options)
     assert spec.eval is not None
+    loaded = load(model)
     sampler = parts.sampler(spec, loaded)
     written: dict[str, Any] = {"model": model, "results": []}
     console = Console()
     for name, one in spec.eval.sets.items():
         for temperature in spec.eval.temperatures:
+            samples = spec.eval.samples if temperature > 0 else 1
             result = evals.evaluate(
                 sampler,
                 parts.tasks(one.task, f"{name}.task").tasks(one.split, one.n),
                 parts.reward(one.reward if one.reward is not None else spec.reward, "--reward"),
                 parts.encoder(spec, loaded),
                 parts.sampling(spec.eval.sampling, temperature=temperature),
-                samples=spec.eval.samples if temperature > 0 else 1,
+                samples=samples,
                 seed=settings["seed"],
-                ks=spec.eval.pass_at,
+                ks=[k for k in spec.eval.pass_at if k <= samples],
                 stats=parts.stats(one.task),
             )
             figures = result.figures()
@@ -137,15 +139,45 @@ def _settings(
         if spec.eval is None:
             raise UserError("this recipe measures nothing", field="--recipe", mend="give --task instead")
         return spec, options
-    ks = tuple(int(k) for k in options["pass_at"].split(",") if k.strip().isdigit())
-    sampling = SamplingSpec(max_tokens=options["max_tokens"], stop=options["stop"])
-    sets = {"test": EvalSet(task=_yaml(task, "--task"), split=options["split"], n=options["n"])}
-    made = EvalSpec(
-        sets=sets, temperatures=(options["temperature"],), samples=options["samples"], pass_at=ks, sampling=sampling
-    )
     given = _yaml(reward, "--reward") if reward is not None else None
-    built = Recipe(model=ModelSpec(source=model), reward=given, as_turn=options["as_turn"], eval=made, stages={"none": {}})
-    return built, options
+    asked = {"task": _yaml(task, "--task"), "split": options["split"], "n": options["n"]}
+    sampling = {k: options[k] for k in ("max_tokens", "temperature", "stop")}
+    made = {
+        "sets": {"test": asked},
+        "temperatures": (options["temperature"],),
+        "samples": options["samples"],
+        "pass_at": _ks(options),
+        "sampling": sampling,
+    }
+    base = {"model": {"source": model}, "reward": given, "as_turn": options["as_turn"], "stages": {"none": {}}}
+    try:
+        return Recipe.model_validate(base | {"eval": made}), options
+    except ValidationError as err:
+        raise _option(err) from err
+
+
+def _ks(options: dict[str, Any]) -> tuple[int, ...]:
+    """The k of --pass-at. Raises UserError."""
+    words = [w.strip() for w in options["pass_at"].split(",") if w.strip()]
+    samples = options["samples"] if options["temperature"] > 0 else 1
+    for word in words:
+        if not word.isdigit() or int(word) < 1:
+            raise UserError(f"{word!r} is no number of answers", field="--pass-at", mend="write e.g. 1,4,16")
+        if int(word) > samples:
+            raise UserError(
+                f"pass@{word} needs at least {word} answers to each problem, and there are {samples}",
+                field="--pass-at",
+                mend=f"add --samples {word}" if options["temperature"] > 0 else "set a temperature above 0",
+            )
+    return tuple(map(int, words))
+
+
+def _option(err: ValidationError) -> UserError:
+    """A value that an option cannot have."""
+    first = err.errors()[0]
+    names = [str(p) for p in first["loc"] if str(p) in ("n", "samples", "temperature", "max_tokens", "task", "top_p")]
+    field = f"--{names[-1].replace('_', '-')}" if names else ".".join(map(str, first["loc"]))
+    return UserError(f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}", field=field)
 
 
 def _yaml(text: str, field: str) -> Any:
@@ -177,8 +209,8 @@ def sample_model(
 def _sampling(settings: dict[str, Any]) -> Sampling:
     try:
         return Sampling(**SamplingSpec(**settings).model_dump())
-    except ValueError as err:
-        raise UserError(f"{settings} cannot be sampled with: {err}") from err
+    except ValidationError as err:
+        raise _option(err) from err
 
 
 def _safe(text: str) -> str:

@@ -12,7 +12,7 @@ from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.pipeline import parts
 from ladder.pipeline.progress import Console
-from ladder.pipeline.recipe import EvalSet, EvalSpec
+from ladder.pipeline.recipe import EvalSet, EvalSpec, Recipe
 from ladder.pipeline.stage import Context
 from ladder.tasks import TaskSource
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ladder.config import Document, check, near
 from ladder.pipeline.kinds.harvest import Harvest
-from ladder.pipeline.kinds.imitate import Pretrain, SFT
+from ladder.pipeline.kinds.imitate import SFT, Pretrain
 from ladder.pipeline.kinds.measure import Measure
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.stage import StageConfig

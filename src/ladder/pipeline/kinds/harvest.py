@@ -1,7 +1,7 @@
 """The stage of rejection sampling: answers to many prompts, of which the best are kept as examples.
 
-Writes data.jsonl: {"task", "prompt", "text", "tokens", "mask"}, the token ids as they were sampled. A killed harvest
-goes on after its last whole part.
+Writes data.jsonl: {"task", "prompt", "text", "reward", "tokens", "mask"}, the token ids as they were sampled. A
+killed harvest goes on after its last whole part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.signals.select import Funnel, Select
-from ladder.types import Rollout, Task
+from ladder.types import Rollout, Score, Task
 
 PART = 128
 """Prompts between two saves."""
@@ -86,8 +86,12 @@ class Harvest(StageConfig):
                             sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
                         )
                     groups = collect(tasks[start : start + PART], step=number, version=0)
-                    kept, counts = select(groups, [reward(g) for g in groups])
-                    write_json(path, {"kept": [row_of(r) for r in kept], "funnel": counts.counts})
+                    judged = [reward(g) for g in groups]
+                    kept, counts = select(groups, judged)
+                    pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
+                    scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
+                    rows_kept = [row_of(r, scores[id(r)]) for r in kept]
+                    write_json(path, {"kept": rows_kept, "funnel": counts.counts})
                 part = json.loads(path.read_text(encoding="utf-8"))
                 rows += part["kept"]
                 for name, n in part["funnel"].items():
@@ -107,7 +111,7 @@ class Harvest(StageConfig):
             if not chosen:
                 continue
             figures[name] = {
-                "accuracy": 1.0,  # what is wrong was not kept
+                "accuracy": sum(r["reward"] for r in chosen) / len(chosen),
                 "length": sum(sum(r["mask"]) for r in chosen) / len(chosen),
                 **parts.text_stats(one.task, [r["text"] for r in chosen]),
                 "n": len(chosen),
@@ -115,12 +119,13 @@ class Harvest(StageConfig):
         return figures
 
 
-def row_of(r: Rollout) -> dict[str, Any]:
+def row_of(r: Rollout, reward: float) -> dict[str, Any]:
     """A kept answer, token for token."""
     return {
         "task": r.task.id,
         "prompt": r.task.prompt,
         "text": r.text,
+        "reward": reward,
         "tokens": r.tokens,
         "mask": [int(m) for m in r.mask],
     }
