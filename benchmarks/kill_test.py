@@ -148,7 +148,8 @@ def main() -> None:
             for place in hit:
                 places[place] = places.get(place, 0) + 1
             wrong = differences(wanted, fingerprint(out))
-            print(f"run {runs}: killed {len(hit)} times ({', '.join(hit)}): {'identical' if not wrong else wrong}", flush=True)
+            said = wrong or "identical"
+            print(f"run {runs}: killed {len(hit)} times ({', '.join(hit)}): {said}", flush=True)
             if wrong:
                 raise SystemExit(1)
     print(f"{done} kills over {runs} runs ({places}): every result bit-identical")

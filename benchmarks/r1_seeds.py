@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ CONTROLS = ["more_raw_sft", "worked_sft", "rejection_from_base", "zero_continued
 MODELS = ["pretrain", "r1_zero", "harvest", "sft", "rl"]
 
 
-def run(recipe: str, seed: int, out: Path) -> dict[str, Any]:
+def run_command(recipe: str, seed: int, out: Path, more: Sequence[str] = ()) -> dict[str, Any]:
     """`ladder run` in a process of its own; its summary."""
-    command = [sys.executable, "-m", "ladder.cli", "run", recipe, "--seed", str(seed), "--out", str(out)]
+    command = [sys.executable, "-m", "ladder.cli", "run", recipe, "--seed", str(seed), "--out", str(out), *more]
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
@@ -93,7 +94,7 @@ def main() -> None:
             out = args.out / f"{Path(recipe).name}-{seed}"
             if args.controls:
                 lend(args.out / f"r1-{seed}", out)
-            summary = run(recipe, seed, out)
+            summary = run_command(recipe, seed, out)
             if recipe == "r1":
                 missed = verdict(summary)
                 failed += bool(missed)
