@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ladder.errors import UserError
 
 Lines = dict[tuple[str, ...], int]
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""pydantic's names for an unknown key, of models and of dataclasses."""
 
 
 class Config(BaseModel):
@@ -42,8 +45,9 @@ class Document:
         return UserError(message, file=self.path, line=line, field=".".join(place) or None, mend=mend)
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Reads a YAML mapping and applies overrides. Raises UserError."""
+def read(path: Path, overrides: Sequence[str] = (), known: Sequence[str] = ()) -> Document:
+    """Reads a YAML mapping and applies overrides. known: keys that an override may set though the file has them not.
+    Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as err:
@@ -65,7 +69,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     _walk(node, (), lines, path)
     document = Document(path, data, lines)
     for override in overrides:
-        _override(document, override)
+        _override(document, override, known)
     return document
 
 
@@ -86,7 +90,7 @@ def _walk(node: yaml.Node, at: tuple[str, ...], lines: Lines, path: Path) -> Non
             _walk(value, (*at, str(i)), lines, path)
 
 
-def _override(document: Document, override: str) -> None:
+def _override(document: Document, override: str, known: Sequence[str]) -> None:
     """Puts `a.b.c=value` in its place. A stage's name may be left out of `stages.NAME.field`."""
     name, sign, text = override.partition("=")
     if not sign or not name:
@@ -95,9 +99,10 @@ def _override(document: Document, override: str) -> None:
     stages = document.data.get("stages")
     if isinstance(stages, dict) and parts[0] in stages:
         parts = ["stages", *parts]
-    elif parts[0] not in document.data and len(parts) > 1:
-        known = [*document.data, *(stages or {})]
-        raise UserError(f"there is nothing called {parts[0]!r} in this recipe{near(parts[0], known)}", field=name)
+    elif parts[0] not in {*document.data, *known} and len(parts) > 1:
+        there = {*document.data, *known, *(stages or {})}
+        end = near(parts[0], sorted(there))
+        raise UserError(f"there is nothing called {parts[0]!r} in this recipe{end}", field=name)
     at: Any = document.data
     for part in parts[:-1]:
         at = at.setdefault(part, {})
@@ -121,9 +126,9 @@ def _first(cls: type[Config], err: ValidationError, document: Document, data: An
     faults = [(*_written(fault, data), fault) for fault in err.errors()]
     tried = Counter(tags for _, tags, _ in faults)
     # of several alternatives, the one with the fewest faults was meant; a typo explains what is missing
-    place, _, fault = min(faults, key=lambda f: (tried[f[1]] if f[1] else 0, f[2]["type"] != "extra_forbidden"))
+    place, _, fault = min(faults, key=lambda f: (tried[f[1]] if f[1] else 0, f[2]["type"] not in UNKNOWN))
     place = [*at, *place]
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in UNKNOWN:
         names = _fields(cls, [str(p) for p in fault["loc"][:-1]])
         return document.error(f"unknown key{near(str(fault['loc'][-1]), names)}", place)
     message = fault["msg"].removeprefix("Value error, ")
@@ -152,6 +157,7 @@ def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:
     """The keys known at a place, as far as it is one configuration inside another."""
     kind: Any = cls
     for part in path:
+        part = part.removesuffix("]").rpartition(", ")[2]  # with a validator it is "function-after[..., Data]"
         kinds = [kind, *get_args(kind)]
         named = next((k for k in kinds if isinstance(k, type) and k.__name__ == part), None)
         if named is not None:
@@ -159,8 +165,13 @@ def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:
             continue
         found = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, Config) else None
         kind = found.annotation if found else None
-    kinds = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Config)]
-    return [f.alias or name for k in kinds for name, f in k.model_fields.items()]
+    names: list[str] = []
+    for one in (kind, *get_args(kind)):
+        if isinstance(one, type) and issubclass(one, Config):
+            names += [f.alias or name for name, f in one.model_fields.items()]
+        elif is_dataclass(one):
+            names += [f.name for f in fields(one)]
+    return names
 
 
 def near(word: str, words: Sequence[str]) -> str:

@@ -154,6 +154,6 @@ def available() -> dict[str, Path]:
 def load(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
     """The recipe and the document it came from (for errors in stages). Raises UserError."""
     path = find(name)
-    document = read(path, overrides)
+    document = read(path, overrides, list(Recipe.model_fields))
     recipe = check(Recipe, document, document.data)
     return recipe.model_copy(update={"name": recipe.name or path.stem}), document

@@ -1,0 +1,26 @@
+"""What tests of several files share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import small_run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny r1 recipe. To be read only: `copy` is for tests that change it."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("small") / "r1"
+    small_run.run(out)
+    return out
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(small, tmp_path / "r1"))

@@ -1,0 +1,87 @@
+"""The whole r1 recipe in a few seconds, for tests of the pipeline and of what stands on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from ladder.config import Document
+from ladder.pipeline import recipe as recipes
+from ladder.pipeline import run as running
+from ladder.pipeline.progress import Console
+from ladder.pipeline.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("pretrain", "r1_zero", "harvest", "sft", "rl")
+
+
+def kill_test() -> ModuleType:
+    """benchmarks/kill_test.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "benchmarks" / "kill_test.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TINY = [
+    *kill_test().SMALL,
+    "threads=1",
+    "engine.workers=1",
+    "sampler.workers=1",
+    "pretrain.data.web.documents=2000",
+    "r1_zero.steps=2",
+    "harvest.prompts=140",
+    "harvest.keep=null",
+    "sft.steps=6",
+    "rl.steps=2",
+    "rl.sampling.max_tokens=40",
+    "eval.sampling.max_tokens=40",
+    "eval.sets.easy.n=16",
+    "eval.sets.hard.n=8",
+    "eval.show=3",
+]
+"""kill_test's small version, smaller still."""
+
+
+class Listening(Console):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+def load(*changes: str, recipe: str | Path | None = None) -> tuple[Recipe, Document]:
+    """A recipe, with its changes; r1 made tiny when none is given."""
+    if recipe is None:
+        return recipes.load(str(ROOT / "recipes" / "r1.yaml"), [*TINY, *changes])
+    return recipes.load(str(recipe), changes)
+
+
+def run(out: Path, *changes: str, recipe: str | Path | None = None) -> Listening:
+    """Runs it into `out`; what was said."""
+    console = Listening()
+    torch.set_num_threads(1)
+    running.run(*load(*changes, recipe=recipe), out, console)
+    return console
+
+
+def plan(out: Path, *changes: str, recipe: str | Path | None = None) -> dict[str, str]:
+    """{stage: its status}."""
+    return {p.name: p.status for p in running.plan(*load(*changes, recipe=recipe), out)}
+
+
+def keys(*changes: str, recipe: str | Path | None = None) -> dict[str, str]:
+    """{stage: its identity}."""
+    return {p.name: p.key for p in running.plan(*load(*changes, recipe=recipe), Path("nowhere"))}
