@@ -221,7 +221,8 @@ def test_a_template_without_a_terminator_is_refused() -> None:
 
 
 def test_a_terminator_on_the_last_turn_only_is_refused() -> None:
-    some = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{{'\n'}}"
+    some = "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    some += "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{{'\n'}}"
     some += "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     tok = tokenizer("chatml", template=some)
     with pytest.raises(UserError, match="differently"):
