@@ -186,7 +186,7 @@ def test_what_changes_no_weight_changes_no_identity(copy: Path) -> None:
         *("eval.sets.easy.n=9", "eval.temperatures=[1.0]", "rl.eval_every=1", "rl.require={easy.accuracy: '>= 0.5'}"),
     ):
         assert keys(change) == same, change
-    for change in ("seed=1", "threads=2", "reward={exact: {}}", "as_turn=true", "sampler.slots=3", "rl.measure_kl=false"):
+    for change in ("seed=1", "threads=2", "reward={exact: {}}", "as_turn=true", "sampler.slots=3", "rl.group=9"):
         assert keys(change)["rl"] != same["rl"], change
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def evaluate_model(
     """ladder eval. With a recipe: its sets, rewards and settings; else one task as given."""
     spec, settings = _settings(model, task, recipe, reward, options)
     assert spec.eval is not None
+    torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     loaded = load(model)
     sampler = parts.sampler(spec, loaded)
     written: dict[str, Any] = {"model": model, "results": []}

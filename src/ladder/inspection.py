@@ -30,14 +30,12 @@ def render(tokenizer: Any, sample: Sample) -> Text:
     special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     ids, mask = sample.tokens.tolist(), sample.mask.tolist()
     text = Text()
-    at = 0
     # neighbours of one sort are decoded together: a character may be spread over several tokens
     for (trained, is_special), run in groupby(zip(ids, mask, strict=True), lambda p: (p[1], p[0] in special)):
         tokens = [t for t, _ in run]
         words = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         style = (SPECIAL_TRAINED if trained else SPECIAL) if is_special else TRAINED if trained else CONTEXT
         text.append(visible(words, arrows=trained), style)
-        at += len(tokens)
     text.append("\n")
     text.append(summary(tokenizer, sample), "dim")
     return text
@@ -62,7 +60,7 @@ def visible(text: str, *, arrows: bool) -> str:
 
 
 def _spelled(char: str) -> str:
-    return char if char in "\u200d\ufe0f" or (char.isspace() and ord(char) > 0x20) else f"\\x{ord(char):02x}"
+    return char if char in "\u200d\ufe0f" or (char.isspace() and ord(char) >= 0xA0) else f"\\x{ord(char):02x}"
 
 
 def inspect_file(
@@ -73,13 +71,13 @@ def inspect_file(
     report = Report()
     for example in islice(data.examples(report), rows):
         for title, sample in _titled(example, tokenizer, encoding, report):
-            console.print(Rule(title, align="left", style="dim"))
+            console.print(Rule(Text(visible(title, arrows=False)), align="left", style="dim"))
             console.print(render(tokenizer, sample), soft_wrap=True)
     console.print(Rule(style="dim"))
     legend = Text("trained", TRAINED).append("  context", CONTEXT).append("  ").append("special", SPECIAL)
     console.print(legend.append("  ").append("special, trained", SPECIAL_TRAINED))
     for line in report.lines():
-        console.print(Text(line))
+        console.print(Text(visible(line, arrows=False)))
     return report
 
 

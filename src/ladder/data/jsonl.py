@@ -88,8 +88,7 @@ def _row(line: bytes, origin: Origin) -> Row | Bad:
             mend += " (a file that is one array: jq -c '.[]' FILE > FILE.jsonl)"
         return bad(f"is not JSON: {err.msg}", err.colno, _open_field(text, err.pos), mend)
     except _Flaw as err:
-        found = [m.start() + 1 for m in re.finditer(re.escape(json.dumps(err.key)) + r"\s*:", text)]
-        return bad(str(err), found[1] if len(found) > 1 else None, err.key)
+        return bad(str(err), _second(text, err.key), err.key)
     except RecursionError:
         return bad("is nested too deep", mend="flatten the row")
     except ValueError as err:  # a number of thousands of digits
@@ -102,8 +101,7 @@ def _row(line: bytes, origin: Origin) -> Row | Bad:
     found = flaw(fields)
     if found:
         field, wrong = found
-        match = re.search(r"\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})", text)
-        return bad(wrong, match.start() + 1 if match and "finite" not in wrong else None, field)
+        return bad(wrong, None if "finite" in wrong else _escaped(text), field)
     return Row(origin, fields, line)
 
 
@@ -118,6 +116,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> NoReturn:
     raise _Flaw(f"{name} is not JSON")
+
+
+def _second(text: str, key: str | None) -> int | None:
+    """The column where a key stands for the second time; None when that cannot be told from the text alone."""
+    written = {json.dumps(key), json.dumps(key, ensure_ascii=False)}
+    found = [m.start() + 1 for w in written for m in re.finditer(re.escape(w) + r"\s*:", text)]
+    return max(found) if len(found) == 2 else None
+
+
+_HALVES = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE = re.compile(_HALVES + r"|(\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2}))|\\.")
+
+
+def _escaped(text: str) -> int | None:
+    """The column of the first escape that makes a NUL or half a surrogate pair."""
+    return next((m.start() + 1 for m in _ESCAPE.finditer(text) if m[1]), None)
 
 
 def _open_field(text: str, at: int) -> str | None:

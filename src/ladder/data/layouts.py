@@ -73,11 +73,12 @@ def _text(row: Row, name: str, *, blank: bool = False) -> str:
     return value
 
 
-def _messages(row: Row, name: str, value: Any, *, empty: bool = False) -> list[Message]:
-    """Checked messages. A message's other keys (tool_calls, name, ...) are kept for the template."""
+def _messages(row: Row, name: str, value: Any, *, said: str = "content") -> list[Message]:
+    """Checked messages. A message's other keys (tool_calls, name, ...) are kept for the template. said: what the data
+    calls a message's content."""
     if not isinstance(value, list):
         raise row.error(f"must be a list of messages, not {type(value).__name__}", field=name)
-    if not value and not empty:
+    if not value:
         raise row.error("is empty", field=name)
     for i, message in enumerate(value):
         at = f"{name}[{i}]"
@@ -91,9 +92,9 @@ def _messages(row: Row, name: str, value: Any, *, empty: bool = False) -> list[M
             continue
         if not isinstance(content, str):
             kind = "missing" if content is None else type(content).__name__
-            raise row.error(f"must be text, not {kind}", field=f"{at}.content")
+            raise row.error(f"must be text, not {kind}", field=f"{at}.{said}")
         if not content.strip() and not calls and role in ("user", "assistant"):
-            raise row.error("is empty", field=f"{at}.content")
+            raise row.error("is empty", field=f"{at}.{said}")
     # typed tables have every key in every message, null where it is not
     return [{k: v for k, v in m.items() if v is not None} | {"content": m.get("content") or ""} for m in value]
 
@@ -250,10 +251,12 @@ def _of_sharegpt(row: Row) -> list[Kind]:
         if not isinstance(who, str) or who not in _SHAREGPT:
             raise row.error(f"{who!r} is no speaker (there are: {', '.join(_SHAREGPT)})", field=f"{at}.from")
         made.append({"role": _SHAREGPT[who], "content": turn.get("value")})
+    said = "value" if any("role" not in turn for turn in turns) else "content"
+    made = _messages(row, "conversations", made, said=said)
     system = row.fields.get("system")
     if isinstance(system, str) and system.strip():
         made.insert(0, {"role": "system", "content": system})
-    return [Chat(_messages(row, "conversations", made), _tools(row))]
+    return [Chat(made, _tools(row))]
 
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")

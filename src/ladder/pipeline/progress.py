@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from rich.console import Console as Rich
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
 
-SHOWN = ("loss", "reward/mean", "length/mean", "mixed", "entropy", "kl_base", "tokens_per_s", "kept")
+SHOWN = ("reward/mean", "length/mean", "mixed", "entropy", "loss", "kept", "kl_base", "tokens_per_s")
 
 
 class Console:
@@ -42,9 +42,9 @@ class Console:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[figures]}"),
+            TextColumn("[dim]{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        with Progress(*columns, console=self.rich, transient=True) as progress:
+        with Progress(*columns, console=self.rich, transient=True, expand=True) as progress:
             progress.add_task(name, total=total, completed=done, figures="")
             yield Bar(progress, name, total, self)
 

@@ -91,8 +91,8 @@ def _check_makes(document: Document, name: str, config: StageConfig, before: Seq
     makes = {p.name: p.config.makes for p in before}
     if config.from_ and makes[config.from_] != "model":
         raise document.error(f"stage {config.from_!r} makes no model", ["stages", name, "from"])
-    for parent in config.needs():
-        if parent != config.from_ and makes[parent] != "data":
+    for parent in config.needs()[1 if config.from_ else 0 :]:
+        if makes[parent] != "data":
             raise document.error(f"stage {parent!r} makes no data", ["stages", name, "data"])
 
 

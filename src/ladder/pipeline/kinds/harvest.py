@@ -100,7 +100,9 @@ class Harvest(StageConfig):
                 ctx.check_stop()
                 if self.keep is not None and len(rows) >= self.keep:
                     break
-        return rows[: self.keep], funnel
+        rows = rows[: self.keep]
+        funnel.counts["kept"] = len(rows)
+        return rows, funnel
 
     def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Of the kept answers, those to problems as each evaluation set has them."""
