@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,12 +20,10 @@ STAGES = ("pretrain", "r1_zero", "harvest", "sft", "rl")
 
 
 def kill_test() -> ModuleType:
-    """benchmarks/kill_test.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "benchmarks" / "kill_test.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """benchmarks/kill_test.py, which is no package. On the path, because the processes it starts import it too."""
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.append(str(ROOT / "benchmarks"))
+    return importlib.import_module("kill_test")
 
 
 TINY = [
@@ -69,11 +68,12 @@ def load(*changes: str, recipe: str | Path | None = None) -> tuple[Recipe, Docum
     return recipes.load(str(recipe), changes)
 
 
-def run(out: Path, *changes: str, recipe: str | Path | None = None) -> Listening:
+def run(out: Path, *changes: str, recipe: str | Path | None = None, until: str | None = None) -> Listening:
     """Runs it into `out`; what was said."""
     console = Listening()
     torch.set_num_threads(1)
-    running.run(*load(*changes, recipe=recipe), out, console)
+    loaded, document = load(*changes, recipe=recipe)
+    running.run(loaded.until(until) if until else loaded, document, out, console)
     return console
 
 

@@ -203,7 +203,9 @@ def _explain(err: Exception) -> int:
 
 
 def _say(text: str) -> None:
-    typer.echo(typer.style("ladder: ", fg="red", bold=True) + text, err=True)
+    # what a file holds (a column's name, say) never reaches the terminal as a command
+    safe = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    typer.echo(typer.style("ladder: ", fg="red", bold=True) + safe, err=True)
 
 
 if __name__ == "__main__":

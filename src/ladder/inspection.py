@@ -8,6 +8,7 @@ command. Below each row stand its counts: tokens, trained tokens, leading BOS, a
 from __future__ import annotations
 
 from itertools import groupby, islice
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
@@ -84,7 +85,8 @@ def inspect_file(
 def _titled(
     example: Kind, tokenizer: Any, encoding: Encoding | None, report: Report
 ) -> list[tuple[str, Sample]]:
-    place = str(example.origin)
+    # the file's last name: a title is cut to the terminal's width, and the line is what matters
+    place = "" if example.origin is None else f"{PurePath(example.origin.file).name}:{example.origin.line}"
     if isinstance(example, Preference):
         pairs = to_pairs([example], tokenizer, encoding, report)
         return [(f"{place} {name}", s) for p in pairs for name, s in (("chosen", p.chosen), ("rejected", p.rejected))]

@@ -104,6 +104,8 @@ def _content(row: Row, name: str, *, answer: bool = False) -> Content:
     value = _get(row, name)
     if isinstance(value, str):
         return _text(row, name)
+    if not isinstance(value, list):
+        raise row.error(f"must be text or a list of messages, not {type(value).__name__}", field=name)
     made = _messages(row, name, value)
     if answer and not any(m["role"] == "assistant" for m in made):
         raise row.error("holds no assistant's turn", field=name)

@@ -11,7 +11,7 @@ from ladder.engine.checkpoint import read_json, sha256, write_json
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.pipeline import parts
-from ladder.pipeline.progress import Console
+from ladder.pipeline.progress import Bar, Console
 from ladder.pipeline.recipe import EvalSet, EvalSpec, Recipe
 from ladder.pipeline.stage import Context
 from ladder.tasks import TaskSource
@@ -53,6 +53,7 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     shown: list[dict[str, Any]] = []
     total = len(spec.sets) * len(spec.temperatures)
     with ctx.console.bar(f"{ctx.name}: measuring", total) as bar:
+        sampler.progress = lambda done, asked: watch(ctx, bar, done, asked)
         for name, one in spec.sets.items():
             results = {}
             for temperature in spec.temperatures:
@@ -66,6 +67,12 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     if final:
         write_json(ctx.directory / "samples.json", shown)
     return summary
+
+
+def watch(ctx: Context, bar: Bar, done: int, asked: int) -> None:
+    """A long measurement shows how far it is, and ends when it is asked to: nothing is lost, it is made anew."""
+    bar.note(f"{done:,} of {asked:,} answers")
+    ctx.check_stop()
 
 
 def summary_of(results: dict[float, evals.EvalResult], first: float) -> dict[str, Any]:

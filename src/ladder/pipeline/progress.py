@@ -81,6 +81,11 @@ class Bar:
             self.spoke = time.monotonic()
             self.console.say(f"  {self.name} {done}/{self.total}  {text}")
 
+    def note(self, text: str) -> None:
+        """What goes on inside the present step."""
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], figures=text)
+
 
 def shorten(text: str, width: int, *, tail: bool = False) -> str:
     """One line of at most `width` characters: the beginning of the text, or its end."""

@@ -81,6 +81,7 @@ class Harvest(StageConfig):
                     if collect is None:
                         loaded = parts.load(ctx.recipe, ctx.model_source(self))
                         sampler = parts.sampler(ctx.recipe, loaded)
+                        sampler.progress = lambda *_: ctx.check_stop()
                         encode = parts.encoder(ctx.recipe, loaded)
                         collect = Collector(
                             sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
