@@ -71,9 +71,9 @@ class Data(Config):
     def _possible(self) -> Data:
         layouts.check_layout(self.layout)
         if (self.on_bad_row == "quarantine") != (self.quarantine is not None):
-            raise ValueError("quarantine names the file for bad rows: give it with on_bad_row: quarantine, and only then")
+            raise ValueError("quarantine names the file for bad rows: give it with on_bad_row: quarantine, only then")
         if self.quarantine is not None and Path(self.quarantine).resolve() == Path(self.path).resolve():
-            raise ValueError("quarantine is the data's own file, which it would overwrite: name another")
+            raise ValueError("quarantine is the data's own file, which it would overwrite")
         if not self.path.startswith("hub:") and (self.subset or self.split):
             raise ValueError("subset and split belong to a data set of the hub (path: hub:NAME)")
         if len(set(self.columns.values())) < len(self.columns):
