@@ -31,6 +31,7 @@ class Out:
 
     logps: Tensor  # [N] log-probability of the token that stands there
     entropy: Tensor | None = None  # [N] of the whole distribution there
+    values: Tensor | None = None  # [N] a scalar head's output there; None for a language model
 
 
 @dataclass(slots=True)
