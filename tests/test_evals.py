@@ -36,8 +36,8 @@ def judge(group: Sequence[Rollout]) -> list[Outcome]:
 def measure(answers: dict[str, list[Any]], *, samples: int = 1, **options: Any) -> Any:
     sampler = ScriptedSampler(answers, Letters())
     tasks = [Task(f"t{i}", prompt, "gold") for i, prompt in enumerate(answers)]
-    sampling = Sampling(max_tokens=64)
-    return evaluate(sampler, tasks, options.pop("reward", judge), Letters().encode, sampling, samples=samples, **options)
+    reward, sampling = options.pop("reward", judge), Sampling(max_tokens=64)
+    return evaluate(sampler, tasks, reward, Letters().encode, sampling, samples=samples, **options)
 
 
 # ---------------------------------------------------------------- pass@k

@@ -106,9 +106,16 @@ def check(names: Sequence[str]) -> list[Maker]:
     for name in names:
         if name not in SINKS:
             raise UserError(f"no tracker is called {name!r}{near(name, list(SINKS))}", field="trackers")
-        if importlib.util.find_spec(name) is None:
-            raise missing_extra(name, "trackers", f"the tracker {name}")
+        for package in _packages(name):
+            if importlib.util.find_spec(package) is None:
+                raise missing_extra(package, "trackers", f"the tracker {name}")
     return [SINKS[name] for name in names]
+
+
+def _packages(name: str) -> tuple[str, ...]:
+    """What a sink imports. MLflow keeps its own file in SQLite through two more."""
+    alone = name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ
+    return (name, "sqlalchemy", "alembic") if alone else (name,)
 
 
 def open_all(
@@ -130,7 +137,8 @@ def replay(directory: Path, run: str, stage: str, names: Sequence[str]) -> int:
     for maker in check(names):
         sink = maker(directory, run, stage)
         for record in records:
-            figures = {k: float(v) for k, v in record.items() if k not in ("step", "time") and isinstance(v, int | float)}
+            told = {k: v for k, v in record.items() if k not in ("step", "time")}
+            figures = {k: float(v) for k, v in told.items() if isinstance(v, int | float)}
             sink.log(int(record["step"]), figures)
         sink.close()
     return len(records)
