@@ -1,4 +1,4 @@
-"""The output head: from a hidden state to logits, as the model itself would compute them.
+"""The output head: from a hidden state to logits, as the model itself would compute them, or to one number.
 
 Most heads are one matrix; some families scale its output (Cohere, Granite) or bound it (Gemma 2's tanh). Training
 reaches the vocabulary at trained positions only and sampling at one position per row, so both need the head apart
@@ -65,3 +65,30 @@ class Head:
                 f"(difference {worst:.2g} on a test input)",
                 mend="use a model whose output head is a linear layer, scaled or soft-capped",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarHead:
+    """One number a position: h @ weight.T (+ bias), as transformers' sequence classifiers with one label have it."""
+
+    weight: Tensor  # [1, D]
+    bias: Tensor | None  # [1]
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [...], float32."""
+        return nn.functional.linear(hidden, self.weight, self.bias)[..., 0].float()
+
+
+def head_of(model: nn.Module) -> Head | ScalarHead:
+    """A language model's head, or a one-label classifier's. Raises UserError for anything else."""
+    if model.get_output_embeddings() is not None:  # pyright: ignore[reportCallIssue]
+        return Head.of(model)
+    layer = getattr(model, "score", None)
+    layer = getattr(layer, "modules_to_save", {}).get("default", layer)  # an adapter trains a copy of it
+    if not isinstance(layer, nn.Linear) or layer.out_features != 1:
+        raise UserError(
+            f"{type(model).__name__} has neither an output head nor a score of one number",
+            field="model",
+            mend="give a causal language model, or a sequence classifier with one label",
+        )
+    return ScalarHead(layer.weight, layer.bias)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ladder import rng
 from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
 from ladder.engine.optim import NotFinite, Optim, Optimizer
-from ladder.head import Head
+from ladder.head import ScalarHead, head_of
 from ladder.ops import token_logps
 from ladder.types import Loss, Pair, Unit
 
@@ -33,7 +33,7 @@ __all__ = ["Engine", "NotFinite"]
 
 
 class Engine:
-    """A causal language model under training (with `optim`) or frozen (without).
+    """A causal language model, or one with a scalar head, under training (with `optim`) or frozen (without).
 
     budget: most tokens of one micro-batch; it bounds memory and changes no gradient. temperature: of the
     distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute activations in
@@ -58,7 +58,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.base: nn.Module = model.get_decoder()  # pyright: ignore[reportCallIssue]
-        self.head = Head.of(model)
+        self.head = head_of(model)
         self.budget = budget
         self.share_prefix = share_prefix
         self.temperature = temperature
@@ -83,7 +83,8 @@ class Engine:
     def forward(
         self, units: Sequence[Unit], *, entropy: bool = False, reference: bool = False
     ) -> list[dict[str, Tensor]]:
-        """Columns of every sequence in order: {"logps", "entropy"?}, float32 [T] on the CPU, 0 off the mask."""
+        """Columns of every sequence in order, float32 [T] on the CPU, 0 off the mask: {"logps", "entropy"?}, or
+        {"values"} of a scalar head, each at the position whose hidden state comes before the masked token."""
         samples = list(sequences(units))
         columns: list[dict[str, Tensor]] = []
         at = 0
@@ -93,7 +94,8 @@ class Engine:
             for packed in pack(units, (), self.budget, self.share_prefix):
                 packed = packed.to(self.device)
                 out = self._out(packed, entropy)
-                named = {"logps": out.logps} | ({"entropy": out.entropy} if out.entropy is not None else {})
+                named = {"logps": out.logps} if out.values is None else {"values": out.values}
+                named |= {} if out.entropy is None else {"entropy": out.entropy}
                 parts = {
                     name: x.float().cpu().split(packed.batch.lengths_S.tolist()) for name, x in named.items()
                 }
@@ -113,6 +115,9 @@ class Engine:
             plan=packed.plan,
         )[0][0]
         asked = hidden.index_select(0, packed.src_N)
+        if isinstance(self.head, ScalarHead):
+            values = self.head.values(asked)
+            return Out(values.new_full(values.shape, math.nan), None, values)  # no loss may read a log-probability
         return Out(
             *token_logps(asked, self.head, packed.tgt_N, temperature=self.temperature, entropy=entropy)
         )

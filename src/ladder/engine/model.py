@@ -8,14 +8,20 @@ config with every token that ends an answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from ladder.attention import IMPLEMENTATION
@@ -53,10 +59,12 @@ def load_model(
     config: dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    scalar: bool = False,
 ) -> LoadedModel:
     """Loads a model and tokenizer. tokenizer: required for presets, which have none of their own; else optional.
 
-    config: fields to change in a preset. Raises UserError naming what is missing or broken.
+    scalar: with a head of one number a position instead of the vocabulary's (transformers' sequence classifier with
+    one label); it starts at 0 when the source has none. config: fields to change in a preset. Raises UserError naming what is missing or broken.
     """
     kind = _dtype(dtype)
     _check_device(device)
@@ -75,9 +83,12 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
     try:
         its_own = None if tokenizer else AutoTokenizer.from_pretrained(where, **options)
-        both: Any = AutoModelForCausalLM.from_pretrained(
-            where, attn_implementation=IMPLEMENTATION, dtype=kind, output_loading_info=True, **options
-        )
+        loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+        labels = {"num_labels": 1} if scalar else {}
+        with _quietly():
+            both: Any = loader.from_pretrained(
+                where, attn_implementation=IMPLEMENTATION, dtype=kind, output_loading_info=True, **labels, **options
+            )
         model, info = both
     except ImportError as err:
         if "gguf" in str(err).lower():
@@ -85,6 +96,8 @@ def load_model(
         raise
     except Exception as err:  # transformers, safetensors and the hub raise dozens of kinds; all mean one thing here
         raise _unreadable(source, err) from err
+    if scalar:
+        info["missing_keys"] = _fresh_score(model, set(info["missing_keys"]))
     if info["missing_keys"]:  # transformers fills them with random numbers and a warning
         raise UserError(
             f"the model's files lack {len(info['missing_keys'])} of its weights ({min(info['missing_keys'])}, ...)",
@@ -94,7 +107,42 @@ def load_model(
         )
     if its_own is not None and "gguf_file" in extra:
         _drop_invented(its_own, model.get_input_embeddings().weight.shape[0])
-    return _ready(model, tokenizer or its_own, source, kind, device)
+    loaded = _ready(model, tokenizer or its_own, source, kind, device)
+    if scalar:
+        model.config.pad_token_id = _pad_apart(loaded)
+    return loaded
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' table of missing and left-over weights: what is missing is an error of ours."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _fresh_score(model: Any, missing: set[str]) -> set[str]:
+    """Sets a score that the files do not hold to 0, so that training starts from equal scores; what else is missing."""
+    if "score.weight" in missing:
+        torch.nn.init.zeros_(model.score.weight)
+    return missing - {"score.weight"}
+
+
+def _pad_apart(loaded: LoadedModel) -> int:
+    """A pad token that ends no answer: transformers reads a score at the last token that is no pad, and with pad = EOS
+    that would be the one before the terminator. Raises UserError when the tokenizer has none."""
+    tokenizer = loaded.tokenizer
+    for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids):
+        if token is not None and token not in loaded.eos:
+            return int(token)
+    raise UserError(
+        "the tokenizer has no special token apart from those that end an answer, so nothing can stand for padding",
+        field="model",
+        mend="add a pad_token to the tokenizer",
+    )
 
 
 def _drop_invented(tokenizer: Any, rows: int) -> None:
@@ -184,7 +232,7 @@ def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, de
 def _eos(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer: of the tokenizer, its chat template and the generation configuration."""
     found = _turn_ends(tokenizer)
-    generation: Any = model.generation_config
+    generation: Any = vars(model).get("generation_config")  # a classifier has none
     for value in (tokenizer.eos_token_id, generation.eos_token_id if generation else None):
         found.update([value] if isinstance(value, int) else value or ())
     if not found:
@@ -229,6 +277,6 @@ def save_model(loaded: LoadedModel, directory: Path) -> None:
 
 
 def _say_what_ends(model: Any, eos: Sequence[int]) -> None:
-    generation = model.generation_config
+    generation = vars(model).get("generation_config")
     if generation is not None:
         generation.eos_token_id = list(eos) if len(eos) > 1 else eos[0]
