@@ -51,23 +51,23 @@ def advantages(kind: Kind, rewards: Sequence[np.ndarray], valid: Sequence[np.nda
 def _of(kind: Kind, groups: list[np.ndarray]) -> list[np.ndarray]:
     match kind:
         case "group_mean":
-            return [_centred(r) for r in groups]
+            return [centred(r) for r in groups]
         case "group_std":
-            return [c / (_std(c) + EPS) for c in map(_centred, groups)]
+            return [c / (std(c) + EPS) for c in map(centred, groups)]
         case "leave_one_out":
-            return [_centred(r) * (len(r) / max(len(r) - 1, 1)) for r in groups]
+            return [centred(r) * (len(r) / max(len(r) - 1, 1)) for r in groups]
         case "reinforce_pp":
-            whole = _centred(np.concatenate(groups)) if groups else np.zeros(0)
-            return _split(whole / (_std(whole) + EPS), groups)
+            whole = centred(np.concatenate(groups)) if groups else np.zeros(0)
+            return _split(whole / (std(whole) + EPS), groups)
         case "reinforce_pp_baseline":
             # every group is centred, so the batch is: subtracting its mean would only add rounding
-            whole = np.concatenate([_centred(r) for r in groups]) if groups else np.zeros(0)
-            return _split(whole / (_std(whole) + EPS), groups)
+            whole = np.concatenate([centred(r) for r in groups]) if groups else np.zeros(0)
+            return _split(whole / (std(whole) + EPS), groups)
         case _:
             assert_never(kind)
 
 
-def _centred(r: np.ndarray) -> np.ndarray:
+def centred(r: np.ndarray) -> np.ndarray:
     """r minus its mean; exactly 0 when all are equal. Measured from the smallest, so a common offset cancels."""
     if not len(r):
         return r
@@ -75,11 +75,11 @@ def _centred(r: np.ndarray) -> np.ndarray:
     return above - math.fsum(above) / len(r)
 
 
-def _std(centred: np.ndarray) -> float:
+def std(x: np.ndarray) -> float:
     """Unbiased standard deviation of numbers whose mean is 0; 0 for fewer than two."""
-    if len(centred) < 2:
+    if len(x) < 2:
         return 0.0
-    return math.sqrt(math.fsum(centred * centred) / (len(centred) - 1))
+    return math.sqrt(math.fsum(x * x) / (len(x) - 1))
 
 
 def _judged(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -146,14 +146,7 @@ class Examples:
 
     @cached_property
     def digest(self) -> str:
-        """Of all tokens and masks, in order."""
-        hashed = hashlib.blake2b(digest_size=16)
-        for unit in self.units:
-            for sample in _samples(unit):
-                hashed.update(len(sample.tokens).to_bytes(8, "little"))
-                hashed.update(sample.tokens.numpy().tobytes())
-                hashed.update(sample.mask.numpy().tobytes())
-        return hashed.hexdigest()
+        return digest(self.units)
 
     @property
     def _split(self) -> list[Any]:
@@ -169,6 +162,17 @@ class Examples:
             "length/max": float(max(lengths)),
             "trained": sum(_trained(unit) for unit in chosen) / sum(lengths),
         }
+
+
+def digest(units: Sequence[Unit], *parts: str) -> str:
+    """Of all tokens and masks, in order, and of whatever else `parts` name."""
+    hashed = hashlib.blake2b("".join(f"{p}\0" for p in parts).encode(), digest_size=16)
+    for unit in units:
+        for sample in _samples(unit):
+            hashed.update(len(sample.tokens).to_bytes(8, "little"))
+            hashed.update(sample.tokens.numpy().tobytes())
+            hashed.update(sample.mask.numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _samples(unit: Unit) -> tuple[Sample, ...]:
