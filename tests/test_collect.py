@@ -12,6 +12,8 @@ from families import CLOSE, DOUBLE, EOS
 from ladder import rng
 from ladder.chat import encode_prompt
 from ladder.engine.engine import Engine
+from ladder.engine.optim import Optim
+from ladder.losses import CrossEntropy
 from ladder.rollout.collect import Collector, to_rollout
 from ladder.rollout.native import NativeSampler
 from ladder.rollout.scripted import Answer, ScriptedSampler
@@ -126,6 +128,23 @@ def test_to_rollout_masks_forced_tokens_only() -> None:
         "w40 w41", "eos", 5, 2,
     )  # fmt: skip
     assert to_rollout(TASKS[0], (20,), replace(c, forced=[False] * 3), 0, 0).length == 3
+
+
+def test_after_an_update_the_same_prompt_is_answered_by_the_new_weights() -> None:
+    """No key outlives a call: nothing of the old policy is left in the sampler that drew from it."""
+    engine = Engine(fam.build("llama"), Optim(lr=0.05))
+    sampler = NativeSampler(engine.model, TOKENIZER, eos=[EOS], slots=4)
+    collect = Collector(sampler, encode, 4, Sampling(max_tokens=9), 1, "train")
+    drawn = []
+    for version in range(3):
+        samples = [to_sample(r) for g in collect(TASKS, step=0, version=version) for r in g]
+        for sample, column in zip(samples, engine.forward(samples), strict=True):
+            assert float((sample.cols["old_logps"] - column["logps"]).abs().max()) < 1e-4
+        drawn.append([s.tokens.tolist() for s in samples])
+        figures = engine.update(samples, CrossEntropy())
+        assert figures["grad_norm"] > 0
+        sampler.load(engine.weights, version + 1)
+    assert drawn[0] != drawn[1] != drawn[2]
 
 
 def test_what_the_native_sampler_drew_trains_at_a_ratio_of_one() -> None:

@@ -106,6 +106,11 @@ READ: dict[str, tuple[str, dict[str, Any], Kind]] = {
         {"chosen": TALK, "rejected": [*TALK[:3], bot("Yes")]},
         Preference(TALK[:3], [bot("No")], [bot("Yes")]),
     ),
+    "one answer goes on where the other ends": (
+        "implicit",
+        {"chosen": TALK, "rejected": TALK[:2]},
+        Preference(TALK[:1], TALK[1:], TALK[1:2]),
+    ),
     "alpaca": (
         "alpaca",
         {"instruction": "Add", "input": "1 2", "output": "3", "text": "### whole"},
@@ -161,6 +166,7 @@ def test_self_instruct_makes_several_examples_of_a_row(tmp_path: Path) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"question": "a", "answer": "b"}, r"a.jsonl:7: the columns answer, question are no layout .*Mend: rename"),
     ({"prompt": "a", "answer": "b"}, r"Mend: for imitation rename \(columns: \{completion: answer\}\)"),
+    ({"chosen": "a", "rejected": "b"}, r"the columns chosen, rejected are no layout"),
     ({"text": None}, r"the columns \(none\)"),
     ({"text": 3}, r"^a.jsonl:7: text: must be text, not int"),
     ({"text": " \n"}, r"text: is empty"),

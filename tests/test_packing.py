@@ -139,6 +139,27 @@ def test_what_cannot_be_trained_is_refused() -> None:
         pack(ragged(1), ["ref_logps"], 100)
     with pytest.raises(ValueError, match="samples only"):
         count([Pair(*ragged(2))], CrossEntropy())
+    odd = CrossEntropy()
+    object.__setattr__(odd, "unit", "batch")
+    with pytest.raises(ValueError, match="counts in 'batch', which is no unit"):
+        count(ragged(1), odd)
+
+
+def test_masks_are_bool_columns_float32_and_all_of_one_length() -> None:
+    """One cannot be handed in for the other."""
+    tokens, mask = torch.arange(5), torch.arange(5) > 2
+    column = torch.zeros(5)
+    for wrong, message in [
+        (lambda: Sample(tokens, column), "mask must be bool"),
+        (lambda: Sample(tokens, mask[1:]), "mask must be bool"),
+        (lambda: Sample(tokens.int(), mask), "tokens must be int64"),
+        (lambda: Sample(tokens[None], mask[None]), "tokens must be int64"),
+        (lambda: Sample(tokens, mask, {"advantages": mask}), "column 'advantages' must be float32"),
+        (lambda: Sample(tokens, mask, {"advantages": column.double()}), "column 'advantages' must be float32"),
+        (lambda: Sample(tokens, mask, {"advantages": column[:1]}), "column 'advantages' must be float32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wrong()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

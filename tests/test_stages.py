@@ -12,13 +12,15 @@ import yaml
 from ladder.engine.checkpoint import read_json
 from ladder.errors import UserError
 from ladder.log import read_lines
-from ladder.pipeline import gates
+from ladder.pipeline import gates, parts
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.kinds.harvest import Harvest
 from ladder.pipeline.kinds.imitate import SFT, Pretrain, stage_samples
 from ladder.pipeline.kinds.rl import RL
+from ladder.pipeline.loop import ROUNDED, check_first
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.run import base_of
+from ladder.types import Sampling
 from small_run import keys, plan, run
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 60}}, "batch": 300, "by": "tokens"}
@@ -205,6 +207,12 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
     [
         ({"prompts": 5000}, "rl.prompts: 5000 prompts a step out of 4096 tasks. Mend: lower it"),
         ({"sampling": {"temperature": 0}}, "stages.rl.sampling.temperature: greedy answers to a prompt are all"),
+        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: draws from a part of the distribution"),
+        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: draws from a part of the distribution"),
+        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: draws from a part of the distribution"),
+        ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
+        ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
+        ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects for a sampler"),
         ({"group": 1}, "stages.rl.group: input should be greater than or equal to 2"),
         ({"lora": {"targets": ["q_prj"]}}, "the model has no linear layer called q_prj"),
         ({"lora": {"targets": "c_attn"}}, "the model has no linear layer called c_attn"),
@@ -218,6 +226,37 @@ def test_conflicting_options(tmp_path: Path, change: dict[str, Any], message: st
     tasks.write_text("".join(json.dumps({"prompt": "1 " * (254 + i), "answer": "1"}) + "\n" for i in range(3)))
     change = json.loads(json.dumps(change).replace("TASKS", str(tasks)))
     assert message in error(tmp_path, {"pretrain": WEB, "rl": RL_STAGE | change})
+
+
+def test_examples_that_are_tokens_already_are_not_encoded(tmp_path: Path) -> None:
+    pretrain = WEB | {"encoding": {"max_tokens": 9}}
+    assert "stages.pretrain.encoding: is about rows that are yet to be" in error(tmp_path, {"pretrain": pretrain})
+
+
+def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ratio is 1 on average all the same."""
+    monkeypatch.setattr(parts, "sampling", lambda _: Sampling(max_tokens=8, temperature=0.8))
+    rl = RL_STAGE | {"prompts": 64, "advantage": "reinforce_pp", "drop_silent": False}
+    said = error(tmp_path, {"pretrain": WEB, "rl": rl})
+    assert "the sampler draws from another distribution than the one that is trained" in said
+
+
+def test_what_must_hold_before_the_first_step() -> None:
+    check_first({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-8, "first/kl": 1e-4, "nll": 9.0})
+    check_first({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-3}, ROUNDED)
+    check_first({"kl/response": 0.5, "length/mean": 100.0})
+    for figures in (
+        {"first/ratio/mean": 0.9},
+        {"first/ratio/mean": 1.0, "first/ratio/approx_kl": 1e-3},
+        {"first/ratio/mean": 1.0, "first/ratio/approx_kl": 0.1},
+    ):
+        with pytest.raises(UserError, match="draws from another distribution"):
+            check_first(figures)
+    for figures in ({"first/kl": 0.1}, {"kl/response": 5.0, "length/mean": 100.0}, {"kl/response": -5.0}):
+        with pytest.raises(UserError, match="the reference is another model"):
+            check_first(figures)
 
 
 def test_a_preset_needs_a_task_that_brings_a_tokenizer(tmp_path: Path) -> None:

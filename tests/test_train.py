@@ -111,7 +111,7 @@ def test_figures_and_prefixes() -> None:
 
 def test_options_and_keys_reach_the_update() -> None:
     events: list[Any] = []
-    signal = Scripted(events, [[sample(0)]] * 2)
+    signal = Scripted(events, [[sample(0), sample(1)]] * 2)
     learners = [learner(events, epochs=3, minibatches=2), learner(events, "critic")]
     train(signal, learners, steps=2, seed=7, on_step=lambda *_: False)
     options = [e[2] for e in events if isinstance(e, tuple)]
@@ -127,6 +127,13 @@ def test_an_empty_batch_trains_nothing_and_counts() -> None:
     first = events[3][1]
     assert "loss" not in first and first["reward"] == 0.5
     assert "observe 1" in events and "observe 2" in events
+
+
+def test_a_batch_of_a_few_is_not_split_into_more_minibatches() -> None:
+    """Near the end of training most groups are silent; that must not end the run."""
+    events: list[Any] = []
+    train(Scripted(events, [[sample(0)]]), [learner(events, minibatches=4)], steps=1, on_step=lambda *_: False)
+    assert [e[2]["minibatches"] for e in events if isinstance(e, tuple)] == [1]
 
 
 def test_a_signal_that_runs_dry_ends_the_run() -> None:

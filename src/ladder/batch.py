@@ -121,6 +121,8 @@ def count(units: Sequence[Unit], loss: Loss) -> float:
             total = len(units)
         case "padded":
             total = len(units) * int(loss.length)  # pyright: ignore[reportAttributeAccessIssue]
+        case _:
+            raise ValueError(f"{type(loss).__name__} counts in {loss.unit!r}, which is no unit")
     if not total:
         raise ValueError("nothing to train: the batch holds no trained token")
     return float(total)

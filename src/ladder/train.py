@@ -56,7 +56,7 @@ def train(
                     units,
                     learner.loss,
                     epochs=learner.epochs,
-                    minibatches=learner.minibatches,
+                    minibatches=min(learner.minibatches, len(units)),  # a signal may leave but a few
                     key=rng.key(seed, "update", learner.name, done),
                 )
                 figures |= {f"{learner.name}/{k}": v for k, v in update.items()} if i else update

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ladder.engine import checkpoint
 from ladder.engine.lora import PeftModel, merge, save_adapter
@@ -22,14 +24,17 @@ from ladder.train import Learner, train
 from ladder.types import Signal
 
 RATIO_SLACK = 0.01
-"""How far the first ratio policy / sampler may be from 1: more than rounding, less than any step."""
+"""How far the first ratio policy / sampler may be from 1 on average, and the first KL from 0."""
+EXACT, ROUNDED = 1e-5, 3e-3
+"""Most divergence of policy and sampler before any step, in nats a token: in float32, and in shorter types."""
 
 Evaluate = Callable[[int], None]
 
 
 @dataclass(slots=True)
 class Job:
-    """What a kind of stage hands over. evaluate: called every `eval_every` steps."""
+    """What a kind of stage hands over. evaluate: called every `eval_every` steps. critics: learners beside the policy.
+    at_reference: the loss that the first step must show, where the policy still is its reference."""
 
     loaded: LoadedModel
     signal: Signal
@@ -37,6 +42,12 @@ class Job:
     steps: int
     evaluate: Evaluate | None = None
     eval_every: int = 0
+    critics: Sequence[Learner] = ()
+    at_reference: float | None = None
+
+    @property
+    def learners(self) -> list[Learner]:
+        return [self.learner, *self.critics]
 
 
 def run_training(ctx: Context, job: Job) -> None:
@@ -49,7 +60,7 @@ def run_training(ctx: Context, job: Job) -> None:
         def on_step(step: int, figures: dict[str, float]) -> bool:
             nonlocal saved_at
             if step == 1:
-                check_first(figures)
+                check_first(figures, EXACT if _exact(job) else ROUNDED)
             ctx.log.step(step, figures)
             bar.update(step, figures)
             if job.evaluate and job.eval_every and step % job.eval_every == 0 and step < job.steps:
@@ -60,7 +71,7 @@ def run_training(ctx: Context, job: Job) -> None:
                 saved_at = time.monotonic()
             return stopping
 
-        done = train(job.signal, [job.learner], steps=job.steps, start=start, seed=ctx.seed, on_step=on_step)
+        done = train(job.signal, job.learners, steps=job.steps, start=start, seed=ctx.seed, on_step=on_step)
     if ctx.stop and done < job.steps:
         raise Interrupted
     write_model(ctx.directory / "model", job.loaded)
@@ -77,6 +88,8 @@ def _resume(ctx: Context, job: Job, root: Path) -> int:
         return 0
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     job.learner.engine.load(newest)
+    for critic in job.critics:
+        critic.engine.load(newest / critic.name)
     job.signal.restore(state["signal"])
     ctx.before = state["seconds"]
     ctx.log.cut(state["step"])
@@ -89,22 +102,34 @@ def _save(ctx: Context, job: Job, root: Path, step: int) -> None:
 
     def write(directory: Path) -> None:
         job.learner.engine.save(directory)
+        for critic in job.critics:
+            (directory / critic.name).mkdir()
+            critic.engine.save(directory / critic.name)
         (directory / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     checkpoint.save(root, step, write)
 
 
-def check_first(figures: dict[str, float]) -> None:
-    """What must hold before any weight moved. Raises UserError with the sentence that explains it."""
-    ratio = figures.get("first/ratio/mean")
-    if ratio is not None and abs(ratio - 1) > RATIO_SLACK:
+def _exact(job: Job) -> bool:
+    return all(p.dtype in (torch.float32, torch.float64) for p in job.loaded.model.parameters())
+
+
+def check_first(figures: dict[str, float], divergence: float = EXACT) -> None:
+    """What must hold before any weight moved. Raises UserError with the sentence that explains it.
+
+    The mean of the ratio finds what the sampler cannot draw, and nothing else: over what it draws that mean is 1
+    however wrong temperature or weights are. The divergence finds those.
+    """
+    ratio, apart = figures.get("first/ratio/mean", 1.0), figures.get("first/ratio/approx_kl", 0.0)
+    if abs(ratio - 1) > RATIO_SLACK or apart > divergence:
         raise UserError(
-            f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1: the sampler "
-            "draws from another distribution than the one that is trained",
+            f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
+            f"divergence is {apart:.2g} nats a token and should be 0: the sampler draws from another distribution "
+            "than the one that is trained",
             mend="use the same temperature, weights and precision for both",
         )
-    kl = figures.get("first/kl")
-    if kl is not None and abs(kl) > RATIO_SLACK:
+    kl = figures.get("first/kl", figures.get("kl/response", 0.0) / max(1.0, figures.get("length/mean", 1.0)))
+    if abs(kl) > RATIO_SLACK:
         raise UserError(
             f"at the first step the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
         )

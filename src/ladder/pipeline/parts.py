@@ -22,16 +22,20 @@ from ladder.errors import UserError
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.rewards import build as build_reward_of_kind
 from ladder.rollout.native import NativeSampler
+from ladder.signals.rewards import Reference
 from ladder.tasks import TaskSource
 from ladder.tasks.chain import answers, words
+from ladder.tasks.chain.gold import gold
 from ladder.tasks.chain.source import Chain
 from ladder.types import Loss, Reward, Rollout, Sampling, Task
+
+CHAIN_REWARDS: dict[str, Reward] = {"chain": answers.correct, "chain_gold": gold}
 
 Stats = Callable[[Sequence[Rollout]], dict[str, float]]
 
 
-def load(recipe: Recipe, source: str) -> LoadedModel:
-    """Any model, with the recipe's options."""
+def load(recipe: Recipe, source: str, *, scalar: bool = False) -> LoadedModel:
+    """Any model, with the recipe's options. scalar: with a head of one number."""
     spec = recipe.model
     preset = source.startswith("preset:")
     return load_model(
@@ -43,6 +47,7 @@ def load(recipe: Recipe, source: str) -> LoadedModel:
         device=spec.device,
         revision=spec.revision if source == spec.source else None,
         trust_remote_code=spec.trust_remote_code,
+        scalar=scalar,
     )
 
 
@@ -91,11 +96,11 @@ def tasks(spec: Spec | None, field: str) -> TaskSource:
 
 
 def reward(spec: Spec | None, field: str) -> Reward:
-    """A recipe's reward. `chain` is the built-in world's: 1 for a right final answer."""
+    """A recipe's reward. `chain` is the built-in world's: 1 for a right final answer; `chain_gold` its gold."""
     if spec is None:
         raise UserError("no reward is given", field=field, mend="set it in the stage or at the top of the recipe")
-    if spec == "chain":
-        return answers.correct
+    if spec in CHAIN_REWARDS:
+        return CHAIN_REWARDS[str(spec)]
     return build_reward_of_kind(spec, field)
 
 
@@ -177,6 +182,13 @@ def frozen(recipe: Recipe, loaded: LoadedModel, temperature: float) -> Engine:
     """An engine that only answers what a model's log-probabilities are."""
     loaded.model.requires_grad_(False)
     return Engine(loaded.model, None, budget=recipe.engine.budget, temperature=temperature)
+
+
+def reference(engine: Engine) -> Reference:
+    """The engine's model as it is now: a frozen copy, or the adapter switched off."""
+    if engine.without is not None:
+        return lambda units: engine.forward(units, reference=True)
+    return engine.freeze().forward
 
 
 def engine(

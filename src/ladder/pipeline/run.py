@@ -107,7 +107,7 @@ def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tu
     wrong = _damaged(directory, found, config)
     if wrong:
         return "new", f"its result is damaged: {wrong}"
-    if config.makes != "data" and found.get("measured") != measured:
+    if config.makes in ("model", "figures") and found.get("measured") != measured:
         return "resume", "what is measured has changed"
     if not (directory / "summary.json").exists():
         return "resume", "its summary is missing"
@@ -115,7 +115,7 @@ def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tu
 
 
 def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
-    if config.makes == "model":
+    if config.makes in ("model", "scorer"):
         return checkpoint.verify(directory / "model")
     if config.makes == "figures":
         return None
@@ -200,7 +200,7 @@ def _run_stage(
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
         found["measured"] = evaluate.identity(recipe)
         if one.config.makes != "figures":
-            found["output"] = sha256(directory / ("model" if one.config.makes == "model" else "data.jsonl"))
+            found["output"] = sha256(directory / ("data.jsonl" if one.config.makes == "data" else "model"))
         write_json(directory / "stage.json", found)
     finally:
         log.close()

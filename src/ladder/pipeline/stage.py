@@ -26,8 +26,8 @@ class StageConfig(Config):
     from_: str | None = Field(default=None, alias="from")
     require: dict[str, str] = Field(default_factory=dict)
 
-    makes: ClassVar[Literal["model", "data", "figures"]] = "model"
-    """What the stage leaves behind: `model/`, `data.jsonl`, or nothing but its summary."""
+    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "model"
+    """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
 
     def needs(self) -> list[str]:
         """Stages whose results this one reads."""
@@ -103,6 +103,10 @@ class Context:
     def model_source(self, config: StageConfig) -> str:
         """What the stage's model is loaded from."""
         return str(self.parents[config.from_] / "model") if config.from_ else self.recipe.model.source
+
+    def local(self, config: StageConfig) -> bool:
+        """Whether the stage's model lies on this machine."""
+        return Path(self.model_source(config)).exists()
 
     def error(self, message: str, field: str, mend: str | None = None) -> UserError:
         return UserError(message, field=f"{self.name}.{field}", mend=mend)

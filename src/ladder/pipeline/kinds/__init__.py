@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from ladder.config import Document, check, near
+from ladder.pipeline.kinds.annotate import Annotate
 from ladder.pipeline.kinds.harvest import Harvest
 from ladder.pipeline.kinds.imitate import SFT, Pretrain
 from ladder.pipeline.kinds.measure import Measure
+from ladder.pipeline.kinds.pairs import Prefer, RewardModel
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.stage import StageConfig
 
-KINDS: dict[str, type[StageConfig]] = {"pretrain": Pretrain, "sft": SFT, "rl": RL, "harvest": Harvest, "measure": Measure}
+KINDS: dict[str, type[StageConfig]] = {
+    "measure": Measure,
+    "pretrain": Pretrain,
+    "sft": SFT,
+    "harvest": Harvest,
+    "rl": RL,
+    "annotate": Annotate,
+    "prefer": Prefer,
+    "reward_model": RewardModel,
+}
 
 
 def build(name: str, spec: dict[str, Any], document: Document) -> StageConfig:

@@ -30,7 +30,7 @@ class Harvest(StageConfig):
     keep: stop as soon as so many are kept (None: after all prompts). per_prompt, at_least, dedupe, best: see
     `signals.select.Select`. filters: names in `parts.FILTERS`."""
 
-    makes: ClassVar[Literal["model", "data", "figures"]] = "data"
+    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "data"
     task: Spec | None = None
     split: str = "train"
     reward: Spec | None = None

@@ -79,6 +79,9 @@ class Imitate(Trained):
 
     def check(self, name: str, recipe: Recipe) -> None:
         parts.loss(self.loss, f"{name}.loss")
+        if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
+            message = "is about rows that are yet to be tokenised; these examples are token ids already"
+            raise UserError(message, field=f"{name}.encoding", mend="leave it out")
         match self.data:
             case WebData():
                 web_of(self.data, f"{name}.data.web")

@@ -12,7 +12,7 @@ from ladder.pipeline.stage import Context, StageConfig
 class Measure(StageConfig):
     """Evaluates the model as it stands. Raises UserError when the recipe measures nothing."""
 
-    makes: ClassVar[Literal["model", "data", "figures"]] = "figures"
+    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "figures"
 
     def run(self, ctx: Context) -> dict[str, Any]:
         if ctx.recipe.eval is None:

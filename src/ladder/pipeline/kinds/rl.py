@@ -27,7 +27,7 @@ from ladder.rollout.collect import Collector
 from ladder.signals.advantages import Kind
 from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, to_sample
 from ladder.train import Learner
-from ladder.types import Rollout, Task
+from ladder.types import Loss, Rollout, Task
 
 KL_ANSWERS = 128
 """Answers of a step on which the KL from the base model is measured."""
@@ -60,13 +60,26 @@ class RL(Trained):
 
     def check(self, name: str, recipe: Recipe) -> None:
         parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
-        parts.loss(self.loss, f"{name}.loss")
+        self._check_sampling(f"{name}.sampling")
+        self._check_loss(parts.loss(self.loss, f"{name}.loss"), name)
+
+    def _check_sampling(self, field: str) -> None:
         if self.sampling.temperature == 0:
-            raise UserError(
-                "greedy answers to a prompt are all the same: there is nothing to compare",
-                field=f"{name}.sampling.temperature",
-                mend="set 1.0",
-            )
+            message = "greedy answers to a prompt are all the same: there is nothing to compare"
+            raise UserError(message, field=f"{field}.temperature", mend="set 1.0")
+        cuts = {"top_p": self.sampling.top_p < 1, "top_k": self.sampling.top_k > 0, "min_p": self.sampling.min_p > 0}
+        for one in (name for name, set_ in cuts.items() if set_):
+            message = "draws from a part of the distribution, while the loss means all of it: the ratio would not be 1"
+            raise UserError(message, field=f"{field}.{one}", mend="leave it out; the temperature may be set")
+
+    def _check_loss(self, loss: Loss, name: str) -> None:
+        if self.epochs * self.minibatches > 1 and "old_logps" not in loss.needs:
+            message = f"{type(loss).__name__} has no ratio, so it is right for one optimiser step on each batch only"
+            field = "minibatches" if self.minibatches > 1 else "epochs"
+            raise UserError(message, field=f"{name}.{field}", mend="set it to 1, or take a loss with a ratio")
+        if getattr(loss, "importance_cap", None) is not None:
+            message = "corrects for a sampler that computes otherwise than the engine; here both are the same modules"
+            raise UserError(message, field=f"{name}.loss.importance_cap", mend="leave it out")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
@@ -108,12 +121,9 @@ class RL(Trained):
             raise ctx.error(f"{self.prompts} prompts a step out of {len(tasks)} tasks", "prompts", "lower it")
 
     def _reference(self, engine: Engine, loss: Any) -> Reference | None:
-        """A frozen copy of the stage's first model, or the adapter switched off; nothing when no term asks."""
-        if not self.kl_coef and "ref_logps" not in loss.needs:
-            return None
-        if engine.without is not None:
-            return lambda units: engine.forward(units, reference=True)
-        return engine.freeze().forward
+        """The stage's first model; nothing when no term asks for it."""
+        asked = self.kl_coef > 0 or "ref_logps" in loss.needs
+        return parts.reference(engine) if asked else None
 
     def _base(self, ctx: Context, engine: Engine) -> Reference:
         """The base model's log-probabilities."""

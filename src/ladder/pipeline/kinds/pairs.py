@@ -1,0 +1,193 @@
+"""Stages that learn from preferences: a policy directly (DPO and its kin, KTO), and a reward model (Bradley-Terry).
+
+    data: {stage: annotate}              what simulated annotators said, token for token
+    data: {path: pairs.jsonl}            `prompt`, `chosen`, `rejected`, hh-rlhf, or for KTO `completion`, `label`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ladder import rng
+from ladder.data.samples import Encoding, to_pairs, to_samples
+from ladder.data.source import Data, Report
+from ladder.engine.checkpoint import sha256, write_json
+from ladder.engine.model import LoadedModel
+from ladder.errors import UserError
+from ladder.evals_pairs import Ranking, ranking
+from ladder.losses.preference import won
+from ladder.pipeline import parts
+from ladder.pipeline.evaluate import evaluate_stage
+from ladder.pipeline.kinds.imitate import StageData, void
+from ladder.pipeline.loop import Job, run_training
+from ladder.pipeline.recipe import Spec
+from ladder.pipeline.stage import Context, Trained
+from ladder.signals.examples import Examples
+from ladder.signals.preferences import Preferences, Unpaired, at_end
+from ladder.train import Learner
+from ladder.types import Pair, Sample, Unit
+
+
+class FromPairs(Trained):
+    """data: where the pairs come from. holdout: share of the pairs (by prompt) that is never trained on. epochs, batch:
+    passes and pairs a step. encoding: how rows become tokens."""
+
+    data: Data | StageData
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=32, ge=1)
+    encoding: Encoding = Encoding()
+
+    def needs(self) -> list[str]:
+        return [*super().needs(), *([self.data.stage] if isinstance(self.data, StageData) else [])]
+
+    def inputs(self) -> list[Path]:
+        return [Path(self.data.path)] if isinstance(self.data, Data) and not self.data.path.startswith("hub:") else []
+
+    def pairs(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Pair], list[Pair]]:
+        """(trained, held out)."""
+        if isinstance(self.data, StageData):
+            found = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
+        else:
+            report = Report()
+            rows = [e for e in self.data.examples(report)]
+            found = to_pairs(rows, loaded.tokenizer, self.encoding, report)
+            for text in report.lines():
+                ctx.console.plain(f"  {text}")
+        kept, held = split_by_prompt(found, self.holdout)
+        ctx.console.say(f"  {len(kept):,} pairs, {len(held):,} held out")
+        return kept, held
+
+
+class Prefer(FromPairs):
+    """Trains the policy on preferences. loss: DPO, IPO, Hinge, SimPO, ORPO (pairs) or KTO (liked or not)."""
+
+    loss: Spec = "DPO"
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        loss: Any = parts.loss(self.loss, f"{ctx.name}.loss")
+        if loss.unit == "sequence":
+            kept, held = self._labelled(ctx, loaded), []
+        else:
+            kept, held = self.pairs(ctx, loaded)
+        examples = Examples(kept, self.batch, epochs=self.epochs, seed=ctx.seed)
+        steps = self.epochs * examples.steps_per_epoch
+        engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
+        reference = parts.reference(engine) if "ref_logps" in loss.needs else None
+        if loss.unit == "sequence":
+            signal: Any = Unpaired(examples, engine.forward, reference)
+        else:
+            signal = Preferences(examples, reference)
+        if reference is not None:
+            ctx.console.say("  asking the reference once for all answers")
+            signal.keep(ctx.directory / "reference", sha256(Path(ctx.model_source(self))) if ctx.local(self) else "")
+        job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
+        job.at_reference = loss.at_reference
+        job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
+        before = implicit(engine, held) if held and reference is not None else None
+        run_training(ctx, job)
+        figures: dict[str, Any] = {"pairs": len(kept), "steps": steps}
+        if before is not None:
+            figures["held_out"] = self._held_out(engine, held, before)
+        return figures
+
+    def _labelled(self, ctx: Context, loaded: LoadedModel) -> list[Sample]:
+        """Liked and disliked answers; a pair is one of each."""
+        if isinstance(self.data, StageData):
+            pairs = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
+            for pair in pairs:
+                pair.chosen.meta["label"], pair.rejected.meta["label"] = True, False
+            return [s for pair in pairs for s in (pair.chosen, pair.rejected)]
+        report = Report()
+        return to_samples(self.data.examples(report), loaded.tokenizer, self.encoding, report)
+
+    def _held_out(self, engine: Any, held: list[Pair], before: torch.Tensor) -> dict[str, float]:
+        """How often the policy's own log-ratio agrees with the pairs it never saw."""
+        d = implicit(engine, held) - before
+        chosen, rejected = d[0::2], d[1::2]
+        return {"accuracy": float(won(chosen, rejected).mean()), "n": float(len(held))}
+
+
+def implicit(engine: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Summed log-probabilities of every side, [2P]."""
+    units: list[Unit] = list(pairs)
+    return torch.stack([c["logps"].sum() for c in engine.forward(units)])
+
+
+class RewardModel(FromPairs):
+    """Trains a scalar head (and the model under it) to score answers. loss: BradleyTerry."""
+
+    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "scorer"
+    loss: Spec = "BradleyTerry"
+
+    @model_validator(mode="after")
+    def _whole(self) -> RewardModel:
+        if self.eval_every:
+            raise ValueError("a reward model is measured on held-out pairs, at its end: leave eval_every out")
+        return self
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        loaded = parts.load(ctx.recipe, ctx.model_source(self), scalar=True)
+        kept, held = self.pairs(ctx, loaded)
+        filler = int(loaded.model.config.pad_token_id)  # pyright: ignore
+        ends = [at_end(p, filler) for p in kept]
+        examples = Examples(ends, self.batch, epochs=self.epochs, seed=ctx.seed)
+        steps = self.epochs * examples.steps_per_epoch
+        engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
+        job = Job(loaded, Preferences(examples), Learner(engine, parts.loss(self.loss, f"{ctx.name}.loss")), steps)
+        run_training(ctx, job)
+        figures: dict[str, Any] = {"pairs": len(kept), "steps": steps}
+        if held:
+            scorer = parts.frozen(ctx.recipe, loaded, 1.0)
+            scores = torch.stack([c["values"][-1] for c in scorer.forward([at_end(p, filler) for p in held])])
+            lengths = [int(s.mask.sum()) for p in held for s in (p.chosen, p.rejected)]
+            margins = [float(p.meta.get("margin", float("nan"))) for p in held]
+            result: Ranking = ranking(scores.double().numpy(), lengths, margins)
+            figures["held_out"] = result.figures()
+            write_json(ctx.directory / "held_out.json", result.details())
+            ctx.console.say(
+                f"  held out: {result.accuracy:.1%} of {result.n} pairs ({result.low:.1%} to {result.high:.1%}), "
+                f"ECE {result.ece:.3f}, correlation of score and length {result.length_correlation:.2f}"
+            )
+        return figures
+
+
+def stage_pairs(path: Path) -> list[Pair]:
+    """Pairs as a stage wrote them."""
+    made = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(text)
+        meta = {"origin": f"{path}:{number}", "margin": row["margin"]}
+        sides = [_side(row["prompt_tokens"], row[f"{name}_tokens"], dict(meta)) for name in ("chosen", "rejected")]
+        made.append(Pair(sides[0], sides[1], meta))
+    if not made:
+        raise UserError("this stage made no pair, so there is nothing to train on", file=path)
+    return made
+
+
+def _side(prompt: list[int], answer: list[int], meta: dict[str, Any]) -> Sample:
+    mask = torch.tensor([False] * len(prompt) + [True] * len(answer))
+    return Sample(torch.tensor([*prompt, *answer]), mask, {}, meta)
+
+
+def split_by_prompt(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(kept, held out): by a hash of the prompt's tokens, so that no prompt is on both sides."""
+    kept: list[Pair] = []
+    held: list[Pair] = []
+    for pair in pairs:
+        n = int(pair.chosen.mask.numpy().argmax())
+        drawn = rng.key(0, "holdout", *pair.chosen.tokens[:n].tolist()) / 2**63
+        (held if drawn < share else kept).append(pair)
+    if not kept:
+        raise UserError("every pair is held out", field="holdout", mend="lower it, or give more pairs")
+    return kept, held
+
+
+__all__ = ["FromPairs", "Prefer", "RewardModel", "split_by_prompt", "stage_pairs"]

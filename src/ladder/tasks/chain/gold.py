@@ -1,0 +1,37 @@
+"""What answers are really worth in the preference world: known exactly, and never shown to training.
+
+    gold = right + 0.5 form + 0.5 brevity                                          within 0 and 2
+    form      worked out step by step, in one notation
+    brevity   1 for the shortest worked answer (two words a step), falling to 0 at twice a full one
+
+Simulated annotators compare answers by it, with errors (`pipeline/kinds/annotate.py`); a reward model learned from
+their verdicts is the proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ladder.tasks.chain.answers import is_mixed, is_right, is_worked
+from ladder.types import Outcome, Rollout, Score
+
+FORM, BREVITY = 0.5, 0.5
+
+
+def gold(group: Sequence[Rollout]) -> list[Outcome]:
+    """The reward `chain_gold`."""
+    return [_one(r) for r in group]
+
+
+def _one(r: Rollout) -> Score:
+    right = float(is_right(r.text, r.stop, str(r.task.answer)))
+    form = float(is_worked(r.text) and not is_mixed(r.text))
+    brevity = short(len(r.text.split()), int(r.task.meta["steps"]))
+    value = right + FORM * form + BREVITY * brevity
+    return Score(value, {"right": right, "form": form, "brevity": brevity})
+
+
+def short(words: int, steps: int) -> float:
+    """1 up to two words a step and the answer; 0 from eight a step and the answer."""
+    least, most = 2 * steps + 2, 8 * steps + 2
+    return min(1.0, max(0.0, (most - words) / (most - least)))
