@@ -497,6 +497,8 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     (made,) = Data(path=str(written(tmp_path, rows)), columns=RENAMED).examples()
     assert isinstance(made, Answered) and (made.prompt, made.completion) == ("a", "b")
     path = str(written(tmp_path, [{"prompt": "b", "completion": "a"}]))
+    (made,) = Data(path=path, columns={"text": "prompt"}).examples()
+    assert isinstance(made, Text) and made.text == "b"  # a column has one name
     (made,) = Data(path=path, columns={"prompt": "completion", "completion": "prompt"}).examples()
     assert isinstance(made, Answered) and (made.prompt, made.completion) == ("a", "b")
 

@@ -212,7 +212,7 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
         ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: draws from a part of the distribution"),
         ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
         ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
-        ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects for a sampler"),
+        ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects"),
         ({"group": 1}, "stages.rl.group: input should be greater than or equal to 2"),
         ({"lora": {"targets": ["q_prj"]}}, "the model has no linear layer called q_prj"),
         ({"lora": {"targets": "c_attn"}}, "the model has no linear layer called c_attn"),

@@ -124,7 +124,7 @@ class Imitate(Trained):
         if not hasattr(source, "examples"):
             raise ctx.error("this task knows no worked examples", "data.task", "use GSM8K, or give a file as data")
         rows = source.examples(data.split, data.n)
-        answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i + 1)) for i, r in enumerate(rows)]
+        answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i)) for i, r in enumerate(rows, 1)]
         report = Report()
         return to_samples(answered, loaded.tokenizer, self.encoding, report), report
 

@@ -150,7 +150,7 @@ def watcher(ctx: Context, base: Reference | None) -> Callable[[int, Groups, Judg
 
 
 def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
-    """KL(policy || base) per token, in nats: the mean of k1 over sampled tokens (k3's tail is too heavy for a curve)."""
+    """KL(policy || base) per token, in nats: the mean of k1 over sampled tokens (k3's tail is too heavy for it)."""
     samples = [s for s in map(to_sample, rollouts) if bool(s.mask.any())]
     if not samples:
         return 0.0
