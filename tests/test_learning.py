@@ -57,27 +57,27 @@ def reinforce(tmp_path: Path, seed: int) -> list[float]:
     stage = {
         "kind": "rl",
         "reward": {"user": {"function": f"{tmp_path / 'judge.py'}:sevens"}},
-        "steps": 20,
+        "steps": 24,
         "prompts": 4,
         "group": 16,
         "sampling": {"max_tokens": 6},
-        "optim": {"lr": 3e-3},
+        "optim": {"lr": 1e-2},
         "measure_kl": False,
     }
     run(tmp_path / "out", recipe=recipe(tmp_path, seed, rl=stage))
-    assert read_json(tmp_path / "out" / "rl" / "summary.json")["steps"] == 20
+    assert read_json(tmp_path / "out" / "rl" / "summary.json")["steps"] == 24
     return [r["reward/mean"] for r in read_lines(tmp_path / "out" / "rl" / "metrics.jsonl")]
 
 
 def test_imitation_lowers_the_nll_of_held_out_text(tmp_path: Path) -> None:
-    """Uniform over 51 words is 3.93 nats; `# digit </s>` with an answer half known is about a third of a guess."""
+    """Uniform over 51 words is 3.93 nats; `# digit </s>` with an answer half known is far below."""
     early, late = imitate(tmp_path, seed=0)
-    assert early > 2.0
-    assert late < 0.9
+    assert early > 3.0
+    assert late < 1.2
 
 
 def test_grpo_raises_an_easy_reward(tmp_path: Path) -> None:
     """One word in 51 at first; the policy finds out which one pays."""
     rewards = reinforce(tmp_path, seed=0)
     assert sum(rewards[:2]) / 2 < 0.1
-    assert sum(rewards[-2:]) / 2 > 0.5
+    assert sum(rewards[-2:]) / 2 > 0.8
