@@ -571,11 +571,13 @@ def test_the_report_names_the_first_of_each_sort(tmp_path: Path) -> None:
     for i in range(NAMED + 2):
         report.add("bad rows", f"a:{i}")
     report.add("rows", n=1200)
+    report.add("over-long, dropped", "a:3")
     report.layout = "text"
     assert report.lines() == [
         "layout: text",
         f"bad rows: {NAMED + 2} (" + "; ".join(f"a:{i}" for i in range(NAMED)) + ", ...)",
         "rows: 1,200",
+        "over-long, dropped: 1 (a:3)",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.loop import ROUNDED, check_first
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.run import base_of
-from ladder.types import Sampling
+from ladder.signals.rewards import RewardFailure
+from ladder.types import InfraError, Outcome, Rollout, Sampling, Score
 from small_run import keys, plan, run
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 60}}, "batch": 300, "by": "tokens"}
@@ -290,6 +292,18 @@ def test_a_harvest_of_nothing(tmp_path: Path) -> None:
     said = error(tmp_path, {"pretrain": WEB, "harvest": stage | {"at_least": 2.0}})
     assert "harvest.at_least: nothing was kept of what was sampled (sampled 8  judged 8  right 0" in said
     assert not (tmp_path / "out" / "harvest" / "data.jsonl").exists()
+
+
+def test_a_harvest_whose_judge_fails_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(group: Sequence[Rollout]) -> list[Outcome]:
+        return [Score(1.0), InfraError("timed out")] * (len(group) // 2)
+
+    monkeypatch.setattr(parts, "reward", lambda *_: judge)
+    stage = {"kind": "harvest", "from": "pretrain", "prompts": 4, "group": 2, "sampling": {"max_tokens": 60}}
+    path = write(tmp_path, {"pretrain": WEB, "harvest": stage})
+    with pytest.raises(RewardFailure, match=r"4 of 8 answers of harvest from prompt 0 on .*InfraError: timed out"):
+        run(tmp_path / "out", recipe=path)
+    assert not list((tmp_path / "out" / "harvest").rglob("*.jsonl")) and not (tmp_path / "out/harvest/parts").exists()
 
 
 def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:

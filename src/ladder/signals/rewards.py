@@ -128,26 +128,24 @@ class Rewards:
         judged = [self.reward(group) for group in groups]
         scored = time.perf_counter()
         seen = self.on_rollouts(self.step, groups, judged) if self.on_rollouts is not None else {}
-        self._check(judged)
+        check_judged(judged, self.max_failed, f"step {self.step}")
         ref = self._reference_logps(groups)
-        rewards, valid = self._rewards(groups, judged, ref)
-        scores = advantages(self.advantage, rewards, valid)
-        units = self._units(groups, scores, valid, ref)
-        self._metrics = self._figures(groups, judged, rewards, valid, scores, ref)
+        units, own = self._train_on(groups, judged, ref)
+        self._metrics = self._figures(groups, judged, ref) | own
         self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
         self.step += 1
         return units
 
-    def _check(self, judged: Judged) -> None:
-        """Raises RewardFailure when too much could not be judged."""
-        outcomes = [o for group in judged for o in group]
-        failed = [o for o in outcomes if not isinstance(o, Score)]
-        if len(failed) > self.max_failed * len(outcomes):
-            whys = sorted({f"{type(o).__name__}: {o.why}" for o in failed if isinstance(o, Invalid | InfraError)})
-            raise RewardFailure(
-                f"{len(failed)} of {len(outcomes)} answers of step {self.step} could not be judged "
-                f"(limit {self.max_failed:.0%}): {'; '.join(whys[:3])}"
-            )
+    def _train_on(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> tuple[list[Unit], dict[str, float]]:
+        """What of a step is trained, with its columns, and the figures of how that was decided."""
+        rewards, valid = self._rewards(groups, judged, ref)
+        scores = advantages(self.advantage, rewards, valid)
+        silent = [not s[ok].any() for s, ok in zip(scores, valid, strict=True)]
+        figures = {"groups/no_signal": float(np.mean(silent))}
+        kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
+        if self.kl_coef and kept:
+            figures["reward/penalised"] = float(np.mean(kept))
+        return self._units(groups, scores, valid, ref), figures
 
     def _reference_logps(self, groups: Groups) -> list[Tensor] | None:
         """`ref_logps` of every answer, in order; None without a reference."""
@@ -193,15 +191,8 @@ class Rewards:
                 units.append(sample)
         return units
 
-    def _figures(
-        self,
-        groups: Groups,
-        judged: Judged,
-        rewards: list[np.ndarray],
-        valid: list[np.ndarray],
-        scores: list[np.ndarray],
-        ref: list[Tensor] | None,
-    ) -> dict[str, float]:
+    def _figures(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> dict[str, float]:
+        """What can be said of a step's answers whatever is trained on them."""
         rollouts = [r for group in groups for r in group]
         outcomes = [o for group in judged for o in group]
         good = [o for o in outcomes if isinstance(o, Score)]
@@ -213,16 +204,12 @@ class Rewards:
             "truncated": float(np.mean([r.stop == "length" for r in rollouts])),
             "invalid": float(np.mean([isinstance(o, Invalid) for o in outcomes])),
             "infra_errors": float(np.mean([isinstance(o, InfraError) for o in outcomes])),
-            "groups/no_signal": float(np.mean([not s[ok].any() for s, ok in zip(scores, valid, strict=True)])),
             "rollouts": float(len(rollouts)),
         }
         if good:  # the mean of nothing is no figure
             figures |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
         for name in sorted({n for o in good for n in o.parts}):
             figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in good if name in o.parts]))
-        kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
-        if self.kl_coef and kept:
-            figures["reward/penalised"] = float(np.mean(kept))
         if ref is not None:
             kls = [
                 float((torch.tensor(r.logps) - ref_logps)[torch.tensor(r.mask)].sum())
@@ -232,6 +219,18 @@ class Rewards:
         if self.stats is not None:
             figures |= self.stats(rollouts)
         return figures
+
+
+def check_judged(judged: Judged, max_failed: float, where: str) -> None:
+    """Raises RewardFailure when a larger share of the answers than `max_failed` could not be judged."""
+    outcomes = [o for group in judged for o in group]
+    failed = [o for o in outcomes if not isinstance(o, Score)]
+    if len(failed) > max_failed * len(outcomes):
+        whys = sorted({f"{type(o).__name__}: {o.why}" for o in failed if isinstance(o, Invalid | InfraError)})
+        raise RewardFailure(
+            f"{len(failed)} of {len(outcomes)} answers of {where} could not be judged "
+            f"(limit {max_failed:.0%}): {'; '.join(whys[:3])}"
+        )
 
 
 def to_sample(rollout: Rollout) -> Sample:

@@ -18,6 +18,7 @@ from ladder.pipeline import parts
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, StageConfig
 from ladder.rollout.collect import Collector
+from ladder.signals.rewards import check_judged
 from ladder.signals.select import Funnel, Select
 from ladder.types import Rollout, Score, Task
 
@@ -28,7 +29,8 @@ PART = 128
 class Harvest(StageConfig):
     """task, reward: None takes the recipe's. prompts: how many tasks of the split. group: answers to each.
     keep: stop as soon as so many are kept (None: after all prompts). per_prompt, at_least, dedupe, best: see
-    `signals.select.Select`. filters: names in `parts.FILTERS`."""
+    `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of answers that may fail to be
+    judged."""
 
     makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "data"
     task: Spec | None = None
@@ -43,6 +45,7 @@ class Harvest(StageConfig):
     filters: tuple[str, ...] = ()
     dedupe: bool = True
     best: bool = False
+    max_failed: float = Field(default=0.1, ge=0, le=1)
 
     def inputs(self) -> list[Path]:
         return parts.files(self.task) + parts.files(self.reward)
@@ -88,6 +91,7 @@ class Harvest(StageConfig):
                         )
                     groups = collect(tasks[start : start + PART], step=number, version=0)
                     judged = [reward(g) for g in groups]
+                    check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
                     kept, counts = select(groups, judged)
                     pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
                     scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
