@@ -54,7 +54,8 @@ def refused(result: tuple[int, str, str]) -> str:
 
 
 def test_help_answers_without_loading_torch() -> None:
-    code = "import sys; from ladder.cli import main; sys.argv = ['ladder', '--help']\ntry: main()\nexcept SystemExit as e: "
+    code = "import sys; from ladder.cli import main; sys.argv = ['ladder', '--help']\n"
+    code += "try: main()\nexcept SystemExit as e: "
     code += "print(e.code, [m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("0 []")
