@@ -19,7 +19,7 @@ from ladder.data.source import Data
 from ladder.errors import UserError
 from ladder.inspection import CONTEXT, SPECIAL, SPECIAL_TRAINED, TRAINED, inspect_file, render, summary, visible
 from ladder.types import Sample
-from test_chat import TALK, shared
+from test_chat import FAMILIES, TALK, shared
 
 
 def sample(tokens: list[int], trained: set[int], **meta: Any) -> Sample:
@@ -53,6 +53,8 @@ def test_green_is_what_encode_example_trains(name: str) -> None:
     green = "".join(text for text, style in shown if style in (TRAINED, SPECIAL_TRAINED))
     assert green == tok.decode([t for t, m in zip(tokens, mask, strict=True) if m])
     assert "Hello ☃!" in green
+    for text, style in shown:  # the end of a turn is special even where it is not the tokenizer's EOS
+        assert (FAMILIES[name][3] in text) <= (style in (SPECIAL, SPECIAL_TRAINED))
     assert "".join(text for text, _ in shown) == tok.decode(tokens)
 
 
