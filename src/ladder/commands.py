@@ -58,13 +58,13 @@ def finish(directory: Path, console: Console) -> None:
     summary = lineage.read_json(directory / "summary.json")
     rows = []
     for name, stage in summary["stages"].items():
-        for i, (set_name, figures) in enumerate((k, v) for k, v in stage.items() if isinstance(v, dict) and "accuracy" in v):
+        for i, (set_name, figures) in enumerate((k, v) for k, v in stage.items() if isinstance(v, dict) and "length" in v):
             greedy = figures.get("greedy", {}).get("accuracy")
             rows.append([
                 name if i == 0 else "",
                 set_name,
-                f"{figures['accuracy']:.1%}",
-                f"{greedy:.1%}" if greedy is not None else "",
+                number(figures["accuracy"], figures),
+                number(greedy, figures) if greedy is not None else "",
                 f"{figures['length']:.1f}",
                 f"{figures['mixed']:.1%}" if "mixed" in figures else "",
                 f"{stage['seconds']:.0f}" if i == 0 else "",
@@ -72,6 +72,11 @@ def finish(directory: Path, console: Console) -> None:
     console.table("", ["stage", "set", "right", "greedy", "length", "mixed", "seconds"], rows)
     path = page.write(directory)
     console.say(f"{summary['seconds']:.0f} seconds in all. The report: [bold]{path}[/bold]")
+
+
+def number(value: float, figures: dict[str, Any]) -> str:
+    """A share in per cent, or a mean score."""
+    return f"{value:.3f}" if figures.get("graded") else f"{value:.1%}"
 
 
 def list_recipes() -> None:

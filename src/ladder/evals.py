@@ -39,6 +39,8 @@ class EvalResult:
     pass_at: dict[int, float]
     stats: dict[str, float]
     temperature: float
+    graded: bool = False  # scores are not just right or wrong: accuracy is then their mean and no share
+    parts: dict[str, float] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
@@ -52,8 +54,10 @@ class EvalResult:
             "thinking": self.thinking,
             **self.stats,
             **{f"pass@{k}": v for k, v in self.pass_at.items()},
+            **{f"score/{k}": v for k, v in self.parts.items()},
         }
-        rounded = {k: round(float(v), 4) for k, v in out.items()}
+        rounded: dict[str, Any] = {k: round(float(v), 4) for k, v in out.items()}
+        rounded |= {"graded": True} if self.graded else {}
         return rounded | {"n": self.n, "samples": self.samples, "unjudged": self.unjudged, "temperature": self.temperature}
 
 
@@ -79,7 +83,8 @@ def evaluate(
     if not known:
         raise RuntimeError(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
     accuracy = float(np.mean([s.mean() for s in known]))
-    counts = samples == 1 and all(s[0] in (0.0, 1.0) for s in known)
+    graded = any(value not in (0.0, 1.0) for s in known for value in s)
+    counts = samples == 1 and not graded
     low, high = wilson(accuracy, len(known)) if counts else bootstrap([float(s.mean()) for s in known], seed)
     return EvalResult(
         n=len(tasks),
@@ -94,8 +99,19 @@ def evaluate(
         pass_at=passes(known, ks, right),
         stats=stats(rollouts) if stats else {},
         temperature=sampling.temperature,
+        graded=graded,
+        parts=part_means(judged),
         records=[record(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)],
     )
+
+
+def part_means(judged: Sequence[Sequence[Outcome]]) -> dict[str, float]:
+    """The mean of every named component of the scores, where there are several."""
+    scores = [o for outcomes in judged for o in outcomes if isinstance(o, Score)]
+    names = sorted({name for s in scores for name in s.parts})
+    if len(names) < 2:
+        return {}
+    return {name: float(np.mean([s.parts[name] for s in scores if name in s.parts])) for name in names}
 
 
 def record(r: Rollout, o: Outcome) -> dict[str, Any]:

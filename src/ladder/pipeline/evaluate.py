@@ -103,7 +103,7 @@ def _one(
 def show(console: Console, directory: Path, summary: dict[str, Any], most: int = 3) -> None:
     """A line of figures for each set, and a few answers of the first."""
     for name, figures in summary.items():
-        if isinstance(figures, dict) and "accuracy" in figures:
+        if isinstance(figures, dict) and "length" in figures:
             console.say(f"  [bold]{name}[/bold]: " + line(figures))
     path = directory / "samples.json"
     samples = read_json(path) if path.exists() else []
@@ -116,11 +116,17 @@ def mark(reward: float | None) -> str:
 
 
 def line(figures: dict[str, Any]) -> str:
+    """A set's figures in a line: a share that is right, or a mean score with its parts."""
     low, high = figures.get("low"), figures.get("high")
-    text = f"{figures['accuracy']:.1%} right"
-    text += f" ({low:.1%} to {high:.1%})" if low is not None and high is not None else ""
+
+    def number(x: float) -> str:
+        return f"{x:.3f}" if figures.get("graded") else f"{x:.1%}"
+
+    text = f"score {number(figures['accuracy'])}" if figures.get("graded") else f"{number(figures['accuracy'])} right"
+    text += f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
     if "greedy" in figures:
-        text += f", greedy {figures['greedy']['accuracy']:.1%}"
+        text += f", greedy {number(figures['greedy']['accuracy'])}"
     text += f", {figures['length']:.1f} tokens"
-    text += f", thinking {figures['thinking']:.1%}" if figures.get("thinking") else ""
-    return text + (f", mixed {figures['mixed']:.1%}" if "mixed" in figures else "")
+    text += f", mixed {figures['mixed']:.1%}" if "mixed" in figures else ""
+    parts = {k.removeprefix("score/"): v for k, v in figures.items() if k.startswith("score/")}
+    return text + "".join(f", {k} {v:.2f}" for k, v in parts.items())

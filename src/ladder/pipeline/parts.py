@@ -99,8 +99,8 @@ def reward(spec: Spec | None, field: str) -> Reward:
     """A recipe's reward. `chain` is the built-in world's: 1 for a right final answer; `chain_gold` its gold."""
     if spec is None:
         raise UserError("no reward is given", field=field, mend="set it in the stage or at the top of the recipe")
-    if spec in CHAIN_REWARDS:
-        return CHAIN_REWARDS[str(spec)]
+    if isinstance(spec, str) and spec in CHAIN_REWARDS:
+        return CHAIN_REWARDS[spec]
     return build_reward_of_kind(spec, field)
 
 

@@ -87,13 +87,17 @@ def located(document: Document) -> Iterator[None]:
         raise document.error(err.message, place, err.mend) from err
 
 
+MADE = {"model": "model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
+
+
 def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
+    """Every stage that this one reads has made what is read from it."""
     makes = {p.name: p.config.makes for p in before}
-    if config.from_ and makes[config.from_] != "model":
-        raise document.error(f"stage {config.from_!r} makes no model", ["stages", name, "from"])
-    for parent in config.needs()[1 if config.from_ else 0 :]:
-        if makes[parent] != "data":
-            raise document.error(f"stage {parent!r} makes no data", ["stages", name, "data"])
+    for parent, wanted in config.needs().items():
+        if makes[parent] != wanted:
+            field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
+            message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"
+            raise document.error(message, ["stages", name, field])
 
 
 def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tuple[Status, str]:

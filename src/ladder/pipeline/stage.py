@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,9 @@ from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
 
 
+Makes = Literal["model", "data", "figures", "scorer"]
+
+
 class StageConfig(Config):
     """from: the stage whose model this one starts from; without it, the recipe's model. require: bounds on the
     stage's own figures (`{easy.accuracy: ">= 0.9"}`) without which the run stops."""
@@ -26,12 +30,12 @@ class StageConfig(Config):
     from_: str | None = Field(default=None, alias="from")
     require: dict[str, str] = Field(default_factory=dict)
 
-    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "model"
+    makes: ClassVar[Makes] = "model"
     """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
 
-    def needs(self) -> list[str]:
-        """Stages whose results this one reads."""
-        return [self.from_] if self.from_ else []
+    def needs(self) -> Mapping[str, Makes]:
+        """Stages whose results this one reads, and what they have to have made."""
+        return {self.from_: "model"} if self.from_ else {}
 
     def inputs(self) -> list[Path]:
         """Files it reads: their hashes are part of its identity."""

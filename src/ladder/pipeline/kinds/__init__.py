@@ -10,6 +10,7 @@ from ladder.pipeline.kinds.harvest import Harvest
 from ladder.pipeline.kinds.imitate import SFT, Pretrain
 from ladder.pipeline.kinds.measure import Measure
 from ladder.pipeline.kinds.pairs import Prefer, RewardModel
+from ladder.pipeline.kinds.ppo import PPO
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.stage import StageConfig
 
@@ -19,6 +20,7 @@ KINDS: dict[str, type[StageConfig]] = {
     "sft": SFT,
     "harvest": Harvest,
     "rl": RL,
+    "ppo": PPO,
     "annotate": Annotate,
     "prefer": Prefer,
     "reward_model": RewardModel,

@@ -7,7 +7,7 @@ The judge's figures stay out of it but for the margin, which says how far apart 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from ladder import rng
 from ladder.engine.checkpoint import write_lines
 from ladder.pipeline import parts
 from ladder.pipeline.recipe import SamplingSpec, Spec
-from ladder.pipeline.stage import Context, StageConfig
+from ladder.pipeline.stage import Context, Makes, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.types import Rollout, Score
 
@@ -27,7 +27,7 @@ class Annotate(StageConfig):
     """judge: the reward that annotators go by. error: the chance that a verdict is the wrong way round. prompts: of the
     split, with `group` answers each, of which neighbours are compared. Pairs that the judge finds equal are left out."""
 
-    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "data"
+    makes: ClassVar[Makes] = "data"
     judge: Spec
     error: float = Field(default=0.1, ge=0, lt=0.5)
     task: Spec | None = None

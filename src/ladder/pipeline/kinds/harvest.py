@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from ladder.engine.checkpoint import write_json, write_lines
 from ladder.pipeline import parts
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, StageConfig
+from ladder.pipeline.stage import Context, Makes, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.signals.rewards import check_judged
 from ladder.signals.select import Funnel, Select
@@ -32,7 +32,7 @@ class Harvest(StageConfig):
     `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of answers that may fail to be
     judged."""
 
-    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "data"
+    makes: ClassVar[Makes] = "data"
     task: Spec | None = None
     split: str = "train"
     reward: Spec | None = None

@@ -10,7 +10,7 @@ trained of them, and in nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
-from ladder.pipeline.stage import Context, Trained
+from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.examples import Examples
 from ladder.tasks.chain.web import Web
 from ladder.train import Learner
@@ -69,8 +69,9 @@ class Imitate(Trained):
     loss: Spec = "CrossEntropy"
     encoding: Encoding = Encoding()
 
-    def needs(self) -> list[str]:
-        return [*super().needs(), *([self.data.stage] if isinstance(self.data, StageData) else [])]
+    def needs(self) -> Mapping[str, Makes]:
+        read: dict[str, Makes] = {self.data.stage: "data"} if isinstance(self.data, StageData) else {}
+        return {**super().needs(), **read}
 
     def inputs(self) -> list[Path]:
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):

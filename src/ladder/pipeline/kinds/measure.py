@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
-from ladder.pipeline.stage import Context, StageConfig
+from ladder.pipeline.stage import Context, Makes, StageConfig
 
 
 class Measure(StageConfig):
     """Evaluates the model as it stands. Raises UserError when the recipe measures nothing."""
 
-    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "figures"
+    makes: ClassVar[Makes] = "figures"
 
     def run(self, ctx: Context) -> dict[str, Any]:
         if ctx.recipe.eval is None:

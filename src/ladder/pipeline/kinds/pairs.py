@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -27,9 +27,9 @@ from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.kinds.imitate import StageData, void
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Spec
-from ladder.pipeline.stage import Context, Trained
+from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.examples import Examples
-from ladder.signals.preferences import Preferences, Unpaired, at_end
+from ladder.signals.preferences import Preferences, Unpaired, at_end, check_pairs
 from ladder.train import Learner
 from ladder.types import Pair, Sample, Unit
 
@@ -44,8 +44,9 @@ class FromPairs(Trained):
     batch: int = Field(default=32, ge=1)
     encoding: Encoding = Encoding()
 
-    def needs(self) -> list[str]:
-        return [*super().needs(), *([self.data.stage] if isinstance(self.data, StageData) else [])]
+    def needs(self) -> Mapping[str, Makes]:
+        read: dict[str, Makes] = {self.data.stage: "data"} if isinstance(self.data, StageData) else {}
+        return {**super().needs(), **read}
 
     def inputs(self) -> list[Path]:
         return [Path(self.data.path)] if isinstance(self.data, Data) and not self.data.path.startswith("hub:") else []
@@ -124,7 +125,7 @@ def implicit(engine: Any, pairs: Sequence[Pair]) -> torch.Tensor:
 class RewardModel(FromPairs):
     """Trains a scalar head (and the model under it) to score answers. loss: BradleyTerry."""
 
-    makes: ClassVar[Literal["model", "data", "figures", "scorer"]] = "scorer"
+    makes: ClassVar[Makes] = "scorer"
     loss: Spec = "BradleyTerry"
 
     @model_validator(mode="after")
@@ -137,11 +138,12 @@ class RewardModel(FromPairs):
         loaded = parts.load(ctx.recipe, ctx.model_source(self), scalar=True)
         kept, held = self.pairs(ctx, loaded)
         filler = int(loaded.model.config.pad_token_id)  # pyright: ignore
+        check_pairs(kept)
         ends = [at_end(p, filler) for p in kept]
         examples = Examples(ends, self.batch, epochs=self.epochs, seed=ctx.seed)
         steps = self.epochs * examples.steps_per_epoch
         engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
-        job = Job(loaded, Preferences(examples), Learner(engine, parts.loss(self.loss, f"{ctx.name}.loss")), steps)
+        job = Job(loaded, examples, Learner(engine, parts.loss(self.loss, f"{ctx.name}.loss")), steps)
         run_training(ctx, job)
         figures: dict[str, Any] = {"pairs": len(kept), "steps": steps}
         if held:

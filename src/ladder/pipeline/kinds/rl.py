@@ -6,7 +6,7 @@ Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.kinds.imitate import void
 from ladder.pipeline.loop import Job, run_training
+from ladder.pipeline.model_reward import ModelReward
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, Trained
+from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.rollout.collect import Collector
 from ladder.signals.advantages import Kind
 from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, to_sample
 from ladder.train import Learner
-from ladder.types import Loss, Rollout, Task
+from ladder.types import Loss, Reward, Rollout, Score, Task
 
 KL_ANSWERS = 128
 """Answers of a step on which the KL from the base model is measured."""
@@ -36,7 +37,9 @@ KL_ANSWERS = 128
 class RL(Trained):
     """task, reward: None takes the recipe's. prompts: a step. group: answers to each. minibatches, epochs: optimiser
     steps a step and passes over its answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see
-    `signals.rewards.Rewards`. measure_kl: log the KL from the base model (costs a frozen copy of it)."""
+    `signals.rewards.Rewards`. measure_kl: log the KL from the base model (costs a frozen copy of it). watch: rewards
+    that are measured and logged under their names, and that nothing is trained on. reward: {stage: NAME} scores
+    answers with the reward model of an earlier stage."""
 
     task: Spec | None = None
     split: str = "train"
@@ -54,6 +57,12 @@ class RL(Trained):
     drop_silent: bool = True
     skip_truncated: bool = False
     measure_kl: bool = True
+    watch: dict[str, Spec] | None = None
+
+    def needs(self) -> Mapping[str, Makes]:
+        stage = model_stage(self.reward)
+        scoring: dict[str, Makes] = {} if stage is None else {stage: "scorer"}
+        return {**super().needs(), **scoring}
 
     def inputs(self) -> list[Path]:
         return parts.files(self.task) + parts.files(self.reward)
@@ -86,19 +95,19 @@ class RL(Trained):
         spec = self.task if self.task is not None else ctx.recipe.task
         tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split)
         self._check(ctx, tasks)
-        total = self.steps * self.epochs * self.minibatches
         engine = parts.engine(
-            ctx.recipe, loaded, ctx.adapter(self), self.optim, total, self.sampling.temperature
+            ctx.recipe, loaded, ctx.adapter(self), self.optim, self._updates(), self.sampling.temperature
         )
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         sampler = parts.sampler(ctx.recipe, loaded)
         collect = Collector(
             sampler, parts.encoder(ctx.recipe, loaded), self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
         )
+        reward = self.reward if self.reward is not None else ctx.recipe.reward
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts, ctx.seed),
             collect=collect,
-            reward=parts.reward(self.reward if self.reward is not None else ctx.recipe.reward, f"{ctx.name}.reward"),
+            reward=scorer(ctx, reward) or parts.reward(reward, f"{ctx.name}.reward"),
             advantage=self.advantage,
             kl_coef=self.kl_coef,
             reference=self._reference(engine, loss),
@@ -108,13 +117,23 @@ class RL(Trained):
             stats=parts.stats(spec),
             load=sampler.load,
         )
-        signal.on_rollouts = watcher(ctx, self._base(ctx, engine) if self.measure_kl else None)
+        watched = self.watch if self.watch is not None else {}
+        rewards = {n: parts.reward(r, f"{ctx.name}.watch.{n}") for n, r in watched.items()}
+        signal.on_rollouts = watcher(ctx, self._base(ctx, engine) if self.measure_kl else None, rewards)
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every)
+        self._join(ctx, job, signal)
         job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
         run_training(ctx, job)
         return {"steps": self.steps}
+
+    def _updates(self) -> int:
+        """Optimiser steps in all."""
+        return self.steps * self.epochs * self.minibatches
+
+    def _join(self, ctx: Context, job: Job, signal: Rewards) -> None:
+        """What a kind of stage built on this one adds to the job before it starts."""
 
     def _check(self, ctx: Context, tasks: Sequence[Task]) -> None:
         if self.prompts > len(tasks):
@@ -133,18 +152,35 @@ class RL(Trained):
         return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
 
 
-def watcher(ctx: Context, base: Reference | None) -> Callable[[int, Groups, Judged], dict[str, float]]:
-    """Writes down some of a step's answers, and measures the KL from the base model on some."""
+def model_stage(reward: Spec | None) -> str | None:
+    """The stage whose reward model a recipe names as reward."""
+    return reward["stage"] if isinstance(reward, dict) and set(reward) == {"stage"} else None
+
+
+def scorer(ctx: Context, reward: Spec | None) -> Reward | None:
+    """The reward model of an earlier stage as a reward; None when the reward is of another kind."""
+    stage = model_stage(reward)
+    return None if stage is None else ModelReward.load(ctx.recipe, ctx.parents[stage] / "model")
+
+
+def watcher(
+    ctx: Context, base: Reference | None, rewards: dict[str, Reward]
+) -> Callable[[int, Groups, Judged], dict[str, float]]:
+    """Writes down some of a step's answers, measures the KL from the base model on some, and watched rewards on all."""
 
     def watch(step: int, groups: Groups, judged: Judged) -> dict[str, float]:
         pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
         every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
         kept = pairs[::every][: ctx.recipe.keep_rollouts]
         ctx.log.rollouts.write(*({"step": step + 1, "group": r.group} | record(r, o) for r, o in kept))
+        seen: dict[str, float] = {}
+        for name, reward in rewards.items():
+            values = [o.value for group in groups for o in reward(group) if isinstance(o, Score)]
+            seen |= {f"watched/{name}": sum(values) / len(values)} if values else {}
         if base is None:
-            return {}
+            return seen
         rollouts = [r for r, _ in pairs]
-        return {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
+        return seen | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
 
     return watch
 
