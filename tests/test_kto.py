@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,7 +188,8 @@ def test_every_split_and_packing_gives_the_gradient_of_one_at_a_time() -> None:
         total = total + paper(loss, logps, Answer(ref, ref, float(s.cols["label"][0]), 0.4))
     (total / len(batch)).backward()
     want = {n: p.grad for n, p in model.named_parameters()}
-    for options in ({"budget": 10_000}, {"budget": 20}, {"workers": 2}):
+    ways: list[dict[str, Any]] = [{"budget": 10_000}, {"budget": 20}, {"workers": 2}]
+    for options in ways:
         engine, seen = Engine(fam.build("llama"), Optim(), **options), {}
         assert engine.optimizer is not None
 

@@ -22,9 +22,10 @@ from ladder.engine.engine import Engine
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.losses import DPO, IPO, ORPO, Hinge, SimPO
-from ladder.losses.preference import PairTerms, log_odds
+from ladder.losses.preference import log_odds
 from ladder.types import Loss, Pair, Sample, Unit
 
+PairLoss = DPO | IPO | Hinge | SimPO | ORPO
 LN2, LN3 = math.log(2), math.log(3)
 
 
@@ -79,7 +80,7 @@ def logistic(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def one_pair(loss: PairTerms, yw: Tensor, yl: Tensor, pair: Both) -> Tensor:
+def one_pair(loss: PairLoss, yw: Tensor, yl: Tensor, pair: Both) -> Tensor:
     """The papers, with probabilities of whole answers: pi(y) is the product over y's tokens."""
     pi_w, pi_l = torch.exp(yw).prod(), torch.exp(yl).prod()
     ref_w, ref_l = math.prod(np.exp(pair.chosen.ref)), math.prod(np.exp(pair.rejected.ref))
@@ -105,7 +106,7 @@ def one_pair(loss: PairTerms, yw: Tensor, yl: Tensor, pair: Both) -> Tensor:
     return -torch.log(p_w) - loss.odds_coef * torch.log(logistic(torch.log(odds_ratio)))
 
 
-def oracle(loss: PairTerms, pairs: Sequence[Both]) -> tuple[list[float], list[float]]:
+def oracle(loss: PairLoss, pairs: Sequence[Both]) -> tuple[list[float], list[float]]:
     values, grads = [], []
     for pair in pairs:
         sides = [torch.tensor(s.logps, requires_grad=True) for s in (pair.chosen, pair.rejected)]
@@ -118,7 +119,7 @@ def oracle(loss: PairTerms, pairs: Sequence[Both]) -> tuple[list[float], list[fl
     return values, grads
 
 
-LOSSES: dict[str, PairTerms] = {
+LOSSES: dict[str, PairLoss] = {
     "dpo": DPO(),
     "dpo_sharp": DPO(beta=2.0),
     "cdpo": DPO(beta=0.7, label_smoothing=0.2),
@@ -223,7 +224,8 @@ def test_simpo_by_hand() -> None:
 def test_orpo_by_hand() -> None:
     # chosen: tokens 1/4 and 1, p = 1/2, odds 1. rejected: p = 1/5, odds 1/4. The ratio is 4, s(log 4) = 4/5
     sides = [np.log(np.array(x)) for x in ([0.25, 1.0], [0.2])]
-    each, _, metrics = ours(ORPO(odds_coef=0.5), [Both(*(Side(x, x) for x in sides))])
+    chosen, rejected = (Side(x, x) for x in sides)
+    each, _, metrics = ours(ORPO(odds_coef=0.5), [Both(chosen, rejected)])
     assert each == near([LN2 + 0.5 * math.log(5 / 4)])
     assert (metrics["nll"], metrics["rewards/margin"]) == (near([LN2]), near([math.log(4)]))
 
@@ -350,15 +352,11 @@ def units(seed: int = 0, n: int = 6) -> list[Pair]:
 
 def with_columns(pairs: Sequence[Pair], logps: Sequence[Tensor]) -> list[Unit]:
     said = iter(logps)
-    return [
-        Pair(
-            *(
-                replace(s, cols={"ref_logps": next(said), "margins": torch.full((len(s.tokens),), 0.3)})
-                for s in (p.chosen, p.rejected)
-            )
-        )
-        for p in pairs
-    ]
+
+    def known(s: Sample) -> Sample:
+        return replace(s, cols={"ref_logps": next(said), "margins": torch.full((len(s.tokens),), 0.3)})
+
+    return [Pair(known(p.chosen), known(p.rejected)) for p in pairs]
 
 
 def gradients(e: Engine, batch: Sequence[Unit], loss: Loss) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -373,7 +371,7 @@ def gradients(e: Engine, batch: Sequence[Unit], loss: Loss) -> tuple[dict[str, T
     return seen, e.update(batch, loss)
 
 
-def by_hand(model: Any, batch: Sequence[Unit], loss: PairTerms) -> dict[str, Tensor]:
+def by_hand(model: Any, batch: Sequence[Unit], loss: PairLoss) -> dict[str, Tensor]:
     """One sequence at a time through transformers' own attention, and the oracle's loss."""
     total = torch.zeros((), dtype=torch.float64)
     for unit in batch:
@@ -384,7 +382,7 @@ def by_hand(model: Any, batch: Sequence[Unit], loss: PairTerms) -> dict[str, Ten
             logps.append(every.gather(1, s.tokens[1:, None])[:, 0][s.mask[1:]].double())
             refs.append(s.cols["ref_logps"][s.mask].double().numpy())
         empty = np.zeros(0)
-        total = total + one_pair(loss, *logps, Both(Side(empty, refs[0]), Side(empty, refs[1]), 0.3))
+        total = total + one_pair(loss, logps[0], logps[1], Both(Side(empty, refs[0]), Side(empty, refs[1]), 0.3))
     (total / len(batch)).backward()
     return {n: p.grad for n, p in model.named_parameters()}
 
@@ -395,7 +393,13 @@ def test_every_split_and_packing_gives_the_gradient_of_one_at_a_time(name: str) 
     other = Engine(fam.build("llama", seed=1))
     batch = with_columns(pairs, [c["logps"] for c in other.forward(pairs)])
     want = by_hand(fam.build("llama", implementation="eager"), batch, loss)
-    for options in ({"budget": 10_000}, {"budget": 40}, {"budget": 10_000, "share_prefix": False}, {"workers": 2}):
+    ways: list[dict[str, Any]] = [
+        {"budget": 10_000},
+        {"budget": 40},
+        {"budget": 10_000, "share_prefix": False},
+        {"workers": 2},
+    ]
+    for options in ways:
         got, figures = gradients(Engine(fam.build("llama"), Optim(lr=1e-2), **options), batch, loss)
         for key, grad in want.items():
             assert float((got[key] - grad).norm() / grad.norm()) < 1e-4, (options, key)
