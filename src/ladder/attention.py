@@ -51,10 +51,9 @@ def attention(
     if others.get("s_aux") is not None:
         raise ValueError(f"{type(module).__name__} uses attention sinks, which are not supported")
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = plan.attend(
-        layer, query, key, value, scaling=scaling, window=sliding_window or 0, softcap=softcap or 0.0
+        layer, query, key, value, scaling=scale, window=sliding_window or 0, softcap=softcap or 0.0
     )
     return out, None
 

@@ -22,7 +22,8 @@ from ladder.engine.model import LoadedModel, load_model, save_model
 from ladder.errors import UserError
 from ladder.head import Head
 from ladder.inspection import inspect_file
-from ladder.pipeline import lineage, parts, recipe as recipes
+from ladder.pipeline import lineage, parts
+from ladder.pipeline import recipe as recipes
 from ladder.pipeline.evaluate import line
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe, SamplingSpec
@@ -43,7 +44,9 @@ def run_recipe(
     directory = out or Path("runs") / recipe.name
     console = Console(quiet=quiet)
     if plan:
-        rows = [[p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in plan_run(recipe, document, directory)]
+        rows = [
+            [p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in plan_run(recipe, document, directory)
+        ]
         console.table(f"{recipe.name} in {directory}", ["stage", "kind", "identity", "status", ""], rows)
         return
     if recipe.about:
@@ -58,17 +61,21 @@ def finish(directory: Path, console: Console) -> None:
     summary = lineage.read_json(directory / "summary.json")
     rows = []
     for name, stage in summary["stages"].items():
-        for i, (set_name, figures) in enumerate((k, v) for k, v in stage.items() if isinstance(v, dict) and "length" in v):
+        for i, (set_name, figures) in enumerate(
+            (k, v) for k, v in stage.items() if isinstance(v, dict) and "length" in v
+        ):
             greedy = figures.get("greedy", {}).get("accuracy")
-            rows.append([
-                name if i == 0 else "",
-                set_name,
-                number(figures["accuracy"], figures),
-                number(greedy, figures) if greedy is not None else "",
-                f"{figures['length']:.1f}",
-                f"{figures['mixed']:.1%}" if "mixed" in figures else "",
-                f"{stage['seconds']:.0f}" if i == 0 else "",
-            ])
+            rows.append(
+                [
+                    name if i == 0 else "",
+                    set_name,
+                    number(figures["accuracy"], figures),
+                    number(greedy, figures) if greedy is not None else "",
+                    f"{figures['length']:.1f}",
+                    f"{figures['mixed']:.1%}" if "mixed" in figures else "",
+                    f"{stage['seconds']:.0f}" if i == 0 else "",
+                ]
+            )
     console.table("", ["stage", "set", "right", "greedy", "length", "mixed", "seconds"], rows)
     path = page.write(directory)
     console.say(f"{summary['seconds']:.0f} seconds in all. The report: [bold]{path}[/bold]")
@@ -128,7 +135,9 @@ def evaluate_model(
             )
             figures = result.figures()
             console.say(f"[bold]{name}[/bold] T={temperature:g}, {result.n} problems: {line(figures)}")
-            extra = {k: v for k, v in figures.items() if k.startswith("pass@") or k in ("thinking", "truncated", "unjudged")}
+            extra = {
+                k: v for k, v in figures.items() if k.startswith("pass@") or k in ("thinking", "truncated", "unjudged")
+            }
             console.say("  " + "  ".join(f"{k} {v:.4g}" for k, v in extra.items()))
             written["results"].append({"set": name, **figures, "answers": result.records})
     if out is not None:
@@ -194,9 +203,7 @@ def _yaml(text: str, field: str) -> Any:
         raise UserError(f"{text!r} is not YAML", field=field) from err
 
 
-def sample_model(
-    model: str, prompts: Sequence[str], n: int, settings: dict[str, Any], *, raw: bool, seed: int
-) -> None:
+def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str, Any], *, raw: bool, seed: int) -> None:
     """ladder sample."""
     loaded = load(model)
     console = Console()
@@ -204,7 +211,9 @@ def sample_model(
     as_turn = not raw and bool(loaded.tokenizer.chat_template)
     texts = [sys.stdin.read() if p == "-" else p for p in prompts]
     requests = [
-        Request(encode_prompt(loaded.tokenizer, text, as_turn=as_turn), n, _sampling(settings), rng.key(seed, "sample", i))
+        Request(
+            encode_prompt(loaded.tokenizer, text, as_turn=as_turn), n, _sampling(settings), rng.key(seed, "sample", i)
+        )
         for i, text in enumerate(texts)
     ]
     for text, group in zip(texts, sampler.generate(requests), strict=True):
@@ -268,7 +277,9 @@ def export_model(model: str, out: Path, dtype: str) -> None:
     write_directory(out, lambda d: save_model(loaded, d))
     again = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype), local_files_only=True)
     difference = _compare(loaded, again)
-    Console().say(f"{out}: {loaded.n_parameters:,} parameters, reloaded; largest difference of a logit {difference:.2g}")
+    Console().say(
+        f"{out}: {loaded.n_parameters:,} parameters, reloaded; largest difference of a logit {difference:.2g}"
+    )
 
 
 def _compare(loaded: LoadedModel, again: Any) -> float:

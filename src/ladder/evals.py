@@ -58,7 +58,12 @@ class EvalResult:
         }
         rounded: dict[str, Any] = {k: round(float(v), 4) for k, v in out.items()}
         rounded |= {"graded": True} if self.graded else {}
-        return rounded | {"n": self.n, "samples": self.samples, "unjudged": self.unjudged, "temperature": self.temperature}
+        return rounded | {
+            "n": self.n,
+            "samples": self.samples,
+            "unjudged": self.unjudged,
+            "temperature": self.temperature,
+        }
 
 
 def evaluate(
@@ -74,7 +79,7 @@ def evaluate(
     stats: Stats | None = None,
     right: float = 1.0,
 ) -> EvalResult:
-    """Samples `samples` answers to each task and judges them. right: the score from which an answer counts for pass@k."""
+    """Samples `samples` answers to each task and judges them. right: the score that counts as right for pass@k."""
     groups = Collector(sampler, encode, samples, sampling, seed, "eval")(tasks, step=0, version=0)
     judged = [reward(group) for group in groups]
     rollouts = [r for group in groups for r in group]
@@ -101,7 +106,9 @@ def evaluate(
         temperature=sampling.temperature,
         graded=graded,
         parts=part_means(judged),
-        records=[record(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)],
+        records=[
+            record(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)
+        ],
     )
 
 

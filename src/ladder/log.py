@@ -56,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, record) up to the first line that is not whole. Only LF ends a line: a text may hold U+2028 and its like."""
+    """(line, record) up to the first line that is not whole. Only LF ends a line: a text may hold U+2028."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)

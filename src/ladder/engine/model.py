@@ -64,7 +64,8 @@ def load_model(
     """Loads a model and tokenizer. tokenizer: required for presets, which have none of their own; else optional.
 
     scalar: with a head of one number a position instead of the vocabulary's (transformers' sequence classifier with
-    one label); it starts at 0 when the source has none. config: fields to change in a preset. Raises UserError naming what is missing or broken.
+    one label); it starts at 0 when the source has none. config: fields to change in a preset.
+    Raises UserError naming what is missing or broken.
     """
     kind = _dtype(dtype)
     _check_device(device)

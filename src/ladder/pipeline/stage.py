@@ -18,7 +18,6 @@ from ladder.log import RunLog
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
 
-
 Makes = Literal["model", "data", "figures", "scorer"]
 
 

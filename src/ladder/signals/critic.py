@@ -46,7 +46,9 @@ class CriticRewards(Rewards):
         if self.adaptive is not None:
             self.adaptive.restore(state["adaptive"])
 
-    def _train_on(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> tuple[list[Unit], dict[str, float]]:
+    def _train_on(
+        self, groups: Groups, judged: Judged, ref: list[Tensor] | None
+    ) -> tuple[list[Unit], dict[str, float]]:
         """All judged answers with the policy's and the critic's columns."""
         flat = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
         kept = [(i, r, o) for i, (r, o) in enumerate(flat) if isinstance(o, Score) and r.length > 0]
@@ -57,7 +59,13 @@ class CriticRewards(Rewards):
         coef = self.adaptive.coef if self.adaptive is not None else self.kl_coef
         rewards = [
             token_rewards(
-                o.value, np.asarray(r.logps), at, m, kl_coef=coef, stop=r.stop, missing_terminator=self.missing_terminator
+                o.value,
+                np.asarray(r.logps),
+                at,
+                m,
+                kl_coef=coef,
+                stop=r.stop,
+                missing_terminator=self.missing_terminator,
             )
             for (_, r, o), at, m in zip(kept, refs, masks, strict=True)
         ]

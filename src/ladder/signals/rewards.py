@@ -136,7 +136,9 @@ class Rewards:
         self.step += 1
         return units
 
-    def _train_on(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> tuple[list[Unit], dict[str, float]]:
+    def _train_on(
+        self, groups: Groups, judged: Judged, ref: list[Tensor] | None
+    ) -> tuple[list[Unit], dict[str, float]]:
         """What of a step is trained, with its columns, and the figures of how that was decided."""
         rewards, valid = self._rewards(groups, judged, ref)
         scores = advantages(self.advantage, rewards, valid)

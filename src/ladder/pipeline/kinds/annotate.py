@@ -24,8 +24,9 @@ PART = 128
 
 
 class Annotate(StageConfig):
-    """judge: the reward that annotators go by. error: the chance that a verdict is the wrong way round. prompts: of the
-    split, with `group` answers each, of which neighbours are compared. Pairs that the judge finds equal are left out."""
+    """judge: what annotators go by. error: the chance that a verdict is the wrong way round. prompts: of the
+    split, with `group` answers each, of which neighbours are compared; pairs that the judge finds equal are left
+    out."""
 
     makes: ClassVar[Makes] = "data"
     judge: Spec

@@ -1,7 +1,7 @@
 """Stages that learn from preferences: a policy directly (DPO and its kin, KTO), and a reward model (Bradley-Terry).
 
-    data: {stage: annotate}              what simulated annotators said, token for token
-    data: {path: pairs.jsonl}            `prompt`, `chosen`, `rejected`, hh-rlhf, or for KTO `completion`, `label`
+data: {stage: annotate}              what simulated annotators said, token for token
+data: {path: pairs.jsonl}            `prompt`, `chosen`, `rejected`, hh-rlhf, or for KTO `completion`, `label`
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FromPairs(Trained):
             found = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
         else:
             report = Report()
-            rows = [e for e in self.data.examples(report)]
+            rows = list(self.data.examples(report))
             found = to_pairs(rows, loaded.tokenizer, self.encoding, report)
             for text in report.lines():
                 ctx.console.plain(f"  {text}")
