@@ -28,7 +28,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -c constraints.txt -e '.[dev,data,math,gguf,gym]'
+	$(PIP) install -c constraints.txt -e '.[dev,data,math,gguf,gym,trackers]'
 	touch $@
 
 clean:
