@@ -73,7 +73,7 @@ def run(out: Path, *changes: str, recipe: str | Path | None = None, until: str |
     console = Listening()
     torch.set_num_threads(1)
     loaded, document = load(*changes, recipe=recipe)
-    running.run(loaded.until(until) if until else loaded, document, out, console)
+    running.run(loaded, document, out, console, until=until)
     return console
 
 

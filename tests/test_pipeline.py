@@ -16,7 +16,7 @@ import yaml
 
 import small_run
 from ladder.engine import checkpoint
-from ladder.engine.checkpoint import sha256
+from ladder.engine.checkpoint import read_json, sha256
 from ladder.errors import UserError
 from ladder.log import read_lines
 from ladder.pipeline import lineage
@@ -324,3 +324,11 @@ def test_threads_are_the_recipes(copy: Path) -> None:
     torch.set_num_threads(2)
     run(copy)
     assert torch.get_num_threads() == 1
+
+
+def test_until_takes_nothing_away_from_a_finished_run(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r1"
+    shutil.copytree(small, out)
+    before = read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")
+    run(out, until="r1_zero")
+    assert (read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")) == before

@@ -40,19 +40,18 @@ def run_recipe(
     name: str, changes: Sequence[str], out: Path | None, *, until: str | None, plan: bool, quiet: bool
 ) -> None:
     recipe, document = recipes.load(name, changes)
-    recipe = recipe if until is None else recipe.until(until)
+    wanted = recipe.first(until)
     directory = out or Path("runs") / recipe.name
     console = Console(quiet=quiet)
     if plan:
-        rows = [
-            [p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in plan_run(recipe, document, directory)
-        ]
+        planned = plan_run(recipe, document, directory)[:wanted]
+        rows = [[p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in planned]
         console.table(f"{recipe.name} in {directory}", ["stage", "kind", "identity", "status", ""], rows)
         return
     if recipe.about:
         console.say(f"[dim]{recipe.about.strip()}[/dim]")
-    console.say(f"{recipe.name}: {len(recipe.stages)} stages, seed {recipe.seed}, in {directory}")
-    start(recipe, document, directory, console)
+    console.say(f"{recipe.name}: {wanted} stages, seed {recipe.seed}, in {directory}")
+    start(recipe, document, directory, console, until=until)
     finish(directory, console)
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,14 @@ class Recipe(Config):
                 raise ValueError(f"{name!r} is no stage name (lower-case letters, digits and _)")
         return stages
 
-    def until(self, stage: str) -> Recipe:
-        """The recipe up to and with a stage. Raises UserError when there is no such stage."""
+    def first(self, until: str | None) -> int:
+        """How many stages come up to and with one; all for None. Raises UserError when there is no such stage."""
         names = list(self.stages)
-        if stage not in names:
-            raise UserError(f"there is no stage {stage!r}{near(stage, names)}", field="--until")
-        kept = names[: names.index(stage) + 1]
-        return self.model_copy(update={"stages": {name: self.stages[name] for name in kept}})
+        if until is None:
+            return len(names)
+        if until not in names:
+            raise UserError(f"there is no stage {until!r}{near(until, names)}", field="--until")
+        return names.index(until) + 1
 
 
 def find(name: str) -> Path:
@@ -143,9 +145,10 @@ def find(name: str) -> Path:
 def available() -> dict[str, Path]:
     """Every recipe by name, the nearest first."""
     here = Path("recipes")
-    packaged = Path(__file__).resolve().parents[3] / "recipes"
+    source = Path(__file__).resolve().parents[3] / "recipes"
+    installed = Path(sys.prefix) / "share" / "signal-ladder" / "recipes"
     found: dict[str, Path] = {}
-    for root in (here, packaged):
+    for root in (here, source, installed):
         for path in sorted(root.rglob("*.yaml")):
             found.setdefault(str(path.relative_to(root).with_suffix("")), path)
     return found

@@ -132,8 +132,20 @@ def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str
 # ---------------------------------------------------------------- running
 
 
-def run(recipe: Recipe, document: Document, out: Path, console: Console, *, save_every: float | None = None) -> Path:
-    """Runs what is missing and returns the run's directory. Raises UserError, Interrupted."""
+def run(
+    recipe: Recipe,
+    document: Document,
+    out: Path,
+    console: Console,
+    *,
+    until: str | None = None,
+    save_every: float | None = None,
+) -> Path:
+    """Runs what is missing, up to and with the stage `until`, and returns the run's directory.
+
+    Raises UserError, Interrupted.
+    """
+    wanted = recipe.first(until)
     if save_every is not None:
         recipe = recipe.model_copy(update={"save_every": save_every})
     planned = plan(recipe, document, out)
@@ -148,8 +160,8 @@ def run(recipe: Recipe, document: Document, out: Path, console: Console, *, save
         parents: dict[str, Path] = {}
         done: dict[str, StageConfig] = {}
         summaries: dict[str, Any] = {}
-        for number, one in enumerate(planned, 1):
-            console.say(f"[bold]{number}/{len(planned)} {one.name}[/bold] ({one.config.kind})")
+        for number, one in enumerate(planned[:wanted], 1):
+            console.say(f"[bold]{number}/{wanted} {one.name}[/bold] ({one.config.kind})")
             directory = out / one.name
             if one.status == "done":
                 console.say(f"  done before ({one.why})")
@@ -163,7 +175,8 @@ def run(recipe: Recipe, document: Document, out: Path, console: Console, *, save
             parents[one.name], done[one.name] = directory, one.config
             summaries[one.name] = checkpoint.read_json(directory / "summary.json")
             evaluate.show(console, directory, summaries[one.name])
-            write_summary(recipe, summaries, out)
+            later = {p.name: out / p.name / "summary.json" for p in planned[number:] if p.status == "done"}
+            write_summary(recipe, summaries | {n: checkpoint.read_json(p) for n, p in later.items()}, out)
             gates.check(one.name, one.config.require, summaries[one.name])
     return out
 
