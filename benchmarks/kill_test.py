@@ -109,7 +109,7 @@ def fingerprint(out: Path) -> dict[str, str]:
 
 
 def _timed(name: str) -> bool:
-    return name == "time" or name.startswith("seconds") or name == "tokens_per_s"
+    return name == "time" or name.startswith("seconds") or name.endswith("tokens_per_s")
 
 
 def differences(a: dict[str, str], b: dict[str, str]) -> list[str]:

@@ -61,6 +61,8 @@ def run_training(ctx: Context, job: Job) -> None:
             nonlocal saved_at
             if step == 1:
                 check_first(figures, EXACT if _exact(job) else ROUNDED)
+                if job.at_reference is not None:
+                    check_reference(figures["first/loss"], job.at_reference)
             ctx.log.step(step, figures)
             bar.update(step, figures)
             if job.evaluate and job.eval_every and step % job.eval_every == 0 and step < job.steps:
@@ -76,8 +78,6 @@ def run_training(ctx: Context, job: Job) -> None:
         raise Interrupted
     write_model(ctx.directory / "model", job.loaded)
     shutil.rmtree(root, ignore_errors=True)
-
-
 
 
 def _resume(ctx: Context, job: Job, root: Path) -> int:
@@ -132,6 +132,16 @@ def check_first(figures: dict[str, float], divergence: float = EXACT) -> None:
     if abs(kl) > RATIO_SLACK:
         raise UserError(
             f"at the first step the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
+        )
+
+
+def check_reference(loss: float, at_reference: float) -> None:
+    """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). Raises UserError."""
+    if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference):
+        raise UserError(
+            f"at the first step the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still is its "
+            "reference: the reference's log-probabilities are of another model, or of other tokens",
+            mend="start from the model that the reference is of",
         )
 
 

@@ -62,11 +62,11 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
             config.check(name, recipe)
             for figure, bound in config.require.items():
                 gates.parse(bound, f"{name}.require.{figure}")
-        for parent in config.needs():
+        for parent, _ in config.needs():
             if parent not in keys:
                 raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
         _check_makes(document, name, config, planned)
-        description = identity.describe(recipe, config, {p: keys[p] for p in config.needs()})
+        description = identity.describe(recipe, config, {p: keys[p] for p, _ in config.needs()})
         keys[name] = identity.of(description)
         status, why = _status(out / name, keys[name], config, evaluate.identity(recipe))
         planned.append(Planned(name, config, description, keys[name], status, why))
@@ -87,13 +87,13 @@ def located(document: Document) -> Iterator[None]:
         raise document.error(err.message, place, err.mend) from err
 
 
-MADE = {"model": "model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
+MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
 
 
 def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
     """Every stage that this one reads has made what is read from it."""
     makes = {p.name: p.config.makes for p in before}
-    for parent, wanted in config.needs().items():
+    for parent, wanted in config.needs():
         if makes[parent] != wanted:
             field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
             message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"

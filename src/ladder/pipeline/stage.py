@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,9 +31,9 @@ class StageConfig(Config):
     makes: ClassVar[Makes] = "model"
     """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
 
-    def needs(self) -> Mapping[str, Makes]:
+    def needs(self) -> list[tuple[str, Makes]]:
         """Stages whose results this one reads, and what they have to have made."""
-        return {self.from_: "model"} if self.from_ else {}
+        return [(self.from_, "model")] if self.from_ else []
 
     def inputs(self) -> list[Path]:
         """Files it reads: their hashes are part of its identity."""

@@ -19,6 +19,13 @@ def share(x: float | None) -> str:
     return {"0.0": "<0.1", "100.0": ">99.9"}.get(text, text) + "%"
 
 
+def score(x: float | None) -> str:
+    """1.4898 -> 1.49: a mean score, of whatever size."""
+    if x is None:
+        return NONE
+    return number(x) if 0 < abs(x) < 0.005 or abs(x) >= 1000 else f"{x:.2f}"
+
+
 def number(x: float | None) -> str:
     """At most three figures behind what matters."""
     if x is None:

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from ladder import rng
 from ladder.engine.checkpoint import write_lines
+from ladder.errors import UserError
 from ladder.pipeline import parts
-from ladder.pipeline.recipe import SamplingSpec, Spec
+from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, Makes, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.types import Rollout, Score
@@ -36,6 +37,13 @@ class Annotate(StageConfig):
     prompts: int = Field(default=1024, ge=1)
     group: int = Field(default=4, ge=2)
     sampling: SamplingSpec = SamplingSpec()
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        parts.reward(self.judge, f"{name}.judge")
+        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
+        if self.sampling.temperature == 0:
+            message = "greedy answers to a prompt are all the same: there is nothing to compare"
+            raise UserError(message, field=f"{name}.sampling.temperature", mend="set 1.0")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         spec = self.task if self.task is not None else ctx.recipe.task

@@ -10,7 +10,7 @@ trained of them, and in nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -69,9 +69,9 @@ class Imitate(Trained):
     loss: Spec = "CrossEntropy"
     encoding: Encoding = Encoding()
 
-    def needs(self) -> Mapping[str, Makes]:
-        read: dict[str, Makes] = {self.data.stage: "data"} if isinstance(self.data, StageData) else {}
-        return {**super().needs(), **read}
+    def needs(self) -> list[tuple[str, Makes]]:
+        own = super().needs()
+        return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
 
     def inputs(self) -> list[Path]:
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):

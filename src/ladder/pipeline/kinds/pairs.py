@@ -7,7 +7,7 @@ data: {path: pairs.jsonl}            `prompt`, `chosen`, `rejected`, hh-rlhf, or
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +21,13 @@ from ladder.engine.checkpoint import sha256, write_json
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.evals_pairs import Ranking, ranking
-from ladder.losses.preference import won
+from ladder.losses import KTO, BradleyTerry
+from ladder.losses.preference import PairTerms, won
 from ladder.pipeline import parts
 from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.kinds.imitate import StageData, void
 from ladder.pipeline.loop import Job, run_training
-from ladder.pipeline.recipe import Spec
+from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.examples import Examples
 from ladder.signals.preferences import Preferences, Unpaired, at_end, check_pairs
@@ -44,9 +45,9 @@ class FromPairs(Trained):
     batch: int = Field(default=32, ge=1)
     encoding: Encoding = Encoding()
 
-    def needs(self) -> Mapping[str, Makes]:
-        read: dict[str, Makes] = {self.data.stage: "data"} if isinstance(self.data, StageData) else {}
-        return {**super().needs(), **read}
+    def needs(self) -> list[tuple[str, Makes]]:
+        own = super().needs()
+        return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
 
     def inputs(self) -> list[Path]:
         return [Path(self.data.path)] if isinstance(self.data, Data) and not self.data.path.startswith("hub:") else []
@@ -70,6 +71,12 @@ class Prefer(FromPairs):
     """Trains the policy on preferences. loss: DPO, IPO, Hinge, SimPO, ORPO (pairs) or KTO (liked or not)."""
 
     loss: Spec = "DPO"
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        loss = parts.loss(self.loss, f"{name}.loss")
+        if not isinstance(loss, PairTerms | KTO) or isinstance(loss, BradleyTerry):
+            message = f"{type(loss).__name__} is no loss of a policy on preferences"
+            raise UserError(message, field=f"{name}.loss", mend="take DPO, IPO, Hinge, SimPO, ORPO or KTO")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
@@ -127,6 +134,12 @@ class RewardModel(FromPairs):
 
     makes: ClassVar[Makes] = "scorer"
     loss: Spec = "BradleyTerry"
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        loss = parts.loss(self.loss, f"{name}.loss")
+        if not isinstance(loss, BradleyTerry):
+            message = f"{type(loss).__name__} trains no scores"
+            raise UserError(message, field=f"{name}.loss", mend="take BradleyTerry")
 
     @model_validator(mode="after")
     def _whole(self) -> RewardModel:

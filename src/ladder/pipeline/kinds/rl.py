@@ -6,7 +6,7 @@ Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,9 @@ class RL(Trained):
     measure_kl: bool = True
     watch: dict[str, Spec] | None = None
 
-    def needs(self) -> Mapping[str, Makes]:
-        stage = model_stage(self.reward)
-        scoring: dict[str, Makes] = {} if stage is None else {stage: "scorer"}
-        return {**super().needs(), **scoring}
+    def needs(self) -> list[tuple[str, Makes]]:
+        own, stage = super().needs(), model_stage(self.reward)
+        return own if stage is None else [*own, (stage, "scorer")]
 
     def inputs(self) -> list[Path]:
         return parts.files(self.task) + parts.files(self.reward)
