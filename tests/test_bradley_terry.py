@@ -134,10 +134,12 @@ def test_value_clip_oracle() -> None:
         assert each == pytest.approx(want, rel=1e-12) and grad == pytest.approx(slope, rel=1e-12)
 
 
-def test_a_value_that_has_not_moved_is_not_clipped() -> None:
+def test_a_value_that_moved_within_the_bound_is_not_clipped() -> None:
     """Also where adding and taking away the old value would round."""
-    v = np.random.default_rng(0).normal(size=50).tolist()
-    assert not any(valued(ValueClip(), v, v, [1e3 / 3] * 50)[2]["values/clipped"])
+    rng = np.random.default_rng(0)
+    v, by, R = rng.normal(size=200), rng.uniform(-0.19, 0.19, 200), rng.normal(size=200)
+    each, _, metrics = valued(ValueClip(), v.tolist(), (v + by).tolist(), R.tolist())
+    assert not any(metrics["values/clipped"]) and each == (0.5 * (v - R) ** 2).tolist()
 
 
 # ---------------------------------------------------------------- both

@@ -46,7 +46,7 @@ def run_recipe(
     if plan:
         planned = plan_run(recipe, document, directory)[:wanted]
         rows = [[p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in planned]
-        console.table(f"{recipe.name} in {directory}", ["stage", "kind", "identity", "status", ""], rows)
+        console.table(f"{recipe.name} in {directory}", ["stage", "kind", "identity", "status", ""], rows, 5)
         return
     if recipe.about:
         console.say(f"[dim]{recipe.about.strip()}[/dim]")
@@ -75,7 +75,7 @@ def finish(directory: Path, console: Console) -> None:
                     f"{stage['seconds']:.0f}" if i == 0 else "",
                 ]
             )
-    console.table("", ["stage", "set", "right", "greedy", "length", "mixed", "seconds"], rows)
+    console.table("", ["stage", "set", "right", "greedy", "length", "mixed", "seconds"], rows, 2)
     path = page.write(directory)
     console.say(f"{summary['seconds']:.0f} seconds in all. The report: [bold]{path}[/bold]")
 
@@ -91,7 +91,7 @@ def list_recipes() -> None:
     for name, path in recipes.available().items():
         about = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("about", "")
         rows.append([name, about.strip().split("\n")[0]])
-    console.table("", ["recipe", "what it does"], rows)
+    console.table("", ["recipe", "what it does"], rows, 2)
 
 
 # ---------------------------------------------------------------- one model

@@ -53,12 +53,13 @@ class Console:
         for mark, prompt, answer in pairs:
             self.say(f"    {mark} [dim]{escape(shorten(prompt, 60, tail=True))}[/dim] {escape(shorten(answer, 90))}")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> None:
+        """texts: how many columns, from the left, hold words; the others hold numbers."""
         if self.quiet:
             return
         table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            table.add_column(column, justify="left" if i < texts else "right")
         for row in rows:
             table.add_row(*row)
         self.rich.print(table)

@@ -80,8 +80,8 @@ def curves(panels: Sequence[Panel], label: str, say: Say = words.number, *, grou
         box = Box(at, TOP, width, HEIGHT - TOP - BOTTOM, low, high)
         parts.append(_panel(panel, box, say, heading=len(panels) > 1, named=many and panel is panels[-1]))
         at += width + GAP
-    parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 4, "step", "axis", "middle"))
-    return _svg(WIDTH, HEIGHT, label, parts)
+    parts.append(text_at(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 4, "step", "axis", "middle"))
+    return drawing(WIDTH, HEIGHT, label, parts)
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -114,7 +114,7 @@ def _round_up(x: float) -> float:
 
 def _value_axis(low: float, high: float, ticks: Sequence[float], say: Say) -> Markup:
     box = Box(LEFT, TOP, 0, HEIGHT - TOP - BOTTOM, low, high)
-    return Markup("").join(_text(LEFT - 6, box.y(t) + 3.5, _tick(t, say), "tick", "end") for t in ticks)
+    return Markup("").join(text_at(LEFT - 6, box.y(t) + 3.5, _tick(t, say), "tick", "end") for t in ticks)
 
 
 def _tick(value: float, say: Say) -> str:
@@ -127,10 +127,10 @@ def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> M
     """One stage: grid, heading, its own steps below, its curves."""
     _, _, ticks = scale([box.low, box.high], None)
     right, bottom = box.left + box.width, box.top + box.height
-    out = [_line(box.left, box.y(t), right, box.y(t), "grid") for t in ticks if box.low <= t <= box.high]
-    out.append(_line(box.left, bottom, right, bottom, "base"))
+    out = [line_at(box.left, box.y(t), right, box.y(t), "grid") for t in ticks if box.low <= t <= box.high]
+    out.append(line_at(box.left, bottom, right, bottom, "base"))
     if heading:
-        out.append(_text(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
+        out.append(text_at(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
     out += _step_axis(panel.steps, box)
     ends: list[tuple[float, Line]] = []
     for line in panel.lines:
@@ -139,7 +139,7 @@ def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> M
             out.append(_curve(points, line, panel, box, say, alone=len(panel.lines) == 1))
             ends.append((box.y(points[-1][1]), line))
     if named:
-        out += [_text(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
+        out += [text_at(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
     return Markup("").join(out)
 
 
@@ -150,7 +150,7 @@ def _step_axis(steps: float, box: Box) -> list[Markup]:
     if box.width > 5 * LABEL:
         _, _, ticks = scale([0, steps], 0)
         places += [(box.left + box.width * t / steps, t, "middle") for t in ticks if 0 < t < 0.88 * steps]
-    return [_text(x, bottom, words.number(t), "tick", anchor) for x, t, anchor in places]
+    return [text_at(x, bottom, words.number(t), "tick", anchor) for x, t, anchor in places]
 
 
 def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *, alone: bool) -> Markup:
@@ -158,7 +158,7 @@ def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *,
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
     out = [Markup('<path class="curve tone{}" d="{}"/>').format(line.tone, path)]
     if len(points) <= 12:
-        out += [_dot(x, y, f"mark tone{line.tone}", 2.4) for x, y in at]
+        out += [dot_at(x, y, f"mark tone{line.tone}", 2.4) for x, y in at]
     if alone:
         out.append(_end_labels(points, at, box, say))
     out += _hovers(points, at, line, panel, box, say)
@@ -171,7 +171,7 @@ def _end_labels(points: list[Point], at: list[Point], box: Box, say: Say) -> Mar
     if len(at) > 1 and at[-1][0] - at[0][0] > 2 * LABEL:
         wanted.append((at[0], points[0][1], "start"))
     placed = [(end, _beside(end, at, box), value, anchor) for end, value, anchor in wanted]
-    return Markup("").join(_text(end[0], y, say(v), "value", anchor) for end, y, v, anchor in placed if y is not None)
+    return Markup("").join(text_at(end[0], y, say(v), "value", anchor) for end, y, v, anchor in placed if y is not None)
 
 
 LABEL = 40
@@ -197,8 +197,8 @@ def _hovers(points: list[Point], at: list[Point], line: Line, panel: Panel, box:
     for (step, value), (x, y), a, b in zip(points, at, starts, ends, strict=True):
         name = f"{panel.name} {line.name}".strip()
         title = f"{name}, step {words.number(step)}: {say(value)}"
-        strip = _rect(a, box.top, max(b - a, 0.1), box.height, "")
-        dot = _dot(x, y, f"tone{line.tone}", 3)
+        strip = rect_at(a, box.top, max(b - a, 0.1), box.height, "")
+        dot = dot_at(x, y, f"tone{line.tone}", 3)
         out.append(Markup('<g class="hover">{}{}<title>{}</title></g>').format(strip, dot, title))
     return out
 
@@ -224,18 +224,20 @@ def bar(
         return width * min(max(v / most if most > 0 else 0.0, 0.0), 1.0)
 
     parts = [
-        _rect(0, 0, width, height, "rail"),
-        _rect(0, 0, x(value), height, f"fill tone{tone}"),
+        rect_at(0, 0, width, height, "rail"),
+        rect_at(0, 0, x(value), height, f"fill tone{tone}"),
     ]
     if between is not None:
         low, high = map(x, between)
-        parts += [_line(low, 6, high, 6, "whisker"), *[_line(at, 2.5, at, 9.5, "whisker") for at in (low, high)]]
+        parts += [line_at(low, 6, high, 6, "whisker"), *[line_at(at, 2.5, at, 9.5, "whisker") for at in (low, high)]]
     parts.append(Markup("<title>{}</title>").format(title))
-    return _svg(width, height, title, parts, extra="bar", stretch=True)
+    return drawing(width, height, title, parts, extra="bar", stretch=True)
 
 
-def spark(values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0) -> Markup:
-    """A value through the stages."""
+def spark(
+    values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0, joined: bool = True
+) -> Markup:
+    """A value through the stages. joined: they follow one another; else the first is a level for all."""
     width, height, pad = 220, 40, 5
     high = max((v for _, v in values), default=0.0) or 1.0
     low = min(0.0, *(v for _, v in values)) if values else 0.0
@@ -244,10 +246,12 @@ def spark(values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: in
     at = [(pad + i * span, box.y(v)) for i, (_, v) in enumerate(values)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
     parts = [Markup('<path class="curve tone{}" d="{}"/>').format(tone, path)]
+    if not joined:
+        parts = [line_at(pad, at[0][1], width - pad, at[0][1], "diagonal")] if at else []
     for (name, value), (x, y) in zip(values, at, strict=True):
-        dot = _dot(x, y, f"mark tone{tone}", 2.6)
+        dot = dot_at(x, y, f"mark tone{tone}", 2.6)
         parts.append(Markup("<g>{}<title>{}: {}</title></g>").format(dot, name, say(value)))
-    return _svg(width, height, label, parts, extra="spark")
+    return drawing(width, height, label, parts, extra="spark")
 
 
 def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
@@ -259,21 +263,21 @@ def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
     for i, (name, why, count) in enumerate(rows):
         y, width = i * pitch + 4, room * min(1.0, count / first)
         parts += [
-            _text(left - 8, y + 15, name, "head", "end"),
+            text_at(left - 8, y + 15, name, "head", "end"),
             Markup("<g>{}<title>{}</title></g>").format(
-                _rect(left, y, max(width, 1), 21, "fill tone0"), f"{name}: {words.number(count)}. {why}"
+                rect_at(left, y, max(width, 1), 21, "fill tone0"), f"{name}: {words.number(count)}. {why}"
             ),
             Markup('<text class="value" x="{:.1f}" y="{}">{}<tspan class="of" dx="6">{}</tspan></text>').format(
                 left + width + 6, y + 15, words.number(count), words.share(count / first) if i else ""
             ),
         ]
-    return _svg(WIDTH, len(rows) * pitch + 4, label, parts)
+    return drawing(WIDTH, len(rows) * pitch + 4, label, parts)
 
 
 # ------------------------------------------------------------ pieces
 
 
-def _svg(
+def drawing(
     width: float, height: float, label: str, parts: Sequence[Markup], extra: str = "", stretch: bool = False
 ) -> Markup:
     shape = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
@@ -282,18 +286,18 @@ def _svg(
     )
 
 
-def _text(x: float, y: float, text: str, cls: str, anchor: str) -> Markup:
+def text_at(x: float, y: float, text: str, cls: str, anchor: str) -> Markup:
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(cls, x, y, anchor, text)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
+def line_at(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(cls, x1, y1, x2, y2)
 
 
-def _rect(x: float, y: float, width: float, height: float, cls: str) -> Markup:
+def rect_at(x: float, y: float, width: float, height: float, cls: str) -> Markup:
     shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>')
     return shape.format(cls, x, y, width, height)
 
 
-def _dot(x: float, y: float, cls: str, r: float) -> Markup:
+def dot_at(x: float, y: float, cls: str, r: float) -> Markup:
     return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(cls, x, y, r)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ladder.report import chart, story, words
+from ladder.report import chart, kinds, ranked, words
 from ladder.report.run import Run, Stage, number
 
 
@@ -19,17 +19,31 @@ class Chart:
 
 def of_stage(run: Run, stage: Stage) -> list[Chart]:
     """The charts of one stage alone; those that learn from rewards stand side by side elsewhere."""
-    own = None if stage.kind == "rl" else measured(run, [stage])
-    return [c for c in (loss(stage), own, funnel(stage)) if c]
+    own = [] if stage.is_rewarded else measured(run, [stage])
+    learned = [] if stage.is_rewarded else [_lines([stage], *one) for one in PREFERENCES]
+    return [c for c in (loss(stage), *learned, *own, funnel(stage), *_held_out(stage)) if c]
 
 
 def loss(stage: Stage) -> Chart | None:
-    """The loss of stages that imitate; a policy's loss says nothing by itself."""
+    """The loss of stages that imitate or prefer; the loss of a policy with rewards says nothing by itself."""
     points = series(stage, "loss")
-    if stage.kind == "rl" or len(points) < 2:
+    if stage.is_rewarded or len(points) < 2:
         return None
     panel = chart.Panel(stage.name, points[-1][0], [chart.Line(points, tone=0)])
-    return Chart("Loss", "nats per token", chart.curves([panel], f"Loss of {stage.name}", ground=None))
+    unit = "mean over the step" if stage.kind in ("prefer", "reward_model") else "nats per token"
+    return Chart("Loss", unit, chart.curves([panel], f"Loss of {stage.name}", ground=None))
+
+
+def _held_out(stage: Stage) -> list[Chart]:
+    """How a reward model ranks pairs that it never saw."""
+    out = []
+    if bins := stage.held_out.get("bins"):
+        drawing = ranked.reliability(bins, f"Reliability of {stage.name}")
+        out.append(Chart("Reliability", "held-out pairs: share right by how sure it is; on the line, it is right as often as it says", drawing))
+    if rows := stage.held_out.get("by_margin"):
+        drawing = ranked.by_margin(rows, f"Accuracy of {stage.name} by margin")
+        out.append(Chart("Accuracy by margin", "held-out pairs: share right; dashed: guessing", drawing))
+    return out
 
 
 FUNNEL = {
@@ -57,14 +71,41 @@ def series(stage: Stage, key: str) -> list[chart.Point]:
 # ------------------------------------------------------------ side by side
 
 Known = tuple[str, str, str, chart.Say]
+Together = tuple[str, str, chart.Say, dict[str, str]]
+"""Title, unit, how values are written, and the curves of one chart: key -> name."""
+PREFERENCES: tuple[Together, ...] = (
+    ("Accuracy", "share of the step's pairs ranked as preferred", words.share, {"accuracy": ""}),
+    ("Margin", "of the two answers' implicit rewards", words.number, {"rewards/margin": ""}),
+    ("Margin", "of the two answers' scores", words.number, {"margin": ""}),
+    (
+        "Implicit rewards", "mean over the step's answers", words.number,
+        {"rewards/desirable": "liked", "rewards/undesirable": "disliked"},
+    ),
+    (
+        "Log-probability of answers", "nats per answer, of those trained on", words.number,
+        {
+            "logps/chosen": "chosen", "logps/rejected": "rejected",
+            "logps/desirable": "liked", "logps/undesirable": "disliked",
+        },
+    ),
+)
+VALUES: Together = (
+    "Critic: values and returns", "mean over the step's tokens", words.number,
+    {"critic/values/mean": "values", "critic/returns/mean": "returns"},
+)
 MAIN: tuple[Known, ...] = (
     ("length/mean", "Answer length", "tokens per answer", words.tokens),
     ("worked", "Worked out", "share of answers with steps before the answer", words.share),
     ("mixed", "Mixed notations", "share of worked answers that use both", words.share),
     ("entropy", "Entropy", "nats per token: how undecided the model is", words.number),
     ("kl_base", "KL from the base", "nats per token: how far it has moved away", words.number),
+    ("kl/response", "KL of an answer", "nats per answer from the model it began as: what the reward is lessened by", words.number),
+    ("critic/explained", "Critic: explained", "share of the returns' variance that it foresees", words.number),
 )
 MORE: tuple[Known, ...] = (
+    ("reward/penalised", "Reward after the KL", "mean over the step's answers", words.number),
+    ("critic/loss", "Critic: loss", "squared error of its values", words.number),
+    ("critic/grad_norm", "Critic: gradient norm", "before clipping", words.number),
     ("groups/no_signal", "Groups without a signal", "share whose answers all scored the same", words.share),
     ("truncated", "Cut off", "share of answers that hit the length limit", words.share),
     ("checks", "Second thoughts", "share of answers with a “?”", words.share),
@@ -73,22 +114,47 @@ MORE: tuple[Known, ...] = (
     ("lr", "Learning rate", "", words.number),
     ("tokens_per_s", "Speed", "tokens per second", words.number),
 )
-NOT_PARTS = {"reward/mean", "reward/std"}
+NOT_PARTS = {"reward/mean", "reward/std", "reward/penalised"}
 
 
 def side_by_side(run: Run) -> tuple[list[Chart], list[Chart]]:
     """The reward-driven stages on common axes: the charts that tell the story, and the rest."""
-    stages = [s for s in run.stages if s.kind == "rl" and s.metrics]
-    found = [_together(stages, *one) for one in (_reward(run, stages), *_parts(stages), *MAIN)]
-    main = [found[0], measured(run, stages), *found[1:]]
-    more = [_together(stages, *one) for one in MORE]
+    stages = [s for s in run.stages if s.is_rewarded and s.metrics]
+    found = [_together(stages, *one) for one in (*_parts(stages), *MAIN)]
+    main = [_rewards(run, stages), *measured(run, stages), *found]
+    more = [_lines(stages, *VALUES), *[_together(stages, *one) for one in MORE]]
     return [c for c in main if c], [c for c in more if c]
 
 
-def _reward(run: Run, stages: list[Stage]) -> Known:
-    share = all(story.is_answer_only(run, s) for s in stages)
+def _rewards(run: Run, stages: list[Stage]) -> Chart | None:
+    """What was climbed and, beside it, what was only measured."""
+    share = all(kinds.is_answer_only(run, s) for s in stages)
     unit = "share of right answers" if share else "mean over the step's answers"
-    return "reward/mean", "Reward", unit, words.share if share else words.number
+    watched = list(dict.fromkeys(n for s in stages for n in kinds.watches(s)))
+    proxy = any(kinds.proxies(run, s) for s in stages)
+    if not watched:
+        title = "Proxy reward" if proxy else "Reward"
+        return _together(stages, "reward/mean", title, unit, words.share if share else words.number)
+    title = f"{'Proxy reward' if proxy else 'Reward'}, and {words.listed(watched)} beside it"
+    keys = {"reward/mean": "proxy" if proxy else "reward", **{f"watched/{n}": n for n in watched}}
+    return _lines(stages, title, f"{unit}; {words.listed(watched)}: never trained on", words.number, keys)
+
+
+def _lines(stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dict[str, str]) -> Chart | None:
+    """Several curves in one chart."""
+    panels = []
+    for stage in stages:
+        lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(keys.items())]
+        lines = [line for line in lines if len(line.points) > 1]
+        if lines:
+            panels.append(_panel(stage, lines))
+    if not panels:
+        return None
+    return Chart(title, unit, chart.curves(panels, title, say, ground=None if "logps/chosen" in keys else 0.0))
+
+
+TONES = 4
+"""Colours of curves in the style sheet."""
 
 
 def _parts(stages: list[Stage]) -> list[Known]:
@@ -109,18 +175,23 @@ def _panel(stage: Stage, lines: list[chart.Line]) -> chart.Panel:
     return chart.Panel(stage.name, max([*ends, float(stage.steps or 1)]), lines)
 
 
-def measured(run: Run, stages: list[Stage]) -> Chart | None:
-    """Accuracy on the sets while training, where it was measured more than once."""
+def measured(run: Run, stages: list[Stage]) -> list[Chart]:
+    """Shares and scores on the sets while training, where they were measured more than once."""
+    return [c for graded in (False, True) if (c := _measured(run, stages, graded))]
+
+
+def _measured(run: Run, stages: list[Stage], graded: bool) -> Chart | None:
     panels = []
     for stage in stages:
-        lines = [chart.Line(_evaluated(stage, n), n, i) for i, n in enumerate(run.sets)]
+        lines = [chart.Line(_evaluated(stage, n), n, i) for i, n in enumerate(run.sets) if run.graded(n) == graded]
         lines = [line for line in lines if len(line.points) > 1]
         if lines:
             panels.append(_panel(stage, lines))
     if not panels:
         return None
-    title = "Accuracy on the evaluation sets"
-    return Chart(title, "share right", chart.curves(panels, title, words.share))
+    title = f"{'Score' if graded else 'Accuracy'} on the evaluation sets"
+    unit, say = ("mean score", words.score) if graded else ("share right", words.share)
+    return Chart(title, unit, chart.curves(panels, title, say))
 
 
 def _evaluated(stage: Stage, name: str) -> list[chart.Point]:

@@ -38,7 +38,8 @@ def write(run: Path, path: Path) -> Path:
     with rc_context(STYLE):
         figure = Figure(figsize=(3.5 * len(panels), 2.9), layout="constrained", facecolor="white")
         for axes, (key, label, factor) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw(axes, data, key, label, factor)
+            graded = key == "accuracy" and any(data.graded(n) for n in data.sets)
+            _draw(axes, data, key, *(("score", 1.0) if graded else (label, factor)))
         partial = path.with_name(f".{path.name}")
         dated = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(partial, dpi=200, format=path.suffix[1:], metadata=dated)
@@ -57,7 +58,8 @@ def _draw(axes: Axes, run: Run, key: str, label: str, factor: float) -> None:
         if not points:
             continue
         xs, ys = [p[0] for p in points], [factor * p[2] for p in points]
-        axes.plot(xs, ys, "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
+        # alternatives do not follow one another
+        axes.plot(xs, ys, "o" if run.branches else "o-", color=colour, markersize=4.5, linewidth=1.8, label=name)
         if key == "accuracy":
             errors = _errors(points, name, factor)
             axes.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=colour, capsize=2.5, linewidth=1)

@@ -52,7 +52,7 @@ LOSSES = {
 
 def loss_name(stage: Stage) -> str:
     """The loss that a stage names: DPO where a stage of preferences names none."""
-    names = _names(stage.spec.get("loss"))
+    names = names_in(stage.spec.get("loss"))
     return names[0] if names else "DPO" if stage.kind == "prefer" else ""
 
 
@@ -87,7 +87,7 @@ def _read(run: Run, stage: Stage) -> str:
 
 def _annotated(run: Run, stage: Stage) -> str:
     """What annotators went by, how often they err, and what they left."""
-    judge, error = words.listed(_names(stage.spec.get("judge"))), number(stage.spec, "error")
+    judge, error = words.listed(names_in(stage.spec.get("judge"))), number(stage.spec, "error")
     goes = [f"go by {judge}"] if judge else []
     goes += [f"give {words.share(error)} of their verdicts the wrong way round"] if error is not None else []
     text = f"They {' and '.join(goes)}. " if goes else ""
@@ -113,7 +113,7 @@ def judged_by(run: Run, stage: Stage) -> str:
     if is_answer_only(run, stage):
         return "The reward is 1 for a right final answer, else 0: nothing about form, notation or length."
     scorers = proxies(run, stage)
-    names = [f"the scores of {words.listed(scorers)}"] if scorers else _names(spec)
+    names = [f"the scores of {words.listed(scorers)}"] if scorers else names_in(spec)
     kl = number(stage.spec, "kl_coef")
     less = f", less {words.number(kl)} for each nat that an answer lies from the model it began as" if kl else ""
     text = f"Its reward: {words.listed(names)}{less}." if names else ""
@@ -167,12 +167,12 @@ def _option(value: Any) -> str:
     return f"{value[0]}–{value[1]}" if pair else str(value)
 
 
-def _names(spec: Any) -> list[str]:
+def names_in(spec: Any) -> list[str]:
     """The names in a reward's specification."""
     if isinstance(spec, str):
         return [spec]
     if isinstance(spec, list):
-        return [n for one in spec for n in _names(one)]
+        return [n for one in spec for n in names_in(one)]
     if isinstance(spec, dict):
         return [str(spec["kind"])] if "kind" in spec else [str(k) for k in spec]
     return []

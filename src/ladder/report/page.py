@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ladder.report import curves, marks, sections, story, terms, words, written
+from ladder.report import curves, kinds, marks, sections, story, terms, words, written
 from ladder.report.run import Run, load
 
 HERE = Path(__file__).parent
@@ -53,9 +53,9 @@ def views(run: Run) -> dict[str, Any]:
         "tiles": sections.tiles(run),
         "table": sections.table(run),
         "cards": sections.cards(run),
-        "splits": story.splits(run),
+        "splits": kinds.splits(run),
         "greedy": any("greedy" in f for m in run.models for f in m.figures.values()),
-        "rewarded": sum(s.kind == "rl" and bool(s.metrics) for s in run.stages),
+        "rewarded": sum(s.is_rewarded and bool(s.metrics) for s in run.stages),
         "main": main,
         "more": more,
         "sets": sets,
@@ -72,7 +72,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "model": model,
         "seed": "" if run.seed is None else str(run.seed),
         "time": "" if run.seconds is None else words.duration(run.seconds),
-        "stages": " → ".join(s.name for s in run.stages),
+        "stages": (" · " if run.branches else " → ").join(s.name for s in run.stages),
     }
     return [(k, v) for k, v in known.items() if v]
 

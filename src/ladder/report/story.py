@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+
 from markupsafe import Markup
 
 from ladder.report import words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ladder.report import words
+from ladder.report import kinds, words
 from ladder.report.run import Run, number
 
 Term = tuple[str, str]
@@ -17,17 +17,20 @@ def terms(run: Run) -> list[Term]:
     samples = max((number(f, "samples") or 1 for f in figures), default=1)
     interval = (
         "Wilson's, one answer to each problem"
-        if samples == 1
+        if samples == 1 and any(not run.graded(n) for n in run.sets)
         else f"bootstrap over problems, {words.number(samples)} answers to each"
     )
     temperature = next((t for f in figures if (t := number(f, "temperature")) is not None), 1.0)
+    if all(run.graded(n) for n in run.sets) and samples == 1:
+        interval = "bootstrap over problems"
     known: list[tuple[Callable[[], bool], str, str]] = [
         (
-            lambda: bool(figures),
+            lambda: any(not run.graded(n) for n in run.sets),
             "right",
             "The share of problems whose answer is right, drawn at temperature "
             f"{words.number(temperature)}: as the model writes.",
         ),
+        (lambda: any(run.graded(n) for n in run.sets), "score", _score(run, temperature)),
         (lambda: any("low" in f for f in figures), "95% interval", f"The thin line on a bar: {interval}."),
         (
             lambda: any("greedy" in f for f in figures),
@@ -54,3 +57,13 @@ def terms(run: Run) -> list[Term]:
         ),
     ]
     return [(name, text) for there, name, text in known if there()]
+
+
+def _score(run: Run, temperature: float) -> str:
+    """What a score is a mean of."""
+    names = dict.fromkeys(n for s in run.sets if run.graded(s) for n in kinds.names_in(run.judge(s)))
+    judge = f" by {words.listed(list(names))}" if names else ""
+    text = f"The mean of what an answer is given{judge}, drawn at temperature {words.number(temperature)}; no share. "
+    parts = any(str(k).startswith("score/") for m in run.models for f in m.figures.values() for k in f)
+    text += "Bars end at the set's largest value." + (" Below it, small: the means of its parts." if parts else "")
+    return text
