@@ -153,7 +153,7 @@ class Run:
     def graded(self, name: str) -> bool:
         """A set's figures are mean scores and no shares."""
         figures = [f for s in self.stages if (f := s.figures.get(name))]
-        return any(_is_graded(f) for f in figures) or bool(figures) and self.judge(name) in GRADED_REWARDS
+        return any(_is_graded(f) for f in figures) or (bool(figures) and self.judge(name) in GRADED_REWARDS)
 
     def judge(self, name: str) -> Any:
         """What a set's answers are judged by."""
