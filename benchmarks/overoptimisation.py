@@ -34,7 +34,8 @@ def smooth(x: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def table(runs: list[Path]) -> list[str]:
-    lines = ["| | seed | best gold (5-step mean) | gold at the end | proxy then | KL then |", "|---|---|---|---|---|---|"]
+    lines = ["| | seed | best gold (5-step mean) | gold at the end | proxy then | KL then |"]
+    lines += ["|---|---|---|---|---|---|"]
     for stage, name in STAGES.items():
         for i, run in enumerate(runs):
             kl, proxy, gold = curve(run, stage)

@@ -3,7 +3,7 @@
     python benchmarks/r1_zero_variants.py [--seed 0] [--out runs/variants] [--write docs/techniques]
 
 Everything but loss and advantage is as in the r1 recipe, the learning rate too (chosen for PPO's clip), so this shows
-that each works, not which is best when tuned. Writes a figure of the curves and a table.
+that each works, not which is best when tuned. Prints a table and draws the curves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", type=Path, default=Path("runs/seeds/r1-0"), help="an r1 run of the seed")
     parser.add_argument("--out", type=Path, default=Path("runs/variants"))
-    parser.add_argument("--write", type=Path, help="a directory for the figure and the table")
+    parser.add_argument("--write", type=Path, help="a directory for the figure")
     args = parser.parse_args()
     runs: dict[str, Path] = {}
     for name, (loss, advantage) in VARIANTS.items():
@@ -45,8 +45,8 @@ def main() -> None:
         changes += ["r1_zero.minibatches=1"] if "PolicyGradient" in loss else []
         run_command("r1", args.seed, out, ["--until", "r1_zero", *changes])
         runs[name] = out
+    print("\n".join(table(runs)))
     if args.write:
-        (args.write / "r1_zero_variants.md").write_text("\n".join(table(runs)) + "\n", encoding="utf-8")
         draw(runs, args.write / "r1_zero_variants.svg")
 
 

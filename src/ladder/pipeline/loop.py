@@ -139,8 +139,8 @@ def check_reference(loss: float, at_reference: float) -> None:
     """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). Raises UserError."""
     if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference):
         raise UserError(
-            f"at the first step the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still is its "
-            "reference: the reference's log-probabilities are of another model, or of other tokens",
+            f"at the first step the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
+            "is its reference: the reference's log-probabilities are of another model, or of other tokens",
             mend="start from the model that the reference is of",
         )
 
