@@ -137,8 +137,8 @@ def test_value_clip_oracle() -> None:
 def test_a_value_that_moved_within_the_bound_is_not_clipped() -> None:
     """Also where adding and taking away the old value would round."""
     rng = np.random.default_rng(0)
-    v, by, R = rng.normal(size=200), rng.uniform(-0.19, 0.19, 200), rng.normal(size=200)
-    each, _, metrics = valued(ValueClip(), v.tolist(), (v + by).tolist(), R.tolist())
+    v, old, R = *rng.uniform(-0.1, 0.1, (2, 2000)), rng.normal(size=2000)
+    each, _, metrics = valued(ValueClip(), v.tolist(), old.tolist(), R.tolist())
     assert not any(metrics["values/clipped"]) and each == (0.5 * (v - R) ** 2).tolist()
 
 
