@@ -20,7 +20,6 @@ matplotlib.rcParams["svg.hashsalt"] = "curves"
 
 import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
 
-
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -39,7 +38,8 @@ def main(run: Path, out: Path, keys: list[str]) -> None:
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.2), layout="constrained", squeeze=False)
     for ax, (key, curves) in zip(axes[0], shown.items(), strict=True):
         for name, points in curves.items():
-            ax.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="o" if len(points) < 60 else "", ms=2.5)
+            dots = "o" if len(points) < 60 else ""
+            ax.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=dots, markersize=2.5)
         ax.set_title(key, loc="left", fontsize=10)
         ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
