@@ -73,6 +73,74 @@ def write_small(path: Path) -> Path:
     return path
 
 
+PREFERENCES: dict[str, Any] = {
+    "name": "preferences",
+    "seed": 0,
+    "model": {"source": "someone/base"},
+    "task": {"chain": {"steps": [3, 6]}},
+    "reward": "chain_gold",
+    "eval": {"sets": {"test": {"task": {"chain": {"steps": [3, 6]}}, "n": 512}}},
+    "stages": {
+        "base": {"kind": "measure", "from": None},
+        "annotate": {"kind": "annotate", "from": None, "judge": "chain_gold", "error": 0.125},
+        "reward_model": {
+            "kind": "reward_model", "from": None, "data": {"stage": "annotate"}, "loss": {"kind": "BradleyTerry"},
+        },
+        "ppo": {
+            "kind": "ppo", "from": None, "reward": {"stage": "reward_model"}, "watch": {"gold": "chain_gold"},
+            "kl_coef": 0.05,
+        },
+        "dpo": {"kind": "prefer", "from": None, "data": {"stage": "annotate"}, "loss": {"kind": "DPO", "beta": 0.1}},
+        "kto": {"kind": "prefer", "from": None, "data": {"stage": "annotate"}, "loss": "KTO"},
+    },
+}  # fmt: skip
+"""Alternatives that all start from the recipe's model; the figures are mean scores from 0 to 2."""
+SCORES = {"base": (0.7189, 0.707), "ppo": (1.4898, 1.7884), "dpo": (1.5664, 1.8276), "kto": (1.5339, 1.826)}
+
+
+def write_preferences(path: Path) -> Path:
+    """A finished run of PREFERENCES."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "recipe.yaml").write_text(yaml.safe_dump(PREFERENCES, sort_keys=False), encoding="utf-8")
+    held = {"accuracy": 0.6054, "low": 0.5519, "high": 0.6565, "ece": 0.0526, "length_correlation": 0.6621, "n": 332.0}
+    stages: dict[str, Any] = {
+        "annotate": {"pairs": 3563, "equal": 4629, "agreement": 0.8689},
+        "reward_model": {"pairs": 3231, "steps": 60, "held_out": held},
+        "dpo": {"pairs": 3231, "held_out": {"accuracy": 0.7139, "n": 332.0}},
+    }
+    for name, (score, greedy) in SCORES.items():
+        parts = {"score/right": score / 2, "score/form": 0.31, "score/brevity": 0.96}
+        figures = {"accuracy": score, "low": score - 0.04, "high": score + 0.04, "length": 6.0 if name == "base" else 22.0}
+        known = {"graded": True, "n": 512, "samples": 1, "temperature": 1.0, "greedy": {"accuracy": greedy}}
+        stages.setdefault(name, {})["test"] = figures | parts | known
+    for name in PREFERENCES["stages"]:
+        (path / name).mkdir(exist_ok=True)
+        summary = stages[name] | {"seconds": 30.0}
+        (path / name / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        _lines(path / name / "metrics.jsonl", _preferring(name))
+    for name, reward, right in (("base", 0.5, 0.0), ("dpo", 1.85, 1.0)):
+        sample = {"set": "test", "task": "chain/1", "prompt": "1 a +1 =", "answer": "2", "text": "# 2", "length": 3}
+        sample |= {"reward": reward, "parts": {"right": right, "form": 0.0}}
+        (path / name / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
+    bins, rows = [[0.52, 0.5, 120], [0.77, 0.74, 23]], [[0.02, 0.46, 0.602, 83], [0.46, 1.63, 0.759, 83]]
+    fine = json.dumps(held | {"bins": bins, "by_margin": rows})
+    (path / "reward_model" / "held_out.json").write_text(fine, encoding="utf-8")
+    whole = {"stages": {n: stages[n] for n in PREFERENCES["stages"]}, "seed": 0, "seconds": 410.0}
+    (path / "summary.json").write_text(json.dumps(whole), encoding="utf-8")
+    return path
+
+
+def _preferring(name: str) -> list[dict[str, Any]]:
+    """Curves of a stage of PREFERENCES: straight lines."""
+    ends = {
+        "reward_model": {"loss": 0.6, "accuracy": 0.7, "margin": 0.2},
+        "ppo": {"reward/mean": 0.9, "watched/gold": 1.5, "kl/response": 4.6, "critic/explained": 0.56, "critic/loss": 0.1},
+        "dpo": {"loss": 0.6, "accuracy": 0.7, "rewards/margin": 0.3, "logps/chosen": -7.0, "logps/rejected": -11.0},
+        "kto": {"loss": 0.49, "rewards/desirable": -0.5, "rewards/undesirable": -0.8},
+    }
+    return [{"step": s, **{k: v * s / 20 for k, v in ends[name].items()}} for s in range(1, 21)] if name in ends else []
+
+
 # stage -> set -> accuracy, greedy accuracy, length, mixed
 MEASURED = {
     "pretrain": {"easy": (0.2305, 0.2627, 5.83, 0.6128), "hard": (0.1904, 0.2031, 7.41, 0.7313)},

@@ -112,7 +112,7 @@ def test_the_check_is_made_in_a_run(done: Path, tmp_path: Path, monkeypatch: pyt
         return lambda units: [{"logps": c["logps"] - 0.01} for c in engine.forward(units)]
 
     monkeypatch.setattr(parts, "reference", other)
-    with pytest.raises(UserError, match="should be 0.69314718"):
+    with pytest.raises(UserError, match=r"should be 0\.69314718"):
         run(out, until="dpo")
 
 

@@ -134,6 +134,89 @@ def test_the_same_run_gives_the_same_bytes(run: Path) -> None:
     assert not list(run.glob(".*partial"))
 
 
+# ------------------------------------------------------------ preferences: scores, branches, reward models
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    return fake_run.write_preferences(tmp_path / "preferences")
+
+
+def test_scores_are_no_shares(preferences: Path) -> None:
+    text, reader = read(preferences)
+    says = " ".join(reader.text.split())
+    assert "1.49 1.45–1.53" in says and "greedy 1.79" in says and "dpo, from a score of 0.72 (base) to 1.57" in says
+    assert "brevity 0.96 · form 0.31 · right 0.36" in says and "right 0.36 → 0.78" in says
+    assert "% right" not in says and "Right, test" not in text and "<th>right</th>" not in text
+    assert "The share of problems" not in says and "bootstrap over problems" in says and "Wilson" not in says
+    # the bar of dpo ends at its share of the largest value, which is its greedy score
+    assert f'width="{100 * 1.5664 / 1.8276:.1f}"' in text
+
+
+def test_an_older_run_does_not_say_that_it_is_graded(preferences: Path) -> None:
+    for stage in ("ppo", "dpo", "kto", "base"):
+        summary = json.loads((preferences / stage / "summary.json").read_text(encoding="utf-8"))
+        edit(preferences / stage / "summary.json", {"test": summary["test"] | {"graded": False, "accuracy": 0.5}})
+    says = " ".join(read(preferences)[1].text.split())
+    assert "score on test problems from 0.50 to 0.50" in says and "50.0%" not in says.split("Stage by stage")[0]
+
+
+def test_alternatives_are_compared_with_where_they_started(preferences: Path, run: Path, tmp_path: Path) -> None:
+    says = " ".join(read(preferences)[1].text.split())
+    assert "ppo, dpo and kto each start from base: score on test problems from 0.72 to 1.49, 1.57 and 1.53;" in says
+    assert "answers from 6.0 to 22.0, 22.0 and 22.0 tokens, all in 6 min 50 s." in says
+    assert "0.72 → 1.49–1.57" in says and "answers by base" in says
+    data = load(preferences)
+    assert [s.name for s in data.ends] == ["ppo", "dpo", "kto"]
+    assert data.before(data.stage("kto") or data.stages[0]) is data.stage("base")
+    # r1_zero and sft start from one stage, but sft learns from what r1_zero wrote: no alternatives
+    assert load(run).branches == []
+    assert figure.write(preferences, tmp_path / "x.svg").read_text(encoding="utf-8").count(">score") == 1
+
+
+def test_held_out_pairs_are_no_evaluation_set(preferences: Path) -> None:
+    data = load(preferences)
+    assert data.sets == ["test"] and "reward_model" not in [m.name for m in data.models]
+    text, reader = read(preferences)
+    says = " ".join(reader.text.split())
+    assert "60.5% of 332 held-out pairs ranked as the annotators did (55.2% to 65.6%)" in says
+    assert "0.0526 calibration error" in says and "0.662 correlation of its score" in says
+    assert "71.4% of 332 held-out pairs where its own log-ratio prefers the same answer" in says
+    assert "23 pairs: 77.0% sure, 74.0% right" in says and "83 pairs 0.46 to 1.63 apart: 75.9% right" in says
+    assert "was not measured" not in says and "held_out" not in text
+    (preferences / "reward_model" / "held_out.json").write_text('{"bins": [[1], "x", [null, 0, 1]]}', encoding="utf-8")
+    assert "Reliability" not in read(preferences)[1].text
+
+
+def test_kinds_of_preferences_are_told(preferences: Path) -> None:
+    says = " ".join(read(preferences)[1].text.split())
+    for text in (
+        "They go by chain_gold and give 12.5% of their verdicts the wrong way round. 3,563 pairs are left, 4,629 that",
+        "Here: the pairs of annotate. Loss: BradleyTerry. Its scores are the reward of ppo.",
+        "Its reward: the scores of reward_model, less 0.05 for each nat",
+        "Measured beside it and never trained on: gold.",
+        "Learns from preferences with the loss DPO.",
+        "Learns from preferences with the loss KTO.",
+        "Proxy reward, and gold beside it",
+        "ppo gold, step 20: 1.5",
+        "Critic: explained",
+        "KL of an answer",
+        "dpo rejected, step 20: -11",
+        "kto disliked, step 20: -0.8",
+        "base · score 0.50",
+    ):
+        assert text in says, text
+    assert "While it was rewarded" in says
+
+
+def test_the_model_at_the_top_is_the_policy(preferences: Path) -> None:
+    for stage, name in (("reward_model", "LlamaForSequenceClassification"), ("ppo", "LlamaForCausalLM")):
+        (preferences / stage / "model").mkdir()
+        config = json.dumps({"architectures": [name]})
+        (preferences / stage / "model" / "config.json").write_text(config, encoding="utf-8")
+    assert load(preferences).built == "LlamaForCausalLM"
+
+
 # ------------------------------------------------------------ what it survives
 
 

@@ -28,6 +28,14 @@ RATIO_SLACK = 0.01
 EXACT, ROUNDED = 1e-5, 3e-3
 """Most divergence of policy and sampler before any step, in nats a token: in float32, and in shorter types."""
 
+DIVISORS = {
+    "token": "trained tokens",
+    "sequence": "sequences",
+    "padded": "sequences times the length",
+    "pair": "pairs",
+}
+"""What the engine divides a loss by, for people."""
+
 Evaluate = Callable[[int], None]
 
 
@@ -53,6 +61,9 @@ class Job:
 def run_training(ctx: Context, job: Job) -> None:
     """Trains to the last step, or raises Interrupted with everything saved. Writes `ctx.directory / "model"`."""
     root = ctx.directory / "checkpoints"
+    for learner in job.learners:
+        unit = DIVISORS[learner.loss.unit]
+        ctx.console.plain(f"  {learner.name}: {learner.loss}, divided by the step's {unit}")
     start = _resume(ctx, job, root)
     saved_at = time.monotonic()
     with ctx.console.bar(ctx.name, job.steps, start) as bar:

@@ -39,7 +39,7 @@ def _held_out(stage: Stage) -> list[Chart]:
     out = []
     if bins := stage.held_out.get("bins"):
         drawing = ranked.reliability(bins, f"Reliability of {stage.name}")
-        out.append(Chart("Reliability", "held-out pairs: share right by how sure it is; on the line, it is right as often as it says", drawing))
+        out.append(Chart("Reliability", "held-out pairs: share right; on the line, as often as it says", drawing))
     if rows := stage.held_out.get("by_margin"):
         drawing = ranked.by_margin(rows, f"Accuracy of {stage.name} by margin")
         out.append(Chart("Accuracy by margin", "held-out pairs: share right; dashed: guessing", drawing))
@@ -65,7 +65,10 @@ def funnel(stage: Stage) -> Chart | None:
 
 
 def series(stage: Stage, key: str) -> list[chart.Point]:
-    return [(float(m["step"]), x) for m in stage.metrics if (x := number(m, key)) is not None]
+    """A curve; what is nothing beside its largest value is rounding."""
+    found = [(float(m["step"]), x) for m in stage.metrics if (x := number(m, key)) is not None]
+    least = 1e-6 * max((abs(x) for _, x in found), default=0.0)
+    return [(step, x if abs(x) > least else 0.0) for step, x in found]
 
 
 # ------------------------------------------------------------ side by side
@@ -99,11 +102,11 @@ MAIN: tuple[Known, ...] = (
     ("mixed", "Mixed notations", "share of worked answers that use both", words.share),
     ("entropy", "Entropy", "nats per token: how undecided the model is", words.number),
     ("kl_base", "KL from the base", "nats per token: how far it has moved away", words.number),
-    ("kl/response", "KL of an answer", "nats per answer from the model it began as: what the reward is lessened by", words.number),
+    ("kl/response", "KL of an answer", "nats per answer, from the model it began as", words.number),
     ("critic/explained", "Critic: explained", "share of the returns' variance that it foresees", words.number),
 )
 MORE: tuple[Known, ...] = (
-    ("reward/penalised", "Reward after the KL", "mean over the step's answers", words.number),
+    ("reward/penalised", "Penalised reward", "less the KL, mean over the step's answers", words.number),
     ("critic/loss", "Critic: loss", "squared error of its values", words.number),
     ("critic/grad_norm", "Critic: gradient norm", "before clipping", words.number),
     ("groups/no_signal", "Groups without a signal", "share whose answers all scored the same", words.share),
@@ -144,7 +147,8 @@ def _lines(stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dic
     """Several curves in one chart."""
     panels = []
     for stage in stages:
-        lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(keys.items())]
+        there = {k: name for k, name in keys.items() if any(number(m, k) is not None for s in stages for m in s.metrics)}
+        lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(there.items())]
         lines = [line for line in lines if len(line.points) > 1]
         if lines:
             panels.append(_panel(stage, lines))

@@ -40,7 +40,8 @@ LOSSES = {
     "DPO": "Of two answers the preferred one becomes more likely, the other less, measured against the model it began "
     "as; how sure it already is decides how hard each pair pulls.",
     "IPO": "Of two answers the preferred one becomes more likely, up to a fixed margin over the model it began as.",
-    "Hinge": "Of two answers the preferred one becomes more likely until it leads by a margin over the model it began as.",
+    "Hinge": "Of two answers the preferred one becomes more likely, until it leads by a margin over the model it began "
+    "as.",
     "SimPO": "Of two answers the preferred one becomes more likely for each of its tokens, by a margin; there is no "
     "reference model.",
     "ORPO": "It imitates the preferred answer while its odds over the other one grow; there is no reference model.",
@@ -95,7 +96,8 @@ def _annotated(run: Run, stage: Stage) -> str:
     if pairs is not None:
         text += f"{words.number(pairs)} pairs are left"
         text += f", {words.number(equal)} that compared equal are not" if equal is not None else ""
-        text += f"; {words.share(agreed)} of the verdicts are as the judge would have them." if agreed is not None else "."
+        text += f"; {words.share(agreed)} of the verdicts are as the judge would have them" if agreed is not None else ""
+        text += "."
     return text.strip()
 
 

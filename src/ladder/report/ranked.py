@@ -24,7 +24,8 @@ def reliability(bins: Sequence[Row], label: str) -> Markup:
         return box.left + width * (min(max(confidence, 0.5), 1.0) - 0.5) / 0.5
 
     parts = _shares(box)
-    parts += [chart.text_at(x(c), bottom + 13, words.share(c), "tick", "middle") for c in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    sure = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    parts += [chart.text_at(x(c), bottom + 13, f"{c:.0%}", "tick", "middle") for c in sure]
     parts.append(chart.line_at(x(0.5), box.y(0.5), x(1.0), box.y(1.0), "diagonal"))
     for confidence, right, n in bins:
         dot = chart.dot_at(x(confidence), box.y(right), "bin tone0", round(max(2.0, LARGEST * math.sqrt(n / most)), 1))
@@ -49,7 +50,8 @@ def by_margin(rows: Sequence[Row], label: str) -> Markup:
             chart.text_at(at + pitch / 2, bottom + 13, f"{words.score(low)}–{words.score(high)}", "tick", "middle"),
         ]
     parts.append(chart.line_at(box.left, box.y(0.5), box.left + width, box.y(0.5), "diagonal"))
-    parts.append(chart.text_at(box.left + width / 2, chart.HEIGHT - 4, "how far apart the judge sees the two", "axis", "middle"))
+    axis = "how far apart the judge sees the two"
+    parts.append(chart.text_at(box.left + width / 2, chart.HEIGHT - 4, axis, "axis", "middle"))
     return chart.drawing(chart.WIDTH, chart.HEIGHT, label, parts)
 
 

@@ -76,7 +76,7 @@ def _tile(run: Run, name: str, key: str, title: str, say: chart.Say, tone: int) 
         ends = [x for m in run.branches[0][1] if (x := number(m.figures.get(name), key)) is not None]
         first = number(start.figures.get(name), key)
         if first is not None and ends:
-            reached = " to ".join(dict.fromkeys(say(x) for x in (min(ends), max(ends))))
+            reached = "–".join(dict.fromkeys(say(x) for x in (min(ends), max(ends))))
             drawn = chart.spark(values, say, label, tone=tone, joined=False)
             return Tile(title, say(first), reached, drawn)
     return Tile(title, say(values[0][1]), say(values[-1][1]), chart.spark(values, say, label, tone=tone))

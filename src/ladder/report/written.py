@@ -10,7 +10,8 @@ from ladder.report.run import Figures, Run, Stage, number
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a stage wrote. verdict: right, partly, wrong, unknown, scored. said: the same in words. note: length and more."""
+    """What a stage wrote. verdict: right, partly, wrong, unknown, scored. said: the same in words.
+    note: length and more."""
 
     stage: str
     verdict: str
@@ -119,7 +120,7 @@ def example(run: Run, stage: Stage, before: Stage) -> Example | None:
     turned = [p for p in pairs if _turned(run, *p)]
     if not turned:
         return None
-    a, b = max(turned, key=lambda p: (_gained(run, *p), abs((number(p[0], "length") or 0) - (number(p[1], "length") or 0))))
+    a, b = max(turned, key=lambda p: (_gained(run, *p), _lengthened(*p)))
     graded = run.graded(str(b.get("set", "")))
     classify = marks.classifier(run.recipe, str(b.get("set", "")))
     return Example(
@@ -128,6 +129,10 @@ def example(run: Run, stage: Stage, before: Stage) -> Example | None:
         _noted(_answer(before, a, classify, graded), graded),
         _noted(_answer(stage, b, classify, graded), graded),
     )
+
+
+def _lengthened(a: Figures, b: Figures) -> float:
+    return abs((number(a, "length") or 0) - (number(b, "length") or 0))
 
 
 def _turned(run: Run, a: Figures, b: Figures) -> bool:

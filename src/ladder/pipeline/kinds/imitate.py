@@ -102,6 +102,8 @@ class Imitate(Trained):
         ctx.console.say(f"  {len(units):,} examples, {tokens:,} tokens, {steps:,} steps")
         for text in report.lines() if report else []:
             ctx.console.plain(f"  {text}")
+        ending = sum(ends(u, loaded.eos) for u in units) / len(units)
+        ctx.console.say(f"  {ending:.0%} of them train a token that ends an answer, at their end")
         engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
@@ -179,6 +181,11 @@ def stage_samples(path: Path) -> list[Sample]:
     if not made:
         raise UserError("this stage kept no example, so there is nothing to train on", file=path)
     return made
+
+
+def ends(unit: Sample, eos: Sequence[int]) -> bool:
+    """Whether the last trained token is one that ends an answer: a model that never sees it never stops by itself."""
+    return int(unit.tokens[unit.mask][-1]) in eos
 
 
 def check_bos(units: Sequence[Sample], loaded: LoadedModel) -> None:
