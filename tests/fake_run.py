@@ -110,7 +110,8 @@ def write_preferences(path: Path) -> Path:
     }
     for name, (score, greedy) in SCORES.items():
         parts = {"score/right": score / 2, "score/form": 0.31, "score/brevity": 0.96}
-        figures = {"accuracy": score, "low": score - 0.04, "high": score + 0.04, "length": 6.0 if name == "base" else 22.0}
+        length = 6.0 if name == "base" else 22.0
+        figures = {"accuracy": score, "low": score - 0.04, "high": score + 0.04, "length": length}
         known = {"graded": True, "n": 512, "samples": 1, "temperature": 1.0, "greedy": {"accuracy": greedy}}
         stages.setdefault(name, {})["test"] = figures | parts | known
     for name in PREFERENCES["stages"]:
@@ -134,7 +135,7 @@ def _preferring(name: str) -> list[dict[str, Any]]:
     """Curves of a stage of PREFERENCES: straight lines."""
     ends = {
         "reward_model": {"loss": 0.6, "accuracy": 0.7, "margin": 0.2},
-        "ppo": {"reward/mean": 0.9, "watched/gold": 1.5, "kl/response": 4.6, "critic/explained": 0.56, "critic/loss": 0.1},
+        "ppo": {"reward/mean": 0.9, "watched/gold": 1.5, "kl/response": 4.6, "critic/explained": 0.56},
         "dpo": {"loss": 0.6, "accuracy": 0.7, "rewards/margin": 0.3, "logps/chosen": -7.0, "logps/rejected": -11.0},
         "kto": {"loss": 0.49, "rewards/desirable": -0.5, "rewards/undesirable": -0.8},
     }

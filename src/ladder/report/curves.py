@@ -147,7 +147,7 @@ def _lines(stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dic
     """Several curves in one chart."""
     panels = []
     for stage in stages:
-        there = {k: name for k, name in keys.items() if any(number(m, k) is not None for s in stages for m in s.metrics)}
+        there = {k: name for k, name in keys.items() if any(k in m for s in stages for m in s.metrics)}
         lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(there.items())]
         lines = [line for line in lines if len(line.points) > 1]
         if lines:

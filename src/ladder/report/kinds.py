@@ -96,7 +96,7 @@ def _annotated(run: Run, stage: Stage) -> str:
     if pairs is not None:
         text += f"{words.number(pairs)} pairs are left"
         text += f", {words.number(equal)} that compared equal are not" if equal is not None else ""
-        text += f"; {words.share(agreed)} of the verdicts are as the judge would have them" if agreed is not None else ""
+        text += f"; {words.share(agreed)} of the verdicts are as the judge would have it" if agreed is not None else ""
         text += "."
     return text.strip()
 
