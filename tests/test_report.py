@@ -156,7 +156,7 @@ def test_scores_are_no_shares(preferences: Path) -> None:
 def test_an_older_run_does_not_say_that_it_is_graded(preferences: Path) -> None:
     for stage in ("ppo", "dpo", "kto", "base"):
         summary = json.loads((preferences / stage / "summary.json").read_text(encoding="utf-8"))
-        edit(preferences / stage / "summary.json", {"test": summary["test"] | {"graded": False, "accuracy": 0.5}})
+        edit(preferences / stage / "summary.json", {"test": {"accuracy": 0.5, "length": summary["test"]["length"]}})
     says = " ".join(read(preferences)[1].text.split())
     assert "score on test problems from 0.50 to 0.50" in says and "50.0%" not in says.split("Stage by stage")[0]
 
