@@ -117,6 +117,8 @@ def write(out: Path, seeds: list[int], path: Path) -> None:
         *table(r1),
         "",
         "## Controls",
+        "",
+        "From the base of the same seed, each at about the time that the R1 stages take.",
     ]
     for control in CONTROLS:
         found = {f"seed {s}": out / f"{control}-{s}" / "summary.json" for s in seeds}
