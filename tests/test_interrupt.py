@@ -78,7 +78,7 @@ def test_the_seconds_of_interrupted_runs_are_counted(
 def test_a_signal_while_measuring(small: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(copy / "rl")
     with monkeypatch.context() as m:
-        m.setattr(evaluate, "_one", interrupting(evaluate._one))
+        m.setattr(evaluate, "measure", interrupting(evaluate.measure))
         with pytest.raises(Interrupted):
             run(copy)
     assert (copy / "rl" / "model").exists() and not (copy / "rl" / "summary.json").exists()
@@ -90,12 +90,13 @@ def test_a_signal_while_measuring(small: Path, copy: Path, monkeypatch: pytest.M
 
 
 def test_a_signal_while_harvesting(copy: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ladder.pipeline import sampled
     from ladder.pipeline.kinds import harvest
 
     for path in (copy / "harvest").iterdir():
         path.unlink()
     with monkeypatch.context() as m:
-        m.setattr(harvest, "write_json", interrupting(harvest.write_json))
+        m.setattr(sampled, "write_json", interrupting(sampled.write_json))
         with pytest.raises(Interrupted):
             run(copy)
     (part,) = (copy / "harvest" / "parts").iterdir()
@@ -130,7 +131,7 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
 def test_ctrl_c_during_an_evaluation_on_the_way(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "r1"
     with monkeypatch.context() as m:
-        m.setattr(evaluate, "_one", interrupting(evaluate._one))
+        m.setattr(evaluate, "measure", interrupting(evaluate.measure))
         with pytest.raises(Interrupted):
             run(out, "pretrain.eval_every=4", until="pretrain")
     run(out, "pretrain.eval_every=4", until="pretrain")

@@ -129,9 +129,13 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         {"kind": "sft", "data": {"path": str(tmp_path / "no.jsonl")}},
         {"kind": "sft", "data": {"task": {"gsm8k": {"train": str(tmp_path / "no.jsonl")}}}},
         {"kind": "rl", "task": {"jsonl": {"train": str(tmp_path / "no.jsonl")}}},
-        {"kind": "rl", "reward": {"user": {"function": str(tmp_path / "no.py") + ":fn"}}},
     ):
         assert "there is no such file" in error(tmp_path, {"pretrain": WEB, "last": stage})
+        assert not (tmp_path / "out").exists(), "nothing is begun"
+    missing = {"user": {"function": str(tmp_path / "no.py") + ":fn"}}
+    for field, value in (("reward", missing), ("watch", {"gold": missing})):
+        said = error(tmp_path, {"pretrain": WEB, "last": RL_STAGE | {field: value}})
+        assert f"stages.last.{field}" in said and "no file" in said
         assert not (tmp_path / "out").exists(), "nothing is begun"
     task = {"jsonl": {"train": str(tmp_path / "no.jsonl")}}
     assert "no.jsonl: there is no such file" in error(tmp_path, {"pretrain": WEB, "rl": RL_STAGE}, task=task)

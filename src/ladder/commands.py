@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console as Rich
 
-from ladder import evals, rng, trackers
+from ladder import rng, trackers
 from ladder.chat import encode_prompt
 from ladder.data.samples import Encoding
 from ladder.data.source import Data
 from ladder.engine.checkpoint import write_directory, write_json
 from ladder.engine.model import LoadedModel, load_model, save_model
 from ladder.errors import UserError
-from ladder.head import Head
+from ladder.head import Head, hidden
 from ladder.inspection import inspect_file
 from ladder.pipeline import lineage, parts
 from ladder.pipeline import recipe as recipes
-from ladder.pipeline.evaluate import line
+from ladder.pipeline.evaluate import line, measure, number
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe, SamplingSpec
 from ladder.pipeline.run import plan as plan_run
@@ -80,11 +81,6 @@ def finish(directory: Path, console: Console) -> None:
     console.say(f"{summary['seconds']:.0f} seconds in all. The report: [bold]{path}[/bold]")
 
 
-def number(value: float, figures: dict[str, Any]) -> str:
-    """A share in per cent, or a mean score."""
-    return f"{value:.3f}" if figures.get("graded") else f"{value:.1%}"
-
-
 def list_recipes() -> None:
     console = Console()
     rows = []
@@ -111,27 +107,17 @@ def evaluate_model(
     model: str, task: str, recipe: str | None, reward: str | None, options: dict[str, Any], out: Path | None
 ) -> None:
     """ladder eval. With a recipe: its sets, rewards and settings; else one task as given."""
-    spec, settings = _settings(model, task, recipe, reward, options)
+    spec = _asked(model, task, recipe, reward, options)
     assert spec.eval is not None
     torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     loaded = load(model)
     sampler = parts.sampler(spec, loaded)
     written: dict[str, Any] = {"model": model, "results": []}
     console = Console()
-    for name, one in spec.eval.sets.items():
+    for name in spec.eval.sets:
         for temperature in spec.eval.temperatures:
-            samples = spec.eval.samples if temperature > 0 else 1
-            result = evals.evaluate(
-                sampler,
-                parts.tasks(one.task, f"{name}.task").tasks(one.split, one.n),
-                parts.reward(one.reward if one.reward is not None else spec.reward, "--reward"),
-                parts.encoder(spec, loaded),
-                parts.sampling(spec.eval.sampling, temperature=temperature),
-                samples=samples,
-                seed=settings["seed"],
-                ks=[k for k in spec.eval.pass_at if k <= samples],
-                stats=parts.stats(one.task),
-            )
+            with _as_options():
+                result = measure(spec, loaded, sampler, name, temperature)
             figures = result.figures()
             console.say(f"[bold]{name}[/bold] T={temperature:g}, {result.n} problems: {line(figures)}")
             extra = {
@@ -144,16 +130,15 @@ def evaluate_model(
         console.say(f"written to {out}")
 
 
-def _settings(
-    model: str, task: str, recipe: str | None, reward: str | None, options: dict[str, Any]
-) -> tuple[Recipe, dict[str, Any]]:
+def _asked(model: str, task: str, recipe: str | None, reward: str | None, options: dict[str, Any]) -> Recipe:
+    """What is to be measured, and how, as a recipe of no stages."""
     if (recipe is None) == (not task):
         raise UserError("say what to measure on", field="--task", mend="give --task or --recipe, one of the two")
     if recipe is not None:
         spec, _ = recipes.load(recipe)
         if spec.eval is None:
             raise UserError("this recipe measures nothing", field="--recipe", mend="give --task instead")
-        return spec, options
+        return spec.model_copy(update={"seed": options["seed"]})
     given = _yaml(reward, "--reward") if reward is not None else None
     asked = {"task": _yaml(task, "--task"), "split": options["split"], "n": options["n"]}
     sampling = {k: options[k] for k in ("max_tokens", "temperature", "stop")}
@@ -165,10 +150,22 @@ def _settings(
         "sampling": sampling,
     }
     base = {"model": {"source": model}, "reward": given, "as_turn": options["as_turn"], "stages": {"none": {}}}
+    base |= {"seed": options["seed"]}
     try:
-        return Recipe.model_validate(base | {"eval": made}), options
+        return Recipe.model_validate(base | {"eval": made})
     except ValidationError as err:
         raise _option(err) from err
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Errors about the one set that the options describe name the option."""
+    try:
+        yield
+    except UserError as err:
+        if err.field and err.field.startswith("eval.sets.test."):
+            err = UserError(err.message, field="--" + err.field.split(".")[3], mend=err.mend)
+        raise err from None
 
 
 def _ks(options: dict[str, Any]) -> tuple[int, ...]:
@@ -288,23 +285,14 @@ def _compare(loaded: LoadedModel, again: Any) -> float:
         if name not in ours or not torch.equal(p, ours[name]):
             raise UserError(f"the exported weights differ in {name}", mend="this is a bug: please report it")
     g = rng.generator(0, "export")
-    tokens = torch.randint(0, len(loaded.tokenizer), (1, 16), generator=g)
+    tokens = torch.randint(0, len(loaded.tokenizer), (16,), generator=g)
     with torch.no_grad():
-        logits = again(input_ids=tokens).logits
-        own = Head.of(loaded.model).logits(_hidden(loaded, tokens))
+        logits = again(input_ids=tokens[None]).logits
+        own = Head.of(loaded.model).logits(hidden(loaded.model, tokens))
     difference = float((own - logits[0]).abs().max())
     if difference > 0.05 * float(logits.abs().max()) + 1e-3:
         raise UserError(f"the exported model's logits differ by {difference:.3g}")
     return difference
-
-
-def _hidden(loaded: LoadedModel, tokens: torch.Tensor) -> torch.Tensor:
-    from ladder.segments import PackedPlan, Segment
-
-    base: Any = loaded.model.get_decoder()  # pyright: ignore[reportCallIssue]
-    n = tokens.shape[1]
-    plan = PackedPlan.of([Segment(0, n)], n)
-    return base(input_ids=tokens, position_ids=torch.arange(n)[None], use_cache=False, plan=plan)[0][0]
 
 
 def replay_run(run: Path, names: Sequence[str]) -> None:

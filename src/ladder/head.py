@@ -8,6 +8,7 @@ from the model. `Head.of` checks itself against the model once and refuses a hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,10 @@ class Head:
 
     def _check(self, model: nn.Module) -> None:
         """Compares with the model's own logits on four tokens."""
-        device = self.weight.device
-        asked = {
-            "input_ids": torch.arange(4, device=device)[None],
-            "position_ids": torch.arange(4, device=device)[None],
-            "use_cache": False,
-            "plan": PackedPlan.of([Segment(0, 4)], 4).to(device),
-        }
+        tokens = torch.arange(4, device=self.weight.device)
         with torch.no_grad():
-            mine = self.logits(model.get_decoder()(**asked)[0])  # pyright: ignore[reportCallIssue]
-            theirs = model(**asked).logits
+            mine = self.logits(hidden(model, tokens))
+            theirs = model(**_asked(tokens)).logits[0]
         if not torch.allclose(mine.float(), theirs.float(), atol=1e-4, rtol=1e-3):
             worst = (mine.float() - theirs.float()).abs().max().item()
             raise UserError(
@@ -65,6 +60,18 @@ class Head:
                 f"(difference {worst:.2g} on a test input)",
                 mend="use a model whose output head is a linear layer, scaled or soft-capped",
             )
+
+
+def hidden(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The last hidden states of one sequence [T], [T, D]."""
+    return model.get_decoder()(**_asked(tokens))[0][0]  # pyright: ignore[reportCallIssue]
+
+
+def _asked(tokens: Tensor) -> dict[str, Any]:
+    n = len(tokens)
+    plan = PackedPlan.of([Segment(0, n)], n).to(tokens.device)
+    place = torch.arange(n, device=tokens.device)[None]
+    return {"input_ids": tokens[None], "position_ids": place, "use_cache": False, "plan": plan}
 
 
 @dataclass(frozen=True, slots=True)

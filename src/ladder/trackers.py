@@ -144,4 +144,4 @@ def replay(directory: Path, run: str, stage: str, names: Sequence[str]) -> int:
     return len(records)
 
 
-__all__ = ["Maker", "SINKS", "check", "open_all", "read_lines", "replay"]
+__all__ = ["Maker", "SINKS", "check", "open_all", "replay"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ladder import evals
 from ladder.engine.checkpoint import read_json, sha256, write_json
 from ladder.engine.model import LoadedModel
-from ladder.errors import UserError
 from ladder.pipeline import parts
 from ladder.pipeline.progress import Bar, Console
-from ladder.pipeline.recipe import EvalSet, EvalSpec, Recipe
+from ladder.pipeline.recipe import EvalSet, Recipe
 from ladder.pipeline.stage import Context
 from ladder.tasks import TaskSource
+from ladder.types import Sampler
 
 
 def check(recipe: Recipe) -> None:
@@ -35,12 +36,16 @@ def identity(recipe: Recipe) -> str:
 
 def _source(name: str, one: EvalSet) -> TaskSource:
     """Where a set's problems come from."""
-    field = f"eval.sets.{name}"
-    source = parts.tasks(one.task, f"{field}.task")
-    if one.split not in source.splits:
-        there = ", ".join(source.splits)
-        raise UserError(f"there is no split {one.split!r} (there are: {there})", field=f"{field}.split")
-    return source
+    return parts.tasks_of(one.task, one.split, f"eval.sets.{name}")
+
+
+def during(ctx: Context, loaded: LoadedModel) -> Callable[[int], None]:
+    """What a training asks for on its way: all sets measured and logged at a step."""
+
+    def evaluate(step: int) -> None:
+        evaluate_stage(ctx, loaded, step, final=False)
+
+    return evaluate
 
 
 def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool = True) -> dict[str, Any]:
@@ -54,10 +59,10 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     total = len(spec.sets) * len(spec.temperatures)
     with ctx.console.bar(f"{ctx.name}: measuring", total) as bar:
         sampler.progress = lambda done, asked: watch(ctx, bar, done, asked)
-        for name, one in spec.sets.items():
+        for name in spec.sets:
             results = {}
             for temperature in spec.temperatures:
-                results[temperature] = _one(ctx, loaded, sampler, spec, name, one, temperature)
+                results[temperature] = measure(ctx.recipe, loaded, sampler, name, temperature)
                 ctx.log.evals.write({"step": step, "set": name} | results[temperature].figures())
                 bar.update(bar.done + 1, {})
                 ctx.check_stop()
@@ -83,18 +88,19 @@ def summary_of(results: dict[float, evals.EvalResult], first: float) -> dict[str
     return figures
 
 
-def _one(
-    ctx: Context, loaded: LoadedModel, sampler: Any, spec: EvalSpec, name: str, one: EvalSet, temperature: float
-) -> evals.EvalResult:
+def measure(recipe: Recipe, loaded: LoadedModel, sampler: Sampler, name: str, temperature: float) -> evals.EvalResult:
+    """One of the recipe's sets at one temperature. Raises UserError."""
+    assert recipe.eval is not None
+    spec, one = recipe.eval, recipe.eval.sets[name]
     samples = spec.samples if temperature > 0 else 1
     return evals.evaluate(
         sampler,
         _source(name, one).tasks(one.split, one.n),
-        parts.reward(one.reward if one.reward is not None else ctx.recipe.reward, f"eval.sets.{name}.reward"),
-        parts.encoder(ctx.recipe, loaded),
+        parts.reward_of(recipe, one.reward, f"eval.sets.{name}.reward"),
+        parts.encoder(recipe, loaded),
         parts.sampling(spec.sampling, temperature=temperature),
         samples=samples,
-        seed=ctx.seed,
+        seed=recipe.seed,
         ks=[k for k in spec.pass_at if k <= samples],
         stats=parts.stats(one.task),
     )
@@ -115,17 +121,18 @@ def mark(reward: float | None) -> str:
     return "[yellow]?[/yellow]" if reward is None else "[green]✓[/green]" if reward >= 1 else "[red]✗[/red]"
 
 
+def number(value: float, figures: dict[str, Any]) -> str:
+    """A share in per cent, or a mean score."""
+    return f"{value:.3f}" if figures.get("graded") else f"{value:.1%}"
+
+
 def line(figures: dict[str, Any]) -> str:
     """A set's figures in a line: a share that is right, or a mean score with its parts."""
     low, high = figures.get("low"), figures.get("high")
-
-    def number(x: float) -> str:
-        return f"{x:.3f}" if figures.get("graded") else f"{x:.1%}"
-
-    text = f"score {number(figures['accuracy'])}" if figures.get("graded") else f"{number(figures['accuracy'])} right"
-    text += f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
-    if "greedy" in figures:
-        text += f", greedy {number(figures['greedy']['accuracy'])}"
+    right = number(figures["accuracy"], figures)
+    text = f"score {right}" if figures.get("graded") else f"{right} right"
+    text += f" ({number(low, figures)} to {number(high, figures)})" if low is not None and high is not None else ""
+    text += f", greedy {number(figures['greedy']['accuracy'], figures)}" if "greedy" in figures else ""
     text += f", {figures['length']:.1f} tokens"
     text += f", mixed {figures['mixed']:.1%}" if "mixed" in figures else ""
     parts = {k.removeprefix("score/"): v for k, v in figures.items() if k.startswith("score/")}

@@ -27,6 +27,7 @@ from ladder.tasks import TaskSource
 from ladder.tasks.chain import answers, words
 from ladder.tasks.chain.gold import gold
 from ladder.tasks.chain.source import Chain
+from ladder.tasks.split import known
 from ladder.types import Loss, Reward, Rollout, Sampling, Task
 
 CHAIN_REWARDS: dict[str, Reward] = {"chain": answers.correct, "chain_gold": gold}
@@ -87,12 +88,24 @@ def is_chain(spec: Spec | None) -> bool:
     return spec == "chain" or (isinstance(spec, dict) and ("chain" in spec or spec.get("kind") == "chain"))
 
 
+def tasks_of(spec: Spec | None, split: str, field: str) -> TaskSource:
+    """Where a stage's or a set's tasks come from. field: of the two together. Raises UserError."""
+    source = tasks(spec, f"{field}.task")
+    known(split, source.splits, f"{field}.split")
+    return source
+
+
 def tasks(spec: Spec | None, field: str) -> TaskSource:
     if spec is None:
         raise UserError("no task is given", field=field, mend="set it in the stage or at the top of the recipe")
     if isinstance(spec, list):
         raise UserError("is a list; one task source is wanted", field=field)
     return task_sources.build(spec, field)
+
+
+def reward_of(recipe: Recipe, own: Spec | None, field: str) -> Reward:
+    """A stage's or a set's own reward; the recipe's where it has none. Raises UserError."""
+    return reward(own if own is not None else recipe.reward, field)
 
 
 def reward(spec: Spec | None, field: str) -> Reward:

@@ -27,7 +27,7 @@ from ladder.config import Document
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import sha256, write_json
 from ladder.errors import UserError
-from ladder.log import RunLog
+from ladder.log import RunLog, read_lines
 from ladder.pipeline import evaluate, gates, identity, parts
 from ladder.pipeline.kinds import build
 from ladder.pipeline.lineage import read_stage
@@ -210,8 +210,9 @@ def _run_stage(
             write_json(directory / "stage.json", found)
         summary = dict(extra)
         if one.config.makes == "model" and recipe.eval is not None:
-            log.cut_evals(_last_step(directory))
-            summary |= evaluate.evaluate_stage(ctx, parts.load(recipe, str(directory / "model")), _last_step(directory))
+            last = _last_step(directory)
+            log.cut_evals(last)
+            summary |= evaluate.evaluate_stage(ctx, parts.load(recipe, str(directory / "model")), last)
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
@@ -224,7 +225,7 @@ def _run_stage(
 
 
 def _last_step(directory: Path) -> int:
-    steps = trackers.read_lines(directory / "metrics.jsonl")
+    steps = read_lines(directory / "metrics.jsonl")
     return int(steps[-1]["step"]) if steps else 0
 
 

@@ -12,7 +12,6 @@ Left out: a critic that shares weights with the policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ladder.signals.gae import AdaptiveKL, explained_variance, gae, token_rewards, whiten
-from ladder.signals.rewards import Groups, Judged, Reference, Rewards, to_sample
-from ladder.types import Rollout, Score, Unit
+from ladder.signals.rewards import Groups, Judged, Reference, Rewards, answer_kl, to_sample
+from ladder.types import Score, Unit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +75,7 @@ class CriticRewards(Rewards):
         for sample, A, R, V, at in zip(samples, advantages, returns, values, refs, strict=True):
             named = {"advantages": A, "returns": R, "old_values": V} | ({} if at is None else {"ref_logps": at})
             sample.cols |= {name: torch.from_numpy(np.asarray(x)).float() for name, x in named.items()}
-        self._adapt([(r, at) for (_, r, _), at in zip(kept, refs, strict=True)], figures)
+        if self.adaptive is not None and ref is not None and kept:
+            self.adaptive.update(float(np.mean([answer_kl(r, ref[i]) for i, r, _ in kept])))
+            figures["kl_coef/next"] = self.adaptive.coef
         return list(samples), {k: v for k, v in figures.items() if math.isfinite(v)}
-
-    def _adapt(self, drawn: Sequence[tuple[Rollout, np.ndarray | None]], figures: dict[str, float]) -> None:
-        """Moves the coefficient by the KL of the answers just seen."""
-        if self.adaptive is None or not drawn:
-            return
-        each = [float((np.asarray(r.logps) - at)[np.asarray(r.mask)].sum()) for r, at in drawn if at is not None]
-        self.adaptive.update(sum(each) / len(each))
-        figures["kl_coef/next"] = self.adaptive.coef

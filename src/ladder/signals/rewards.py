@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ladder import rng
+from ladder.kl import kl_in_reward
 from ladder.signals.advantages import Kind, advantages
 from ladder.types import InfraError, Invalid, Outcome, Reward, Rollout, Sample, Score, Task, Unit, Weights
 
@@ -168,8 +169,7 @@ class Rewards:
             ok = np.array([isinstance(o, Score) and r.length > 0 for o, r in zip(outcomes, group, strict=True)])
             if self.kl_coef and ref is not None:
                 for i, r in enumerate(group):
-                    mask = torch.tensor(r.mask)
-                    values[i] -= self.kl_coef * float((torch.tensor(r.logps) - ref[at + i])[mask].sum())
+                    values[i] -= self.kl_coef * answer_kl(r, ref[at + i])
             at += len(group)
             rewards.append(values)
             valid.append(ok)
@@ -213,14 +213,16 @@ class Rewards:
         for name in sorted({n for o in good for n in o.parts}):
             figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in good if name in o.parts]))
         if ref is not None:
-            kls = [
-                float((torch.tensor(r.logps) - ref_logps)[torch.tensor(r.mask)].sum())
-                for r, ref_logps in zip(rollouts, ref, strict=True)
-            ]
-            figures["kl/response"] = float(np.mean(kls))
+            figures["kl/response"] = float(np.mean([answer_kl(r, at) for r, at in zip(rollouts, ref, strict=True)]))
         if self.stats is not None:
             figures |= self.stats(rollouts)
         return figures
+
+
+def answer_kl(rollout: Rollout, ref_logps: Tensor) -> float:
+    """The k1 estimate of an answer's KL from the reference, in nats; ref_logps [N] of the whole rollout."""
+    mask = torch.tensor(rollout.mask)
+    return kl_in_reward(torch.tensor(rollout.logps)[mask], ref_logps[mask])
 
 
 def check_judged(judged: Judged, max_failed: float, where: str) -> None:

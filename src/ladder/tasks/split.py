@@ -53,10 +53,10 @@ def first(tasks: Sequence[Task], n: int | None, split: str) -> list[Task]:
     return list(tasks[:n])
 
 
-def known(split: str, splits: Sequence[str]) -> None:
-    """Raises UserError for a split there is not."""
+def known(split: str, splits: Sequence[str], field: str | None = None) -> None:
+    """Raises UserError for a split there is not. field: where it was asked for."""
     if split not in splits:
-        raise UserError(f"there is no such split (there are: {', '.join(splits)})", field=f"split {split!r}")
+        raise UserError(f"there is no such split (there are: {', '.join(splits)})", field=field or f"split {split!r}")
 
 
 _HOLE = re.compile(r"\{([a-z_]+)\}")

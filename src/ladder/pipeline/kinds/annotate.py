@@ -7,79 +7,80 @@ The judge's figures stay out of it but for the margin, which says how far apart 
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from ladder import rng
 from ladder.engine.checkpoint import write_lines
-from ladder.errors import UserError
 from ladder.pipeline import parts
-from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, Makes, StageConfig
-from ladder.rollout.collect import Collector
-from ladder.types import Rollout, Score
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.sampled import Sampled, in_parts
+from ladder.pipeline.stage import Context, Makes
+from ladder.types import Outcome, Rollout, Score, Task
 
-PART = 128
-"""Prompts sampled at a time."""
+COUNTS = ("pairs", "equal", "wrong")
 
 
-class Annotate(StageConfig):
-    """judge: what annotators go by. error: the chance that a verdict is the wrong way round. prompts: of the
-    split, with `group` answers each, of which neighbours are compared; pairs that the judge finds equal are left
-    out."""
+class Annotate(Sampled):
+    """judge: what annotators go by. error: the chance that a verdict is the wrong way round. Of the `group` answers to
+    a prompt neighbours are compared; pairs that the judge finds equal are left out."""
 
     makes: ClassVar[Makes] = "data"
     judge: Spec
     error: float = Field(default=0.1, ge=0, lt=0.5)
-    task: Spec | None = None
-    split: str = "train"
-    prompts: int = Field(default=1024, ge=1)
     group: int = Field(default=4, ge=2)
-    sampling: SamplingSpec = SamplingSpec()
+
+    def inputs(self) -> list[Path]:
+        return parts.files(self.task) + parts.files(self.judge)
 
     def check(self, name: str, recipe: Recipe) -> None:
+        super().check(name, recipe)
         parts.reward(self.judge, f"{name}.judge")
-        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
-        if self.sampling.temperature == 0:
-            message = "greedy answers to a prompt are all the same: there is nothing to compare"
-            raise UserError(message, field=f"{name}.sampling.temperature", mend="set 1.0")
+        self.check_apart(name)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        spec = self.task if self.task is not None else ctx.recipe.task
         judge = parts.reward(self.judge, f"{ctx.name}.judge")
-        tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split, self.prompts)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
-        sampler = parts.sampler(ctx.recipe, loaded)
-        sampler.progress = lambda *_: ctx.check_stop()
-        encode = parts.encoder(ctx.recipe, loaded)
-        collect = Collector(sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name)
+        collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         rows: list[dict[str, Any]] = []
-        counts = {"pairs": 0, "equal": 0, "wrong": 0}
-        with ctx.console.bar(ctx.name, len(tasks)) as bar:
-            for start in range(0, len(tasks), PART):
-                groups = collect(tasks[start : start + PART], step=start, version=0)
-                for i, group in enumerate(groups):
-                    scores = [o.value if isinstance(o, Score) else None for o in judge(group)]
-                    r = rng.np_rng(ctx.seed, ctx.name, "annotator", start + i)
-                    for j in range(0, self.group - 1, 2):
-                        a, b = scores[j], scores[j + 1]
-                        if a is None or b is None or a == b or group[j].tokens == group[j + 1].tokens:
-                            counts["equal"] += 1
-                            continue
-                        wrong = bool(r.random() < self.error)
-                        best, other = (j, j + 1) if (a > b) != wrong else (j + 1, j)
-                        rows.append(pair_row(group[best], group[other], (a - b) if best == j else (b - a)))
-                        counts["pairs"] += 1
-                        counts["wrong"] += wrong
-                bar.update(min(start + PART, len(tasks)), {})
-                ctx.check_stop()
+        counts = dict.fromkeys(COUNTS, 0)
+
+        def part(_: int, start: int, some: list[Task]) -> dict[str, Any]:
+            own: dict[str, Any] = {"rows": []} | dict.fromkeys(COUNTS, 0)
+            for i, group in enumerate(collect(some, step=start, version=0)):
+                self._compare(group, judge(group), rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), own)
+            return own
+
+        for one in in_parts(ctx, tasks, part, lambda: {"pairs": len(rows)}):
+            rows.extend(one["rows"])
+            counts = {name: n + one[name] for name, n in counts.items()}
         if not rows:
             raise ctx.error("the judge found every two answers equal: there is nothing to prefer", "judge")
         write_lines(ctx.directory / "data.jsonl", rows)
+        shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
         agreement = 1 - counts["wrong"] / counts["pairs"]
         ctx.console.say(f"  {len(rows):,} pairs, {counts['equal']:,} left out; annotators agree {agreement:.1%}")
         return {"pairs": counts["pairs"], "equal": counts["equal"], "agreement": round(agreement, 4)}
+
+    def _compare(
+        self, group: Sequence[Rollout], outcomes: Sequence[Outcome], draw: Any, found: dict[str, Any]
+    ) -> None:
+        """Verdicts on neighbours, two and two; what is found is added to `found`."""
+        for j in range(0, self.group - 1, 2):
+            a, b = (o.value if isinstance(o, Score) else None for o in outcomes[j : j + 2])
+            if a is None or b is None or a == b or group[j].tokens == group[j + 1].tokens:
+                found["equal"] += 1
+                continue
+            wrong = bool(draw.random() < self.error)
+            best, other = (j, j + 1) if (a > b) != wrong else (j + 1, j)
+            found["rows"].append(pair_row(group[best], group[other], (a - b) if best == j else (b - a)))
+            found["pairs"] += 1
+            found["wrong"] += wrong
 
 
 def pair_row(chosen: Rollout, rejected: Rollout, margin: float) -> dict[str, Any]:

@@ -6,40 +6,30 @@ killed harvest goes on after its last whole part.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ladder.engine.checkpoint import write_json, write_lines
+from ladder.engine.checkpoint import write_lines
 from ladder.pipeline import parts
-from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, Makes, StageConfig
-from ladder.rollout.collect import Collector
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.sampled import Sampled, in_parts
+from ladder.pipeline.stage import Context, Makes
 from ladder.signals.rewards import check_judged
 from ladder.signals.select import Funnel, Select
 from ladder.types import Rollout, Score, Task
 
-PART = 128
-"""Prompts between two saves."""
 
-
-class Harvest(StageConfig):
-    """task, reward: None takes the recipe's. prompts: how many tasks of the split. group: answers to each.
-    keep: stop as soon as so many are kept (None: after all prompts). per_prompt, at_least, dedupe, best: see
-    `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of answers that may fail to be
-    judged."""
+class Harvest(Sampled):
+    """reward: None takes the recipe's. keep: stop as soon as so many are kept (None: after all prompts). per_prompt,
+    at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of
+    answers that may fail to be judged."""
 
     makes: ClassVar[Makes] = "data"
-    task: Spec | None = None
-    split: str = "train"
     reward: Spec | None = None
-    prompts: int = Field(default=1024, ge=1)
     keep: int | None = Field(default=None, ge=1)
-    group: int = Field(default=8, ge=1)
-    sampling: SamplingSpec = SamplingSpec()
     per_prompt: int = Field(default=1, ge=1)
     at_least: float = 1.0
     filters: tuple[str, ...] = ()
@@ -51,14 +41,14 @@ class Harvest(StageConfig):
         return parts.files(self.task) + parts.files(self.reward)
 
     def check(self, name: str, recipe: Recipe) -> None:
-        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
+        super().check(name, recipe)
+        parts.reward_of(recipe, self.reward, f"{name}.reward")
         parts.filters(self.filters, f"{name}.filters")
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        spec = self.task if self.task is not None else ctx.recipe.task
         filters = parts.filters(self.filters, f"{ctx.name}.filters")
         select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
-        tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split, self.prompts)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
         rows, funnel = self._collect(ctx, tasks, select)
         shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
         ctx.console.say(f"  {shown}")
@@ -71,43 +61,31 @@ class Harvest(StageConfig):
         return {"funnel": funnel.counts, **self._figures(ctx, tasks, rows)}
 
     def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel]:
-        """All kept rows, part by part; parts that are there already are read."""
-        loaded = None
+        """All kept rows."""
+        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
+        reward = parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
         rows: list[dict[str, Any]] = []
         funnel = Funnel()
-        collect = None
-        reward = parts.reward(self.reward if self.reward is not None else ctx.recipe.reward, f"{ctx.name}.reward")
-        with ctx.console.bar(ctx.name, len(tasks)) as bar:
-            for number, start in enumerate(range(0, len(tasks), PART)):
-                path = ctx.directory / "parts" / f"{number:05d}.json"
-                if not path.exists():
-                    if collect is None:
-                        loaded = parts.load(ctx.recipe, ctx.model_source(self))
-                        sampler = parts.sampler(ctx.recipe, loaded)
-                        sampler.progress = lambda *_: ctx.check_stop()
-                        encode = parts.encoder(ctx.recipe, loaded)
-                        collect = Collector(
-                            sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
-                        )
-                    groups = collect(tasks[start : start + PART], step=number, version=0)
-                    judged = [reward(g) for g in groups]
-                    check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
-                    kept, counts = select(groups, judged)
-                    pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
-                    scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
-                    rows_kept = [row_of(r, scores[id(r)]) for r in kept]
-                    write_json(path, {"kept": rows_kept, "funnel": counts.counts})
-                part = json.loads(path.read_text(encoding="utf-8"))
-                rows += part["kept"]
-                for name, n in part["funnel"].items():
-                    funnel.add(name, n)
-                bar.update(min(start + PART, len(tasks)), {"kept": len(rows)})
-                ctx.check_stop()
-                if self.keep is not None and len(rows) >= self.keep:
-                    break
-        rows = rows[: self.keep]
-        funnel.counts["kept"] = len(rows)
-        return rows, funnel
+
+        def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
+            groups = collect(some, step=number, version=0)
+            judged = [reward(g) for g in groups]
+            check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
+            kept, counts = select(groups, judged)
+            pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
+            scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
+            return {"kept": [row_of(r, scores[id(r)]) for r in kept], "funnel": counts.counts}
+
+        for one in in_parts(ctx, tasks, part, lambda: {"kept": len(rows)}):
+            rows.extend(one["kept"])
+            for name, n in one["funnel"].items():
+                funnel.add(name, n)
+            if self.keep is not None and len(rows) >= self.keep:
+                break
+        kept = rows[: self.keep]
+        funnel.counts["kept"] = len(kept)
+        return kept, funnel
 
     def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Of the kept answers, those to problems as each evaluation set has them."""

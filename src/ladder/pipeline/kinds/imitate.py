@@ -9,7 +9,6 @@ trained of them, and in nothing else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,8 +24,9 @@ from ladder.data.samples import Encoding, load, to_samples
 from ladder.data.source import Data, Report
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
+from ladder.log import read_lines
 from ladder.pipeline import parts
-from ladder.pipeline.evaluate import evaluate_stage
+from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
@@ -107,7 +107,7 @@ class Imitate(Trained):
         engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
-        job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
+        job.evaluate = during(ctx, loaded)
         run_training(ctx, job)
         return {"examples": len(units), "tokens": tokens, "steps": steps}
 
@@ -172,10 +172,7 @@ def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
 def stage_samples(path: Path) -> list[Sample]:
     """Token ids and masks as a stage wrote them. Raises UserError when there are none."""
     made = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not text:
-            continue
-        row = json.loads(text)
+    for number, row in enumerate(read_lines(path), 1):
         mask = torch.tensor(row["mask"], dtype=torch.bool)
         made.append(Sample(torch.tensor(row["tokens"]), mask, {}, {"origin": f"{path}:{number}"}))
     if not made:
@@ -196,7 +193,3 @@ def check_bos(units: Sequence[Sample], loaded: LoadedModel) -> None:
         if leading_bos(loaded.tokenizer, unit.tokens[:4].tolist()) > 1:
             where = unit.meta.get("origin", "an example")
             raise UserError(f"{where} begins with two BOS tokens", mend="take the BOS out of the text or the template")
-
-
-def void(_: object) -> None:
-    """For callers that want no result."""

@@ -6,7 +6,6 @@ data: {path: pairs.jsonl}            `prompt`, `chosen`, `rejected`, hh-rlhf, or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +20,12 @@ from ladder.engine.checkpoint import sha256, write_json
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.evals_pairs import Ranking, ranking
+from ladder.log import read_lines
 from ladder.losses import KTO, BradleyTerry
 from ladder.losses.preference import PairTerms, won
 from ladder.pipeline import parts
-from ladder.pipeline.evaluate import evaluate_stage
-from ladder.pipeline.kinds.imitate import StageData, void
+from ladder.pipeline.evaluate import during
+from ladder.pipeline.kinds.imitate import StageData
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
@@ -98,7 +98,7 @@ class Prefer(FromPairs):
             signal.keep(ctx.directory / "reference", sha256(Path(ctx.model_source(self))) if ctx.local(self) else "")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
         job.at_reference = loss.at_reference
-        job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
+        job.evaluate = during(ctx, loaded)
         before = implicit(engine, held) if held and reference is not None else None
         run_training(ctx, job)
         figures: dict[str, Any] = {"pairs": len(kept), "steps": steps}
@@ -177,8 +177,7 @@ class RewardModel(FromPairs):
 def stage_pairs(path: Path) -> list[Pair]:
     """Pairs as a stage wrote them."""
     made = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(text)
+    for number, row in enumerate(read_lines(path), 1):
         meta = {"origin": f"{path}:{number}", "margin": row["margin"]}
         sides = [_side(row["prompt_tokens"], row[f"{name}_tokens"], dict(meta)) for name in ("chosen", "rejected")]
         made.append(Pair(sides[0], sides[1], meta))

@@ -18,13 +18,12 @@ from ladder.errors import UserError
 from ladder.evals import record
 from ladder.kl import kl
 from ladder.pipeline import parts
-from ladder.pipeline.evaluate import evaluate_stage
-from ladder.pipeline.kinds.imitate import void
+from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.model_reward import ModelReward
-from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.sampled import Sampled
 from ladder.pipeline.stage import Context, Makes, Trained
-from ladder.rollout.collect import Collector
 from ladder.signals.advantages import Kind
 from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, to_sample
 from ladder.train import Learner
@@ -34,20 +33,17 @@ KL_ANSWERS = 128
 """Answers of a step on which the KL from the base model is measured."""
 
 
-class RL(Trained):
-    """task, reward: None takes the recipe's. prompts: a step. group: answers to each. minibatches, epochs: optimiser
-    steps a step and passes over its answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see
+class RL(Sampled, Trained):
+    """reward: None takes the recipe's. prompts: a step. minibatches, epochs: optimiser steps a step and passes over its
+    answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see
     `signals.rewards.Rewards`. measure_kl: log the KL from the base model (costs a frozen copy of it). watch: rewards
     that are measured and logged under their names, and that nothing is trained on. reward: {stage: NAME} scores
     answers with the reward model of an earlier stage."""
 
-    task: Spec | None = None
-    split: str = "train"
     reward: Spec | None = None
     steps: int = Field(default=100, ge=1)
     prompts: int = Field(default=32, ge=1)
     group: int = Field(default=8, ge=2)
-    sampling: SamplingSpec = SamplingSpec()
     advantage: Kind = "group_std"
     loss: Spec = "PolicyClip"
     epochs: int = Field(default=1, ge=1)
@@ -64,17 +60,18 @@ class RL(Trained):
         return own if stage is None else [*own, (stage, "scorer")]
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task) + parts.files(self.reward)
+        return parts.files(self.task) + parts.files(self.reward) + parts.files(self.watch)
 
     def check(self, name: str, recipe: Recipe) -> None:
-        parts.tasks(self.task if self.task is not None else recipe.task, f"{name}.task")
+        super().check(name, recipe)
+        self.check_apart(name)
         self._check_sampling(f"{name}.sampling")
+        if model_stage(self.reward) is None:
+            parts.reward_of(recipe, self.reward, f"{name}.reward")
+        self._watched(name)
         self._check_loss(parts.loss(self.loss, f"{name}.loss"), name)
 
     def _check_sampling(self, field: str) -> None:
-        if self.sampling.temperature == 0:
-            message = "greedy answers to a prompt are all the same: there is nothing to compare"
-            raise UserError(message, field=f"{field}.temperature", mend="set 1.0")
         cuts = {"top_p": self.sampling.top_p < 1, "top_k": self.sampling.top_k > 0, "min_p": self.sampling.min_p > 0}
         for one in (name for name, set_ in cuts.items() if set_):
             message = "draws from a part of the distribution, while the loss means all of it: the ratio would not be 1"
@@ -91,41 +88,39 @@ class RL(Trained):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
-        spec = self.task if self.task is not None else ctx.recipe.task
-        tasks = parts.tasks(spec, f"{ctx.name}.task").tasks(self.split)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split)
         self._check(ctx, tasks)
         engine = parts.engine(
             ctx.recipe, loaded, ctx.adapter(self), self.optim, self._updates(), self.sampling.temperature
         )
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
         sampler = parts.sampler(ctx.recipe, loaded)
-        collect = Collector(
-            sampler, parts.encoder(ctx.recipe, loaded), self.group, parts.sampling(self.sampling), ctx.seed, ctx.name
-        )
-        reward = self.reward if self.reward is not None else ctx.recipe.reward
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts, ctx.seed),
-            collect=collect,
-            reward=scorer(ctx, reward) or parts.reward(reward, f"{ctx.name}.reward"),
+            collect=self.collector(ctx, loaded, sampler),
+            reward=scorer(ctx, self.reward) or parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward"),
             advantage=self.advantage,
             kl_coef=self.kl_coef,
             reference=self._reference(engine, loss),
             max_failed=self.max_failed,
             drop_silent=self.drop_silent,
             skip_truncated=self.skip_truncated,
-            stats=parts.stats(spec),
+            stats=parts.stats(self.spec(ctx.recipe)),
             load=sampler.load,
         )
-        watched = self.watch if self.watch is not None else {}
-        rewards = {n: parts.reward(r, f"{ctx.name}.watch.{n}") for n, r in watched.items()}
-        signal.on_rollouts = watcher(ctx, self._base(ctx, engine) if self.measure_kl else None, rewards)
+        base = self._base(ctx, engine) if self.measure_kl else None
+        signal.on_rollouts = watcher(ctx, base, self._watched(ctx.name))
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every)
         self._join(ctx, job, signal)
-        job.evaluate = lambda step: void(evaluate_stage(ctx, loaded, step, final=False))
+        job.evaluate = during(ctx, loaded)
         run_training(ctx, job)
         return {"steps": self.steps}
+
+    def _watched(self, name: str) -> dict[str, Reward]:
+        """The rewards that are only measured. Raises UserError."""
+        return {n: parts.reward(r, f"{name}.watch.{n}") for n, r in (self.watch or {}).items()}
 
     def _updates(self) -> int:
         """Optimiser steps in all."""
