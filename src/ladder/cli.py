@@ -170,6 +170,23 @@ def replay(
     replay_run(run, trackers)
 
 
+@app.command()
+def lab(
+    experiment: Annotated[str | None, typer.Argument(help="its name [default: list them]")] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="e.g. 0,1,2; two at least")] = "0,1,2",
+    out: Annotated[Path, typer.Option("--out", help="where runs, figures and verdicts lie")] = Path("runs/lab"),
+    quiet: Quiet = False,
+) -> None:
+    """Put a claim about the techniques to the test: several seeds, a figure, an effect with its interval, a verdict."""
+    from ladder.commands import list_experiments, perform_experiment
+
+    if experiment is None:
+        list_experiments()
+    else:
+        perform_experiment(experiment, overrides or [], seeds, out, quiet=quiet)
+
+
 def main() -> None:
     """The entry point: errors of users become one paragraph, everything else a short notice."""
     debug = "--debug" in sys.argv

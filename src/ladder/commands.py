@@ -23,6 +23,9 @@ from ladder.engine.model import LoadedModel, load_model, save_model
 from ladder.errors import UserError
 from ladder.head import Head, hidden
 from ladder.inspection import inspect_file
+from ladder.lab.experiments import EXPERIMENTS
+from ladder.lab.experiments import find as find_experiment
+from ladder.lab.run import perform
 from ladder.pipeline import lineage, parts
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.evaluate import line, measure, number
@@ -301,3 +304,27 @@ def replay_run(run: Path, names: Sequence[str]) -> None:
     for stage in lineage.stages(run):
         n = trackers.replay(run / stage["name"], run.name, stage["name"], names)
         console.say(f"{stage['name']}: {n} steps to {', '.join(names)}")
+
+
+# ---------------------------------------------------------------- the lab
+
+
+def list_experiments() -> None:
+    """ladder lab, without a name."""
+    rows = [[e.name, e.claim] for e in EXPERIMENTS.values()]
+    Console().table("", ["experiment", "the claim"], rows, 2)
+
+
+def perform_experiment(name: str, changes: Sequence[str], seeds: str, out: Path, *, quiet: bool) -> None:
+    """ladder lab NAME."""
+    words = [w.strip() for w in seeds.split(",")]
+    if not all(w.isdigit() for w in words):
+        raise UserError(f"{seeds!r} is no list of numbers", field="--seeds", mend="write e.g. 0,1,2")
+    experiment = find_experiment(name)
+    verdict = perform(experiment, [int(w) for w in words], out, Console(quiet=quiet), changes)
+    console = Console()
+    if verdict.table:
+        console.table("", verdict.table[0], verdict.table[1:])
+    console.say(f"[dim]The claim: {experiment.claim}[/dim]")
+    console.say(f"[bold]{'Holds here' if verdict.holds else 'Does not hold here'}.[/bold] {verdict.sentence}")
+    console.say(f"Figures and the picture: [bold]{out / name}[/bold]")

@@ -1,0 +1,1 @@
+"""The lab: claims about the techniques, each an experiment with a measured verdict."""

@@ -1,0 +1,17 @@
+"""The experiments by name. A new one is a module with an EXPERIMENT, a recipe in `recipes/lab/`, and a line here."""
+
+from __future__ import annotations
+
+from ladder.config import near
+from ladder.errors import UserError
+from ladder.lab.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in ()}
+
+
+def find(name: str) -> Experiment:
+    """Raises UserError when there is no such experiment."""
+    if name not in EXPERIMENTS:
+        message = f"no experiment is called {name!r}{near(name, list(EXPERIMENTS))}"
+        raise UserError(message, mend="ladder lab lists them")
+    return EXPERIMENTS[name]

@@ -1,0 +1,78 @@
+"""Runs an experiment: a base and the experiment's recipe for every seed, then figures, verdict and picture.
+
+    OUT/base/seed-0/            the base that every experiment of a seed starts from
+    OUT/NAME/seed-0/            the recipe's run; `ladder run`, `ladder report` and `ladder lineage` know it
+    OUT/NAME/NAME.json .svg     what was measured, the effect with its interval, the sentence; the figure
+
+What is done is not done again, as in any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ladder.engine.checkpoint import write_json
+from ladder.errors import UserError
+from ladder.lab.experiment import Experiment, Measured, Verdict
+from ladder.pipeline import recipe as recipes
+from ladder.pipeline.progress import Console
+from ladder.pipeline.run import run as run_recipe
+from ladder.report.figure import STYLE
+
+BASE = "lab/base"
+OPEN: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
+
+
+def perform(
+    experiment: Experiment, seeds: Sequence[int], out: Path, console: Console, changes: Sequence[str] = ()
+) -> Verdict:
+    """The verdict, written to `out/NAME/` with its figure. Raises UserError, Interrupted."""
+    if len(set(seeds)) < 2:
+        raise UserError("one seed has no interval: two at least are wanted", field="--seeds", mend="give e.g. 0,1,2")
+    measured: list[Measured] = []
+    for seed in seeds:
+        console.say(f"[bold]{experiment.name}, seed {seed}[/bold]")
+        base = _run(BASE, [f"seed={seed}"], out / "base" / f"seed-{seed}", console)
+        model = base / "pretrain" / "model"
+        own = [*changes, f"seed={seed}", f"model.source={model}"]
+        run = _run(experiment.recipe, own, out / experiment.name / f"seed-{seed}", console)
+        measured.append(experiment.measure(run))
+    verdict = experiment.verdict(measured)
+    write(experiment, seeds, measured, verdict, out / experiment.name)
+    return verdict
+
+
+def _run(name: str, changes: Sequence[str], out: Path, console: Console) -> Path:
+    recipe, document = recipes.load(name, changes)
+    return run_recipe(recipe, document, out, console)
+
+
+def write(
+    experiment: Experiment, seeds: Sequence[int], measured: Sequence[Measured], verdict: Verdict, directory: Path
+) -> None:
+    """NAME.json and NAME.svg."""
+    write_json(
+        directory / f"{experiment.name}.json",
+        {
+            "claim": experiment.claim,
+            "holds": verdict.holds,
+            "sentence": verdict.sentence,
+            "effect": verdict.effect.record(),
+            "more": {name: e.record() for name, e in verdict.more.items()},
+            "table": verdict.table,
+            "seeds": dict(zip(map(str, seeds), measured, strict=True)),
+        },
+    )
+    draw(experiment, measured, directory / f"{experiment.name}.svg")
+
+
+def draw(experiment: Experiment, measured: Sequence[Measured], path: Path) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE | OPEN):
+        figure = Figure(figsize=experiment.size, layout="constrained", facecolor="white")
+        experiment.draw(measured, figure)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
