@@ -6,18 +6,22 @@ drawn large enough for attention, windows and soft caps to show in the logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from ladder.attention import IMPLEMENTATION
+from ladder.engine.engine import Engine
 from ladder.engine.model import wrap_tokenizer
+from ladder.errors import UserError
+from ladder.types import Loss, Unit
 
 torch.set_num_threads(1)  # on models this small, threads only wait for each other
 
@@ -150,3 +154,23 @@ def chain(edges: Mapping[int, int]) -> Any:
     for a in range(VOCAB):
         logits[a, edges.get(a, EOS)] = 20.0
     return bigram(logits)
+
+
+def gradients(e: Engine, units: Sequence[Unit], loss: Loss) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What the engine hands its optimiser, and the update's figures."""
+    seen: dict[str, Tensor] = {}
+    assert e.optimizer is not None
+
+    def step() -> float:
+        seen.update({n: p.grad.clone() for n, p in e.trained.items() if p.grad is not None})
+        return 0.0
+
+    e.optimizer.step = step
+    return seen, e.update(units, loss)
+
+
+def refuses(kind: type, fields: dict[str, object], blamed: str) -> None:
+    """What cannot be meant names the field, and how to mend it."""
+    with pytest.raises(UserError) as error:
+        kind(**fields)
+    assert error.value.field == blamed and error.value.mend

@@ -83,20 +83,6 @@ def engine(model: Any = None, optim: Optim | None = None, **options: Any) -> Eng
     return Engine(model or fam.build("llama"), optim or Optim(lr=1e-2), **options)
 
 
-def gradients(e: Engine, units: Sequence[Unit], loss: Loss) -> dict[str, Tensor]:
-    """What the engine hands its optimiser."""
-    seen: dict[str, Tensor] = {}
-    assert e.optimizer is not None
-
-    def step() -> float:
-        seen.update({n: p.grad.clone() for n, p in e.trained.items() if p.grad is not None})
-        return 0.0
-
-    e.optimizer.step = step
-    e.update(units, loss)
-    return seen
-
-
 def oracle(model: Any, units: Sequence[Unit], loss: Loss) -> dict[str, Tensor]:
     """One sequence at a time through transformers' own attention; then the loss over all of them at once."""
     logps, entropy, samples = [], [], list(sequences(units))
@@ -144,7 +130,7 @@ def test_every_split_gives_the_gradient_of_each_sequence_alone(name: str) -> Non
     assert max(float(g.abs().max()) for g in want.values()) > 1e-3
     for budget, workers, share in SPLITS:
         e = engine(gpt2(), budget=budget, workers=workers, share_prefix=share)
-        close(gradients(e, units, loss), want, 1e-10)
+        close(fam.gradients(e, units, loss)[0], want, 1e-10)
 
 
 @pytest.mark.parametrize("name", ["token", "clip per sequence", "pair"])
@@ -165,7 +151,8 @@ def test_a_shared_prompt_changes_no_gradient_of_a_llama() -> None:
     units: list[Unit] = list(group(3, 8, prompt=20))
     loss = LOSSES["everything"]
     shared, apart = (
-        gradients(engine(fam.build("llama").double(), share_prefix=share), units, loss) for share in (True, False)
+        fam.gradients(engine(fam.build("llama").double(), share_prefix=share), units, loss)[0]
+        for share in (True, False)
     )
     close(shared, apart, 2e-6)
     close(shared, oracle(fam.build("llama", "eager").double(), units, loss), 2e-6)
@@ -173,15 +160,15 @@ def test_a_shared_prompt_changes_no_gradient_of_a_llama() -> None:
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
     units, loss = units_of(LOSSES["everything"]), LOSSES["everything"]
-    plain = gradients(engine(), units, loss)
+    plain = fam.gradients(engine(), units, loss)[0]
     recomputed = engine(checkpointing=True)
     assert recomputed.model.training and recomputed.base.gradient_checkpointing
-    close(gradients(recomputed, units, loss), plain, 1e-6)
+    close(fam.gradients(recomputed, units, loss)[0], plain, 1e-6)
 
 
 def test_more_workers_than_micro_batches() -> None:
     units: list[Unit] = list(group(0, 1))
-    one, many = (gradients(engine(gpt2(), workers=n), units, CrossEntropy()) for n in (1, 3))
+    one, many = (fam.gradients(engine(gpt2(), workers=n), units, CrossEntropy())[0] for n in (1, 3))
     close(many, one, 1e-12)
 
 

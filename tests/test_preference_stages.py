@@ -12,14 +12,15 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import small_run
-from ladder.engine.checkpoint import read_json
+from ladder.engine.checkpoint import read_json, write_lines
 from ladder.engine.engine import Engine
 from ladder.errors import UserError
 from ladder.log import RunLog, read_lines
 from ladder.pipeline import loop, parts
-from ladder.pipeline.kinds.pairs import split_by_prompt, stage_pairs
+from ladder.pipeline.kinds.pairs import agreement, split_by_prompt, stage_pairs
 from ladder.pipeline.stage import Interrupted
 from ladder.signals.rewards import Reference
+from ladder.types import Pair, Sample
 
 RECIPE = small_run.ROOT / "recipes" / "preferences.yaml"
 TINY = [
@@ -74,6 +75,29 @@ def test_pairs_are_held_out_by_prompt(done: Path) -> None:
         return {tuple(p.chosen.tokens[: int(p.chosen.mask.numpy().argmax())].tolist()) for p in some}
 
     assert kept and held and not prompts(kept) & prompts(held)
+
+
+def test_agreement_with_held_out_preferences_worked_by_hand() -> None:
+    """Pairs: one of two is won. Answers: liked 2 and 0, disliked 1 and 0: of four couples two are won, one is a tie."""
+    answers = [Sample(torch.tensor([1, 2]), torch.tensor([False, True]), {}, {"label": x}) for x in (1, 0, 1, 0)]
+    pairs = [Pair(answers[0], answers[1]), Pair(answers[2], answers[3])]
+    assert agreement(pairs, torch.tensor([2.0, 1.0, -1.0, 0.0])) == {"accuracy": 0.5, "n": 2.0}
+    assert agreement(answers, torch.tensor([2.0, 1.0, 0.0, 0.0])) == {"auc": 0.625, "n": 4.0}
+    assert agreement(answers[:1], torch.tensor([2.0])) == {"n": 1.0}
+
+
+def test_labelled_answers_are_held_out_too(done: Path, tmp_path: Path) -> None:
+    asked = [f"{i} a +1 =" for i in range(10)]
+    told = [{"prompt": q, "completion": f" # {5 + like}", "label": like} for q in asked for like in (True, False)]
+    write_lines(tmp_path / "told.jsonl", told)
+    file = f"liked.data={{path: {tmp_path / 'told.jsonl'}}}"
+    recipe = tmp_path / "own.yaml"
+    stage = "{kind: prefer, data: {path: x.jsonl}, loss: KTO, batch: 64, holdout: 0.3}"
+    recipe.write_text(f"model: {{source: x}}\nthreads: 1\nstages:\n  liked: {stage}\n", encoding="utf-8")
+    small_run.run(tmp_path / "out", f"model.source={done / 'pretrain' / 'model'}", file, recipe=recipe)
+    figures = read_json(tmp_path / "out" / "liked" / "summary.json")
+    assert 0 <= figures["held_out"]["auc"] <= 1 and figures["held_out"]["n"] >= 2
+    assert figures["held_out"]["n"] + figures["answers"] == len(told)
 
 
 def test_the_reward_model_is_a_plain_classifier(done: Path) -> None:

@@ -21,7 +21,9 @@ from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.losses import DPO, KTO
 from ladder.signals.examples import Examples
-from ladder.signals.preferences import REF, Preferences, Unpaired, at_end, filled, kept, kl_z0, mismatched
+from ladder.signals.preferences import Preferences, at_end
+from ladder.signals.reference import REF, filled, kept
+from ladder.signals.unpaired import Unpaired, kl_z0, mismatched
 from ladder.train import Learner, train
 from ladder.types import Pair, Sample, Signal, Unit
 
@@ -218,6 +220,12 @@ def test_mismatched_joins_each_prompt_with_the_next_answer_to_another() -> None:
         [False, True, False, True],
     ]
     assert all(not s.cols for s in made)
+
+
+def test_what_is_joined_is_no_longer_than_the_longest_example() -> None:
+    first, second = mismatched([sample([1, 2, 3, 4], [5]), sample([6], [7, 8, 9])])
+    assert first.tokens.tolist() == [1, 2, 3, 4, 7] and first.mask.tolist() == [False] * 4 + [True]
+    assert second.tokens.tolist() == [6, 5]
 
 
 def test_mismatched_with_prompts_all_different_is_the_papers_shift() -> None:

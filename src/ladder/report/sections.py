@@ -209,6 +209,9 @@ def held(stage: Stage) -> list[tuple[str, str]]:
     """What a stage got right of the pairs that it never saw."""
     figures = stage.held_out
     right, n = number(figures, "accuracy"), number(figures, "n")
+    if (area := number(figures, "auc")) is not None:
+        couples = "of couples of a liked and a disliked held-out answer, its own log-ratio is larger for the liked one"
+        return [(words.share(area), couples)]
     if right is None:
         return []
     low, high = number(figures, "low"), number(figures, "high")

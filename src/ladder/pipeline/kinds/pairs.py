@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
 from ladder import rng
+from ladder.batch import prompt_length, sequences
 from ladder.data.samples import Encoding, to_pairs, to_samples
 from ladder.data.source import Data, Report
 from ladder.engine.checkpoint import sha256, write_json
+from ladder.engine.engine import Engine
 from ladder.engine.model import LoadedModel
 from ladder.errors import UserError
 from ladder.evals_pairs import Ranking, ranking
@@ -30,14 +32,15 @@ from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.examples import Examples
-from ladder.signals.preferences import Preferences, Unpaired, at_end, check_pairs
+from ladder.signals.preferences import Preferences, at_end, check_pairs
+from ladder.signals.unpaired import Unpaired, check_labels
 from ladder.train import Learner
 from ladder.types import Pair, Sample, Unit
 
 
 class FromPairs(Trained):
-    """data: where the pairs come from. holdout: share of the pairs (by prompt) that is never trained on. epochs, batch:
-    passes and pairs a step. encoding: how rows become tokens."""
+    """data: where the pairs come from. holdout: share of the pairs or answers (by prompt) that is never trained on.
+    epochs, batch: passes and pairs a step. encoding: how rows become tokens."""
 
     data: Data | StageData
     holdout: float = Field(default=0.1, ge=0, lt=1)
@@ -58,10 +61,8 @@ class FromPairs(Trained):
             found = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
         else:
             report = Report()
-            rows = list(self.data.examples(report))
-            found = to_pairs(rows, loaded.tokenizer, self.encoding, report)
-            for text in report.lines():
-                ctx.console.plain(f"  {text}")
+            found = to_pairs(list(self.data.examples(report)), loaded.tokenizer, self.encoding, report)
+            tell(ctx, report)
         kept, held = split_by_prompt(found, self.holdout)
         ctx.console.say(f"  {len(kept):,} pairs, {len(held):,} held out")
         return kept, held
@@ -81,18 +82,13 @@ class Prefer(FromPairs):
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
         loss: Any = parts.loss(self.loss, f"{ctx.name}.loss")
-        if loss.unit == "sequence":
-            kept, held = self._labelled(ctx, loaded), []
-        else:
-            kept, held = self.pairs(ctx, loaded)
+        single = loss.unit == "sequence"
+        kept, held = self._labelled(ctx, loaded) if single else self.pairs(ctx, loaded)
         examples = Examples(kept, self.batch, epochs=self.epochs, seed=ctx.seed)
         steps = self.epochs * examples.steps_per_epoch
         engine = parts.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
         reference = parts.reference(engine) if "ref_logps" in loss.needs else None
-        if loss.unit == "sequence":
-            signal: Any = Unpaired(examples, engine.forward, reference)
-        else:
-            signal = Preferences(examples, reference)
+        signal = Unpaired(examples, engine.forward, reference) if single else Preferences(examples, reference)
         if reference is not None:
             ctx.console.say("  asking the reference once for all answers")
             signal.keep(ctx.directory / "reference", sha256(Path(ctx.model_source(self))) if ctx.local(self) else "")
@@ -101,32 +97,49 @@ class Prefer(FromPairs):
         job.evaluate = during(ctx, loaded)
         before = implicit(engine, held) if held and reference is not None else None
         run_training(ctx, job)
-        figures: dict[str, Any] = {"pairs": len(kept), "steps": steps}
+        figures: dict[str, Any] = {"answers" if single else "pairs": len(kept), "steps": steps}
         if before is not None:
-            figures["held_out"] = self._held_out(engine, held, before)
+            figures["held_out"] = agreement(held, implicit(engine, held) - before)
         return figures
 
-    def _labelled(self, ctx: Context, loaded: LoadedModel) -> list[Sample]:
-        """Liked and disliked answers; a pair is one of each."""
+    def _labelled(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Sample], list[Sample]]:
+        """Liked and disliked answers, (trained, held out); a pair is one of each."""
         if isinstance(self.data, StageData):
             pairs = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
             for pair in pairs:
                 pair.chosen.meta["label"], pair.rejected.meta["label"] = True, False
-            return [s for pair in pairs for s in (pair.chosen, pair.rejected)]
-        report = Report()
-        return to_samples(self.data.examples(report), loaded.tokenizer, self.encoding, report)
+            found = [s for pair in pairs for s in (pair.chosen, pair.rejected)]
+        else:
+            report = Report()
+            found = to_samples(self.data.examples(report), loaded.tokenizer, self.encoding, report)
+            tell(ctx, report)
+        kept, held = split_by_prompt(check_labels(found), self.holdout)
+        ctx.console.say(f"  {len(kept):,} answers, {len(held):,} held out")
+        return kept, held
 
-    def _held_out(self, engine: Any, held: list[Pair], before: torch.Tensor) -> dict[str, float]:
-        """How often the policy's own log-ratio agrees with the pairs it never saw."""
-        d = implicit(engine, held) - before
-        chosen, rejected = d[0::2], d[1::2]
-        return {"accuracy": float(won(chosen, rejected).mean()), "n": float(len(held))}
+
+def tell(ctx: Context, report: Report) -> None:
+    """What was dropped or cut, and why."""
+    for text in report.lines():
+        ctx.console.plain(f"  {text}")
 
 
-def implicit(engine: Any, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Summed log-probabilities of every side, [2P]."""
-    units: list[Unit] = list(pairs)
+def implicit(engine: Engine, units: Sequence[Unit]) -> torch.Tensor:
+    """Summed log-probabilities of every answer: [2P] of pairs, [S] of samples."""
     return torch.stack([c["logps"].sum() for c in engine.forward(units)])
+
+
+def agreement(held: Sequence[Unit], ratio: torch.Tensor) -> dict[str, float]:
+    """How often the policy's own log-ratio agrees with preferences it never saw: with pairs, or, of answers that were
+    liked or not, for how many of all couples of one and the other the liked one has the larger (the area under the ROC
+    curve)."""
+    if isinstance(held[0], Pair):
+        return {"accuracy": float(won(ratio[0::2], ratio[1::2]).mean()), "n": float(len(held))}
+    liked = torch.tensor([bool(s.meta["label"]) for s in sequences(held)])
+    if liked.all() or not liked.any():
+        return {"n": float(len(held))}  # there is no couple to tell apart
+    couples = ratio[liked][:, None] - ratio[~liked][None]
+    return {"auc": float(won(couples, torch.zeros_like(couples)).mean()), "n": float(len(held))}
 
 
 class RewardModel(FromPairs):
@@ -191,16 +204,19 @@ def _side(prompt: list[int], answer: list[int], meta: dict[str, Any]) -> Sample:
     return Sample(torch.tensor([*prompt, *answer]), mask, {}, meta)
 
 
-def split_by_prompt(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+T = TypeVar("T", Pair, Sample)
+
+
+def split_by_prompt(units: Sequence[T], share: float) -> tuple[list[T], list[T]]:
     """(kept, held out): by a hash of the prompt's tokens, so that no prompt is on both sides."""
-    kept: list[Pair] = []
-    held: list[Pair] = []
-    for pair in pairs:
-        n = int(pair.chosen.mask.numpy().argmax())
-        drawn = rng.key(0, "holdout", *pair.chosen.tokens[:n].tolist()) / 2**63
-        (held if drawn < share else kept).append(pair)
+    kept: list[T] = []
+    held: list[T] = []
+    for unit in units:
+        (first, *_) = sequences([unit])
+        drawn = rng.key(0, "holdout", *first.tokens[: prompt_length(first)].tolist()) / 2**63
+        (held if drawn < share else kept).append(unit)
     if not kept:
-        raise UserError("every pair is held out", field="holdout", mend="lower it, or give more pairs")
+        raise UserError("everything is held out", field="holdout", mend="lower it, or give more")
     return kept, held
 
 
