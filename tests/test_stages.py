@@ -21,12 +21,15 @@ from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.loop import ROUNDED, check_first
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.run import base_of
+from ladder.pipeline.run import plan as plan_recipe
 from ladder.signals.rewards import RewardFailure
 from ladder.types import InfraError, Outcome, Rollout, Sampling, Score
 from small_run import keys, plan, run
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 60}}, "batch": 300, "by": "tokens"}
 RL_STAGE = {"kind": "rl", "from": "pretrain", "steps": 1, "prompts": 2, "group": 2, "sampling": {"max_tokens": 8}}
+
+READS_PICK = {"kind": "sft", "from": "pretrain", "data": {"stage": "pick"}}
 
 
 def write(tmp_path: Path, stages: dict[str, Any], **top: Any) -> Path:
@@ -352,3 +355,24 @@ def test_a_stage_without_all_weights_may_ask_for_them(tmp_path: Path) -> None:
         lora = recipe.model.lora if config.lora is None else config.lora or None
         assert (lora.rank if lora else None) == rank
     assert Harvest.makes == "data" and RL.makes == "model"
+
+
+# ---------------------------------------------------------------- stages left out
+
+
+def test_what_started_from_a_stage_that_is_left_out_starts_where_that_did(tmp_path: Path) -> None:
+    sft = {"kind": "sft", "from": "pretrain", "data": {"web": {"documents": 60}}}
+    path = write(tmp_path, {"pretrain": WEB, "sft": sft, "rl": RL_STAGE | {"from": "sft"}})
+    recipe, _ = recipes.load(str(path), [], ["sft"])
+    assert list(recipe.stages) == ["pretrain", "rl"] and recipe.stages["rl"]["from"] == "pretrain"
+    recipe, _ = recipes.load(str(path), [], ["pretrain", "sft"])
+    assert list(recipe.stages) == ["rl"] and "from" not in recipe.stages["rl"]
+
+
+def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, {"pretrain": WEB, "pick": {"kind": "harvest", "from": "pretrain"}, "sft": READS_PICK})
+    with pytest.raises(UserError, match=r"--without: there is no stage 'pikc', did you mean 'pick'"):
+        recipes.load(str(path), [], ["pikc"])
+    recipe, document = recipes.load(str(path), [], ["pick"])
+    with pytest.raises(UserError, match="'pick' is no earlier stage"):
+        plan_recipe(recipe, document, tmp_path / "out")

@@ -35,6 +35,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the recipe's")] = None,
     until: Annotated[str | None, typer.Option(help="the last stage to run")] = None,
+    without: Annotated[str, typer.Option(help="stages to leave out, e.g. pretrain when --model is given")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="show what would be done, and do nothing")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -44,7 +45,8 @@ def run(
     changes = [*(overrides or [])]
     changes += [] if seed is None else [f"seed={seed}"]
     changes += [] if model is None else [f"model.source={model}"]
-    run_recipe(recipe, changes, out, until=until, plan=plan, quiet=quiet)
+    left_out = [w.strip() for w in without.split(",") if w.strip()]
+    run_recipe(recipe, changes, out, without=left_out, until=until, plan=plan, quiet=quiet)
 
 
 @app.command()

@@ -41,9 +41,16 @@ STATUS = {"done": "[green]done[/green]", "resume": "[yellow]goes on[/yellow]", "
 
 
 def run_recipe(
-    name: str, changes: Sequence[str], out: Path | None, *, until: str | None, plan: bool, quiet: bool
+    name: str,
+    changes: Sequence[str],
+    out: Path | None,
+    *,
+    without: Sequence[str] = (),
+    until: str | None,
+    plan: bool,
+    quiet: bool,
 ) -> None:
-    recipe, document = recipes.load(name, changes)
+    recipe, document = recipes.load(name, changes, without)
     wanted = recipe.first(until)
     directory = out or Path("runs") / recipe.name
     console = Console(quiet=quiet)

@@ -154,9 +154,26 @@ def available() -> dict[str, Path]:
     return found
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
-    """The recipe and the document it came from (for errors in stages). Raises UserError."""
+def load(name: str, overrides: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Recipe, Document]:
+    """The recipe and the document it came from (for errors in stages). without: stages that are left out.
+    Raises UserError."""
     path = find(name)
     document = read(path, overrides, list(Recipe.model_fields))
+    for stage in without:
+        leave_out(document, stage)
     recipe = check(Recipe, document, document.data)
     return recipe.model_copy(update={"name": recipe.name or path.stem}), document
+
+
+def leave_out(document: Document, name: str) -> None:
+    """Takes a stage out of the recipe: what started from its model starts from what it started from itself (in the end
+    the recipe's model), so that a recipe that pretrains can begin with a model of one's own. Raises UserError."""
+    stages = document.data.get("stages")
+    if not isinstance(stages, dict) or name not in stages:
+        raise UserError(f"there is no stage {name!r}{near(name, list(stages or {}))}", field="--without")
+    gone = stages.pop(name)
+    origin = gone.get("from") if isinstance(gone, dict) else None
+    for stage in stages.values():
+        if isinstance(stage, dict) and stage.get("from") == name:
+            stage.pop("from")
+            stage |= {"from": origin} if origin is not None else {}
