@@ -56,7 +56,7 @@ def child(recipe: str, overrides: list[str], out: str) -> None:
 def start(recipe: str, overrides: list[str], out: Path) -> multiprocessing.process.BaseProcess:
     """A server that has imported everything already forks it, so that kills hit the work and not the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ladder.commands"])
+    context.set_forkserver_preload(["ladder.commands.runs"])
     process = context.Process(target=child, args=(recipe, overrides, str(out)))
     process.start()
     return process

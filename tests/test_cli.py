@@ -278,7 +278,7 @@ def test_what_nobody_foresaw_is_a_notice_too(ladder: Ladder, monkeypatch: pytest
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("oh")
 
-    monkeypatch.setattr("ladder.commands.list_recipes", broken)
+    monkeypatch.setattr("ladder.commands.runs.list_recipes", broken)
     code, _, err = ladder("recipes")
     assert code == 1 and err == "ladder: RuntimeError: oh\nRun it again with --debug for the traceback.\n"
     assert "Traceback" in ladder("recipes", "--debug")[2]

@@ -40,7 +40,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe's stages: what is missing of them. Run it again after an interruption and it goes on."""
-    from ladder.commands import run_recipe
+    from ladder.commands.runs import run_recipe
 
     changes = [*(overrides or [])]
     changes += [] if seed is None else [f"seed={seed}"]
@@ -52,7 +52,7 @@ def run(
 @app.command()
 def recipes() -> None:
     """List the recipes there are."""
-    from ladder.commands import list_recipes
+    from ladder.commands.runs import list_recipes
 
     list_recipes()
 
@@ -75,7 +75,7 @@ def eval(
     out: Annotated[Path | None, typer.Option(help="also write figures and answers to this JSON file")] = None,
 ) -> None:
     """Measure a model on a held-out set: accuracy, pass@k, length, thinking share, with confidence intervals."""
-    from ladder.commands import evaluate_model
+    from ladder.commands.measure import evaluate_model
 
     options = {"split": split, "n": n, "samples": samples, "temperature": temperature, "max_tokens": max_tokens}
     options |= {"pass_at": pass_at, "as_turn": as_turn, "stop": tuple(stop or ()), "seed": seed}
@@ -94,7 +94,7 @@ def sample(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Answer prompts with any model or checkpoint."""
-    from ladder.commands import sample_model
+    from ladder.commands.models import sample_model
 
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sample_model(model, prompts, n, settings, raw=raw, seed=seed)
@@ -110,7 +110,7 @@ def chat(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Talk to a model. An empty line or Ctrl-D ends the talk."""
-    from ladder.commands import chat_with
+    from ladder.commands.models import chat_with
 
     chat_with(model, system, {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}, seed)
 
@@ -124,7 +124,7 @@ def inspect(
     as_turn: Annotated[bool, typer.Option(help="put texts as turns of the chat template")] = False,
 ) -> None:
     """Show, in colour, which tokens of a file's rows are trained."""
-    from ladder.commands import inspect_data
+    from ladder.commands.models import inspect_data
 
     inspect_data(data, model, rows, layout, as_turn=as_turn)
 
@@ -156,7 +156,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Write a model as a plain Hugging Face directory, reload it, and compare before saying done."""
-    from ladder.commands import export_model
+    from ladder.commands.models import export_model
 
     export_model(model, out, dtype)
 
@@ -167,7 +167,7 @@ def replay(
     trackers: Annotated[list[str], typer.Argument(help="tensorboard, wandb, mlflow, trackio")],
 ) -> None:
     """Tell trackers everything that a run's metrics.jsonl files hold."""
-    from ladder.commands import replay_run
+    from ladder.commands.runs import replay_run
 
     replay_run(run, trackers)
 
@@ -181,7 +181,7 @@ def lab(
     quiet: Quiet = False,
 ) -> None:
     """Put a claim about the techniques to the test: several seeds, a figure, an effect with its interval, a verdict."""
-    from ladder.commands import list_experiments, perform_experiment
+    from ladder.commands.lab import list_experiments, perform_experiment
 
     if experiment is None:
         list_experiments()

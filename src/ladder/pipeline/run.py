@@ -15,9 +15,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -28,108 +27,12 @@ from ladder.engine import checkpoint
 from ladder.engine.checkpoint import sha256, write_json
 from ladder.errors import UserError
 from ladder.log import RunLog, read_lines
-from ladder.pipeline import evaluate, gates, identity, parts
-from ladder.pipeline.kinds import build
+from ladder.pipeline import evaluate, gates, parts
 from ladder.pipeline.lineage import read_stage
+from ladder.pipeline.plan import Planned, damaged, plan
 from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
-
-Status = Literal["done", "resume", "new", "stale"]
-
-
-@dataclass(slots=True)
-class Planned:
-    """A stage as it would be run. why: in words."""
-
-    name: str
-    config: StageConfig
-    description: dict[str, Any]
-    key: str
-    status: Status
-    why: str
-
-
-def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
-    """What a run would do, in order; everything in the recipe is checked. Raises UserError."""
-    keys: dict[str, str] = {}
-    planned: list[Planned] = []
-    with located(document):
-        evaluate.check(recipe)
-    for name, spec in recipe.stages.items():
-        config = build(name, spec, document)
-        with located(document):
-            config.check(name, recipe)
-            for figure, bound in config.require.items():
-                gates.parse(bound, f"{name}.require.{figure}")
-        for parent, _ in config.needs():
-            if parent not in keys:
-                raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
-        _check_makes(document, name, config, planned)
-        description = identity.describe(recipe, config, {p: keys[p] for p, _ in config.needs()})
-        keys[name] = identity.of(description)
-        status, why = _status(out / name, keys[name], config, evaluate.identity(recipe))
-        planned.append(Planned(name, config, description, keys[name], status, why))
-    return planned
-
-
-@contextmanager
-def located(document: Document) -> Iterator[None]:
-    """Gives errors that know a field of the recipe its line."""
-    try:
-        yield
-    except UserError as err:
-        place = (err.field or "").split(".")
-        if err.file is not None or not err.field:
-            raise
-        if place[0] in document.data.get("stages", {}):
-            place = ["stages", *place]
-        raise document.error(err.message, place, err.mend) from err
-
-
-MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
-
-
-def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
-    """Every stage that this one reads has made what is read from it."""
-    makes = {p.name: p.config.makes for p in before}
-    for parent, wanted in config.needs():
-        if makes[parent] != wanted:
-            field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
-            message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"
-            raise document.error(message, ["stages", name, field])
-
-
-def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tuple[Status, str]:
-    found = read_stage(directory)
-    if found is None:
-        return "new", "not run yet"
-    if found["key"] != key:
-        return "stale", "its configuration, inputs, parents or the code have changed"
-    if found["status"] != "done":
-        return "resume", "was interrupted"
-    wrong = _damaged(directory, found, config)
-    if wrong:
-        return "new", f"its result is damaged: {wrong}"
-    if config.makes in ("model", "figures") and found.get("measured") != measured:
-        return "resume", "what is measured has changed"
-    if not (directory / "summary.json").exists():
-        return "resume", "its summary is missing"
-    return "done", f"took {found['seconds']:.0f} s"
-
-
-def _damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
-    if config.makes in ("model", "scorer"):
-        return checkpoint.verify(directory / "model")
-    if config.makes == "figures":
-        return None
-    path = directory / "data.jsonl"
-    if not path.exists():
-        return "data.jsonl is missing"
-    return None if sha256(path) == found["output"] else "data.jsonl has changed"
-
-
-# ---------------------------------------------------------------- running
 
 
 def run(
@@ -262,7 +165,7 @@ def _make_room(one: Planned, directory: Path, console: Console) -> Path:
 def _broken(kept: Path, config: StageConfig) -> bool:
     """Whether what was moved aside is done and no longer what it was."""
     found = read_stage(kept)
-    return found is None or (found["status"] == "done" and _damaged(kept, found, config) is not None)
+    return found is None or (found["status"] == "done" and damaged(kept, found, config) is not None)
 
 
 def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None:

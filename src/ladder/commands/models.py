@@ -1,0 +1,109 @@
+"""Commands on one model: sample, chat, inspect, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console as Rich
+from rich.markup import escape
+
+from ladder import rng
+from ladder.chat import encode_prompt
+from ladder.commands.options import load, sampling
+from ladder.data.samples import Encoding
+from ladder.data.source import Data
+from ladder.engine.checkpoint import write_directory
+from ladder.engine.model import LoadedModel, save_model
+from ladder.errors import UserError
+from ladder.head import Head, hidden
+from ladder.inspection import inspect_file
+from ladder.pipeline.progress import Console
+from ladder.rollout.native import NativeSampler
+from ladder.types import Request
+
+
+def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str, Any], *, raw: bool, seed: int) -> None:
+    """ladder sample."""
+    loaded = load(model)
+    console = Console()
+    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
+    as_turn = not raw and bool(loaded.tokenizer.chat_template)
+    texts = [sys.stdin.read() if p == "-" else p for p in prompts]
+    requests = [
+        Request(
+            encode_prompt(loaded.tokenizer, text, as_turn=as_turn), n, sampling(settings), rng.key(seed, "sample", i)
+        )
+        for i, text in enumerate(texts)
+    ]
+    for text, group in zip(texts, sampler.generate(requests), strict=True):
+        console.say("[bold]>[/bold] [dim]" + escape(text) + "[/dim]")
+        for c in group:
+            console.plain(c.text + ("" if c.stop != "length" else " …"))
+
+
+def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> None:
+    """ladder chat."""
+    loaded = load(model)
+    if not loaded.tokenizer.chat_template:
+        raise UserError("this model has no chat template", field="--model", mend="use ladder sample")
+    rich = Rich()
+    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    turn = 0
+    while True:
+        try:
+            said = rich.input("[bold]> [/bold]")
+        except EOFError:
+            return
+        if not said.strip():
+            return
+        messages.append({"role": "user", "content": said})
+        prompt = encode_prompt(loaded.tokenizer, messages)
+        answer = sampler.generate([Request(prompt, 1, sampling(settings), rng.key(seed, "chat", turn))])[0][0]
+        rich.print(answer.text, markup=False, highlight=False)
+        messages.append({"role": "assistant", "content": answer.text})
+        turn += 1
+
+
+def inspect_data(data: str, model: str, rows: int, layout: str | None, *, as_turn: bool) -> None:
+    """ladder inspect. Needs the tokenizer alone."""
+    tokenizer = load(model).tokenizer
+    inspect_file(Data(path=data, layout=layout), tokenizer, rows, Rich(), Encoding(as_turn=as_turn))
+
+
+def export_model(model: str, out: Path, dtype: str) -> None:
+    """ladder export: written, loaded again by plain transformers, compared."""
+    from transformers import AutoModelForCausalLM
+
+    if out.exists():
+        raise UserError("is there already", file=out, mend="choose another directory")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"{dtype!r} is no dtype to export", field="--dtype")
+    loaded = load(model, dtype=dtype)
+    write_directory(out, lambda d: save_model(loaded, d))
+    again = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype), local_files_only=True)
+    difference = _compare(loaded, again)
+    Console().say(
+        f"{out}: {loaded.n_parameters:,} parameters, reloaded; largest difference of a logit {difference:.2g}"
+    )
+
+
+def _compare(loaded: LoadedModel, again: Any) -> float:
+    """The largest difference between the logits of the two on some tokens. Raises UserError beyond rounding."""
+    ours = dict(loaded.model.named_parameters())
+    for name, p in again.named_parameters():
+        if name not in ours or not torch.equal(p, ours[name]):
+            raise UserError(f"the exported weights differ in {name}", mend="this is a bug: please report it")
+    g = rng.generator(0, "export")
+    tokens = torch.randint(0, len(loaded.tokenizer), (16,), generator=g)
+    with torch.no_grad():
+        logits = again(input_ids=tokens[None]).logits
+        own = Head.of(loaded.model).logits(hidden(loaded.model, tokens))
+    difference = float((own - logits[0]).abs().max())
+    if difference > 0.05 * float(logits.abs().max()) + 1e-3:
+        raise UserError(f"the exported model's logits differ by {difference:.3g}")
+    return difference
