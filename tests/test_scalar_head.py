@@ -9,11 +9,13 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from ladder.engine.engine import Engine
+from ladder.engine.lora import LoRA, attach
 from ladder.engine.model import LoadedModel, load_model, save_model, wrap_tokenizer
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.head import head_of
 from ladder.losses import ValueClip
+from ladder.pipeline.loop import write_model
 from ladder.tasks.chain import words
 from ladder.types import Sample
 
@@ -53,11 +55,20 @@ def test_scores_start_at_zero_and_learn(scalar: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_plain_transformers_reads_the_same_scores(scalar: LoadedModel, tmp_path: Path, side: str) -> None:
+@pytest.mark.parametrize("adapter", [False, True])
+def test_plain_transformers_reads_the_same_scores(
+    scalar: LoadedModel, tmp_path: Path, side: str, adapter: bool
+) -> None:
+    if adapter:
+        scalar.model = attach(scalar.model, LoRA(rank=4, targets="all-linear"), seed=0)
     engine = train_a_little(scalar)
+    if adapter:
+        whole = [name for name in engine.trained if "lora_" not in name]
+        assert len(whole) == 1 and ".score." in whole[0], "beside the adapter, the score and nothing else"
     units = samples([5, 9, 7, 1])
     ours = [float(c["values"][-1]) for c in engine.forward(units)]
-    save_model(scalar, tmp_path / "rm")
+    write_model(tmp_path / "rm", scalar)
+    assert not adapter or (tmp_path / "adapter" / "adapter_config.json").exists()
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     assert theirs.config.num_labels == 1
     pad = theirs.config.pad_token_id

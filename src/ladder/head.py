@@ -91,7 +91,8 @@ def head_of(model: nn.Module) -> Head | ScalarHead:
     if model.get_output_embeddings() is not None:  # pyright: ignore[reportCallIssue]
         return Head.of(model)
     layer = getattr(model, "score", None)
-    layer = getattr(layer, "modules_to_save", {}).get("default", layer)  # an adapter trains a copy of it
+    copies = getattr(layer, "modules_to_save", None)
+    layer = layer if copies is None else copies["default"]  # an adapter trains a copy of it
     if not isinstance(layer, nn.Linear) or layer.out_features != 1:
         raise UserError(
             f"{type(model).__name__} has neither an output head nor a score of one number",

@@ -43,7 +43,7 @@ def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=names,
         lora_dropout=0.0,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",  # pyright: ignore
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
     with torch.random.fork_rng(devices=[]):
@@ -55,7 +55,7 @@ def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
 
 def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    linear.discard("lm_head")
+    linear -= {"lm_head", "score"}  # a score is trained as a whole: PEFT's SEQ_CLS keeps a copy of it in the adapter
     named: dict[str, set[str]] = {"attention": set(ATTENTION), "mlp": set(MLP), "all-linear": linear}
     listed = {targets} if isinstance(targets, str) else set(targets)
     wanted = named[targets] if isinstance(targets, str) and targets in named else listed
