@@ -46,7 +46,8 @@ def prepare(work: Path, data: str, model: str) -> None:
     """Token ids in the order of training, the held-out pairs, and everybody's first weights."""
     loaded = load_model(model)
     report = Report()
-    pairs = to_pairs(list(Data(path=data, layout="hh", on_bad_row="skip").examples(report)), loaded.tokenizer, Encoding(), report)
+    rows = list(Data(path=data, layout="hh", on_bad_row="skip").examples(report))
+    pairs = to_pairs(rows, loaded.tokenizer, Encoding(), report)
     short = [p for p in pairs if max(len(p.chosen.tokens), len(p.rejected.tokens)) <= LONGEST]
     held, rest = short[:HELD], short[HELD:]
     taken = [p for batch in _dealt(rest, STEPS) for p in batch]
@@ -202,8 +203,9 @@ def table(work: Path) -> str:
     runs = [r for k, w in KINDS for side in ("ours", "TRL") if (r := _run(work, side, k, w))]
     for i in range(10):
         lines.append(f"| {i + 1} | " + " | ".join(f"{r['steps'][i]['loss']:.5f}" for r in runs) + " |")
-    lines += ["", "| | largest difference of the first ten losses | held-out accuracy, ours | TRL | pairs/s, ours | TRL "]
-    lines[-1] += "| peak GB, ours | TRL |"
+    columns = ["", "largest difference of the first ten losses", "held-out accuracy, ours", "TRL"]
+    columns += ["pairs/s, ours", "TRL", "peak GB, ours", "TRL"]
+    lines += ["", "| " + " | ".join(columns) + " |"]
     lines.append("|---" * 8 + "|")
     for k, w in KINDS:
         ours, theirs = _run(work, "ours", k, w), _run(work, "TRL", k, w)

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from datasets import Dataset
@@ -26,7 +27,7 @@ BATCH = 4
 
 
 class Clock(TrainerCallback):
-    """The loss and the seconds of every step."""
+    """The seconds of every step."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -38,11 +39,6 @@ class Clock(TrainerCallback):
     def on_step_end(self, *_, **__) -> None:
         self.rows.append({"seconds": time.perf_counter() - self.begun})
 
-    def on_log(self, args, state, control, logs=None, **__) -> None:
-        if logs and "loss" in logs and self.rows:
-            self.rows[-1]["loss"] = float(logs["loss"])
-            print(len(self.rows), self.rows[-1], flush=True)
-
 
 class Ordered:
     def _get_train_sampler(self, dataset=None):
@@ -51,16 +47,12 @@ class Ordered:
     def _prepare_dataset(self, dataset, *_, **__):
         return dataset
 
-    def log(self, logs, *args, **kwargs):
-        # the Trainer rounds the loss it logs to four digits: keep what it was
-        return super().log(logs, *args, **kwargs)
-
 
 def exact(cls):
     """The trainer, with token ids in order and the loss of every step to all its digits."""
 
     class Exact(Ordered, cls):
-        losses: list[float] = []
+        losses: ClassVar[list[float]] = []
 
         def compute_loss(self, *args, **kwargs):
             out = super().compute_loss(*args, **kwargs)
@@ -85,7 +77,7 @@ def main(work: Path, kind: str, weights: str) -> None:
     rows = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
     if scalar:
         rows = [{f"{s}_ids": r["prompt_ids"] + r[f"{s}_ids"] for s in ("chosen", "rejected")} for r in rows]
-    common = dict(
+    common = dict(  # noqa: C408  as the configurations are written
         output_dir=str(work / f"trl_{kind}_{weights}"),
         per_device_train_batch_size=BATCH,
         num_train_epochs=1,

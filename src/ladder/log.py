@@ -66,17 +66,18 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class RunLog:
-    """A stage's log: metrics, rollouts and evaluations."""
+    """A stage's log: metrics, rollouts, evaluations, and what alarms found."""
 
     def __init__(self, directory: Path, sinks: Sequence[Sink] = (), say: Callable[[str], None] = print) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.metrics = Lines(directory / "metrics.jsonl")
         self.rollouts = Lines(directory / "rollouts.jsonl")
         self.evals = Lines(directory / "evals.jsonl")
+        self.findings = Lines(directory / "findings.jsonl")
         self.sinks, self.say = list(sinks), say
 
     def cut(self, step: int) -> None:
-        for lines in (self.metrics, self.rollouts, self.evals):
+        for lines in (self.metrics, self.rollouts, self.evals, self.findings):
             lines.cut(step)
 
     def cut_evals(self, step: int) -> None:

@@ -19,6 +19,7 @@ from ladder.engine import checkpoint
 from ladder.engine.lora import PeftModel, merge, save_adapter
 from ladder.engine.model import LoadedModel, save_model
 from ladder.errors import UserError
+from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.stage import Context, Interrupted
 from ladder.train import Learner, train
 from ladder.types import Signal
@@ -42,7 +43,8 @@ Evaluate = Callable[[int], None]
 @dataclass(slots=True)
 class Job:
     """What a kind of stage hands over. evaluate: called every `eval_every` steps. critics: learners beside the policy.
-    at_reference: the loss that the first step must show, where the policy still is its reference."""
+    at_reference: the loss that the first step must show, where the policy still is its reference. alarms: told of every
+    step; may end the run."""
 
     loaded: LoadedModel
     signal: Signal
@@ -52,6 +54,7 @@ class Job:
     eval_every: int = 0
     critics: Sequence[Learner] = ()
     at_reference: float | None = None
+    alarms: LiveAlarms | None = None
 
     @property
     def learners(self) -> list[Learner]:
@@ -66,6 +69,7 @@ def run_training(ctx: Context, job: Job) -> None:
         ctx.console.plain(f"  {learner.name}: {learner.loss}, divided by the step's {unit}")
     start = _resume(ctx, job, root)
     saved_at = time.monotonic()
+    fired: list[str] = []
     with ctx.console.bar(ctx.name, job.steps, start) as bar:
 
         def on_step(step: int, figures: dict[str, float]) -> bool:
@@ -75,16 +79,23 @@ def run_training(ctx: Context, job: Job) -> None:
                 if job.at_reference is not None:
                     check_reference(figures["first/loss"], job.at_reference)
             ctx.log.step(step, figures)
+            fired.extend(job.alarms.step(step, figures) if job.alarms else [])
             bar.update(step, figures)
             if job.evaluate and job.eval_every and step % job.eval_every == 0 and step < job.steps:
                 job.evaluate(step)
-            stopping = bool(ctx.stop)
+            stopping = bool(ctx.stop or fired)
             if stopping or step == job.steps or time.monotonic() - saved_at > ctx.recipe.save_every:
                 _save(ctx, job, root, step)
                 saved_at = time.monotonic()
             return stopping
 
         done = train(job.signal, job.learners, steps=job.steps, start=start, seed=ctx.seed, on_step=on_step)
+    if fired:
+        raise ctx.error(
+            f"stopped after step {done} because of {', '.join(fired)}, as the recipe asks (see findings.jsonl)",
+            "alarms.stop",
+            "change what is wrong; the same command again goes on in spite of it",
+        )
     if ctx.stop and done < job.steps:
         raise Interrupted
     write_model(ctx.directory / "model", job.loaded)

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from ladder.diagnose import answers
+from ladder.diagnose.detectors import Alarms
 from ladder.engine.engine import Engine
 from ladder.errors import UserError
 from ladder.evals import record
 from ladder.kl import kl
 from ladder.pipeline import parts
+from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.model_reward import ModelReward
@@ -35,10 +38,10 @@ KL_ANSWERS = 128
 
 class RL(Sampled, Trained):
     """reward: None takes the recipe's. prompts: a step. minibatches, epochs: optimiser steps a step and passes over its
-    answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see
-    `signals.rewards.Rewards`. measure_kl: log the KL from the base model (costs a frozen copy of it). watch: rewards
-    that are measured and logged under their names, and that nothing is trained on. reward: {stage: NAME} scores
-    answers with the reward model of an earlier stage."""
+    answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see `signals.rewards.Rewards`. measure_kl: log
+    the KL from the base model (costs a frozen copy of it). watch: rewards that are measured and logged under their
+    names, and that nothing is trained on. alarms: see `diagnose.detectors.Alarms`. reward: {stage: NAME} scores answers
+    with the reward model of an earlier stage."""
 
     reward: Spec | None = None
     steps: int = Field(default=100, ge=1)
@@ -54,6 +57,7 @@ class RL(Sampled, Trained):
     skip_truncated: bool = False
     measure_kl: bool = True
     watch: dict[str, Spec] | None = None
+    alarms: Alarms = Alarms()
 
     def needs(self) -> list[tuple[str, Makes]]:
         own, stage = super().needs(), model_stage(self.reward)
@@ -109,10 +113,11 @@ class RL(Sampled, Trained):
             load=sampler.load,
         )
         base = self._base(ctx, engine) if self.measure_kl else None
-        signal.on_rollouts = watcher(ctx, base, self._watched(ctx.name))
+        alarms = LiveAlarms(ctx, self.alarms)
+        signal.on_rollouts = watcher(ctx, base, self._watched(ctx.name), alarms)
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
-        job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every)
+        job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every, alarms=alarms)
         self._join(ctx, job, signal)
         job.evaluate = during(ctx, loaded)
         run_training(ctx, job)
@@ -158,7 +163,7 @@ def scorer(ctx: Context, reward: Spec | None) -> Reward | None:
 
 
 def watcher(
-    ctx: Context, base: Reference | None, rewards: dict[str, Reward]
+    ctx: Context, base: Reference | None, rewards: dict[str, Reward], alarms: LiveAlarms
 ) -> Callable[[int, Groups, Judged], dict[str, float]]:
     """Writes down some of a step's answers, measures the KL from the base model on some, and watched rewards on all."""
 
@@ -166,8 +171,9 @@ def watcher(
         pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
         every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
         kept = pairs[::every][: ctx.recipe.keep_rollouts]
-        ctx.log.rollouts.write(*({"step": step + 1, "group": r.group} | record(r, o) for r, o in kept))
-        seen: dict[str, float] = {}
+        alarms.answers = [{"step": step + 1, "group": r.group} | record(r, o) for r, o in kept]
+        ctx.log.rollouts.write(*alarms.answers)
+        seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
         for name, reward in rewards.items():
             values = [o.value for group in groups for o in reward(group) if isinstance(o, Score)]
             seen |= {f"watched/{name}": sum(values) / len(values)} if values else {}

@@ -1,0 +1,132 @@
+"""Alarms on planted faults and on healthy runs.
+
+    ladder run r1 --out runs/r1
+    python benchmarks/alarms.py runs/r1 --out runs/alarms --write docs/figures
+
+Planted: from a model that solves its tasks, three rewards with a fault (`planted.py`); watched is the honest one. For
+each alarm: the step at which it fired and how far the honest check had fallen by then, smoothed over three steps. An
+alarm is in time when that is less than 20 points. Healthy: ten runs of seven kinds, which must raise none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ladder.diagnose.detectors import Alarms
+from ladder.diagnose.finding import Finding
+from ladder.diagnose.series import Series
+from ladder.diagnose.watch import replay
+from ladder.log import read_lines
+from ladder.pipeline import recipe as recipes
+from ladder.pipeline.progress import Console
+from ladder.pipeline.run import run
+
+PLANTED = Path(__file__).with_name("planted.py")
+OPTIM = {"lr": 1.1e-3, "betas": [0.9, 0.95], "warmup": 0.15, "schedule": "linear", "final": 0.1}
+ZERO: dict[str, Any] = {"steps": 44, "prompts": 48, "group": 16, "minibatches": 2, "optim": OPTIM}
+SAMPLING = {"sampling": {"max_tokens": 60}}
+STEADY = {"lr": 5.0e-4, "betas": [0.9, 0.95], "warmup": 0.1}
+
+
+def planted(names: tuple[str, ...] = ("token", "length", "tag")) -> dict[str, dict[str, Any]]:
+    common = {"kind": "rl", "steps": 40, "prompts": 32, "group": 8, "minibatches": 2, **SAMPLING, "optim": STEADY}
+    return {
+        name: common | {"reward": {"user": {"function": f"{PLANTED}:{name}"}}, "watch": {"held": "chain"}}
+        for name in names
+    }
+
+
+def healthy() -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """name: (what it starts from, seed, the stage). What it starts from is a stage of the r1 run."""
+    zero = {"kind": "rl", **ZERO, **SAMPLING}
+    hard = {"task": {"chain": {"steps": [4, 12]}}, "steps": 36, "prompts": 32, "sampling": {"max_tokens": 80}}
+    ppo = {"steps": 40, "prompts": 256, "epochs": 2, "minibatches": 2, "optim": STEADY, "kl_coef": 0.02}
+    padded = {"kind": "PolicyClip", "unit": "padded"}
+    critic = {"init": "policy", "optim": STEADY | {"lr": 1.0e-3}}
+    return {
+        "grpo_0": ("pretrain", 0, zero),
+        "grpo_1": ("pretrain", 1, zero),
+        "grpo_2": ("pretrain", 2, zero),
+        "watched": ("pretrain", 3, zero | {"watch": {"held": "chain"}}),
+        "rloo": ("pretrain", 0, zero | {"advantage": "leave_one_out"}),
+        "dr_grpo": ("pretrain", 0, zero | {"advantage": "group_mean", "loss": padded}),
+        "anchored": ("pretrain", 0, zero | {"kl_coef": 0.02}),
+        "gspo": ("pretrain", 0, zero | {"loss": "GSPO"}),
+        "ppo": ("pretrain", 0, {"kind": "ppo", **ppo, **SAMPLING, "critic": critic, "watch": {"held": "chain"}}),
+        "after_sft": ("sft", 0, zero | hard | {"optim": STEADY | {"lr": 8.0e-4}}),
+    }
+
+
+def perform(model: Path, name: str, seed: int, stage: dict[str, Any], out: Path, workers: int) -> Path:
+    """Runs one stage from a model, and returns its directory."""
+    recipe = {
+        "name": name,
+        "seed": seed,
+        "threads": 1,
+        "model": {"source": str(model)},
+        "engine": {"workers": workers},
+        "sampler": {"workers": workers, "slots": 512},
+        "task": {"chain": {"steps": [3, 6]}},
+        "reward": "chain",
+        "stages": {name: stage},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    run(*recipes.load(str(path)), out / name, Console())
+    return out / name / name
+
+
+def fallen(stage: Path, step: int) -> float:
+    """How far the honest check lay below its start, in points, when an alarm fired."""
+    held = Series([r for r in read_lines(stage / "metrics.jsonl") if r["step"] <= step], "watched/held")
+    return 100 * (held.start - held.now)
+
+
+def first(found: list[Finding]) -> Finding | None:
+    return min(found, key=lambda f: f.step) if found else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("r1", type=Path, help="a finished run of the recipe r1")
+    parser.add_argument("--out", type=Path, default=Path("runs/alarms"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    lines = ["| planted | first alarm | at step | held-out check had fallen by then | other alarms | it fell in all |"]
+    lines.append("|---|---|---|---|---|---|")
+    rows: dict[str, Any] = {}
+    for name, stage in planted().items():
+        if args.only and args.only != name:
+            continue
+        done = perform(args.r1 / "rl" / "model", name, 0, stage, args.out, args.workers)
+        found = replay(done, Alarms())
+        one = first(found)
+        others = ", ".join(f"{f.name} ({f.step})" for f in found if f is not one)
+        fell = fallen(done, 10**9)
+        rows[name] = {"found": [f.record() for f in found], "fell": fell}
+        told = f"{one.name} | {one.step} | {fallen(done, one.step):.1f} points" if one else "none | |"
+        lines.append(f"| {name} | {told} | {others} | {fell:.1f} points |")
+    lines += ["", "| healthy | alarms |", "|---|---|"]
+    for name, (start, seed, stage) in healthy().items():
+        if args.only and args.only != name:
+            continue
+        model = args.r1 / start / "model"
+        found = replay(perform(model, name, seed, stage, args.out, args.workers), Alarms())
+        rows[name] = {"found": [f.record() for f in found]}
+        lines.append(f"| {name} | {', '.join(f'{f.name} ({f.step}): {f.says}' for f in found) or 'none'} |")
+    print("\n".join(lines))
+    if args.write:
+        (args.write / "alarms.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (args.write / "alarms.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

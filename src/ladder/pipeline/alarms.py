@@ -1,0 +1,41 @@
+"""The alarms of a stage while it trains: what fires is said at the console and written to findings.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ladder.diagnose.detectors import Alarms
+from ladder.diagnose.finding import Finding
+from ladder.diagnose.watch import Watch, answers_of, replay_into
+from ladder.pipeline.progress import Console, shorten
+from ladder.pipeline.stage import Context
+
+
+class LiveAlarms:
+    """Told of every step. answers: the step's lines of rollouts.jsonl, set by whoever writes them. A run that goes on
+    reads what came before from its files, so no alarm fires twice."""
+
+    def __init__(self, ctx: Context, alarms: Alarms) -> None:
+        self.ctx, self.alarms = ctx, alarms
+        self.answers: Sequence[Mapping[str, Any]] = ()
+        self.watch: Watch | None = None
+
+    def step(self, step: int, figures: Mapping[str, float]) -> list[str]:
+        """The names of alarms that fired now and are to end the run."""
+        if self.watch is None:
+            self.watch = Watch(self.alarms)
+            replay_into(self.watch, self.ctx.directory, before=step)
+        found = self.watch.step(step, figures, answers_of(self.answers))
+        for finding in found:
+            say(self.ctx.console, finding)
+            self.ctx.log.findings.write(finding.record())
+        return [f.name for f in found if f.name in self.alarms.stop]
+
+
+def say(console: Console, finding: Finding) -> None:
+    """A finding for people: what, the answers, what next."""
+    console.say(f"  [bold red]{finding.name}[/bold red] at step {finding.step}: {finding.says}")
+    for label, text in zip(("at first", "now"), finding.texts, strict=False):
+        console.plain(f"    {label}: {shorten(text, 110)}")
+    console.plain(f"    next: {finding.next}")
