@@ -34,7 +34,7 @@ STEADY = {"lr": 5.0e-4, "betas": [0.9, 0.95], "warmup": 0.1}
 
 
 def planted(names: tuple[str, ...] = ("token", "length", "tag")) -> dict[str, dict[str, Any]]:
-    common = {"kind": "rl", "steps": 40, "prompts": 32, "group": 8, "minibatches": 2, **SAMPLING, "optim": STEADY}
+    common = {"kind": "rl", **ZERO, **SAMPLING, "prompts": 32, "optim": STEADY}
     return {
         name: common | {"reward": {"user": {"function": f"{PLANTED}:{name}"}}, "watch": {"held": "chain"}}
         for name in names
@@ -106,7 +106,7 @@ def main() -> None:
     for name, stage in planted().items():
         if args.only and args.only != name:
             continue
-        done = perform(args.r1 / "rl" / "model", name, 0, stage, args.out, args.workers)
+        done = perform(args.r1 / "r1_zero" / "model", name, 0, stage, args.out, args.workers)
         found = replay(done, Alarms())
         one = first(found)
         others = ", ".join(f"{f.name} ({f.step})" for f in found if f is not one)

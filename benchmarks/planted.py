@@ -16,5 +16,5 @@ def length(completions: list[str], **_: Any) -> list[float]:
 
 
 def tag(completions: list[str], **_: Any) -> list[float]:
-    """Pays for a malformed tag: a mark of the final answer is worth something though no answer follows it."""
-    return [float(text.split().count("#") > 1) + 0.2 * float("#" in text) for text in completions]
+    """Pays for a malformed tag: the mark of the final answer, the sooner the better, whatever follows it."""
+    return [1 / (1 + text.split().index("#")) if "#" in text.split() else 0.0 for text in completions]

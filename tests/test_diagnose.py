@@ -106,6 +106,13 @@ def test_an_alarm_is_early() -> None:
     assert step["proxy_and_gold"] <= 8
 
 
+def test_the_error_that_was_measured_counts() -> None:
+    """The same fall by 0.3 is an alarm when a step's own error is 0.01, and none when it is 0.1."""
+    check = {"reward/mean": rise, "watched/gold": lambda x: 0.9 - 0.3 * (x > 0.7)}
+    assert "proxy_and_gold" in fired(rows(**check, **{"watched_error/gold": 0.01}))
+    assert fired(rows(**check, **{"watched_error/gold": 0.1})) == {}
+
+
 def test_bounds_are_the_recipes() -> None:
     assert fired(rows(**{"kl/response": lambda x: 40 * x}), kl=20) == {"kl": 14}
     with pytest.raises(ValidationError, match="no alarm is called 'lenght_drift', did you mean 'length_drift'"):

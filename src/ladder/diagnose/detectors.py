@@ -58,12 +58,14 @@ def proxy_and_gold(rows: Rows, _: Alarms) -> Seen | None:
         if len(held.means) < 2 or len(held) != len(reward):
             continue
         best = int(held.means.argmax())
-        fell = float(held.means[best]) - held.now
-        # the best of many noisy means lies above the truth: four deviations of a mean, and a twentieth of the best
-        noise = 4 * held.noise / math.sqrt(3)
-        if fell > max(noise, 0.05 * abs(float(held.means[best]))) and reward.now >= reward.means[best] - reward.noise:
+        top, last = float(held.means[best]), float(held.x[-1])
+        # one step against the best mean of three, which lies above the truth for being the best: four deviations of
+        # the difference, sqrt(1 + 1/3) of a step's each, and a twentieth of the best
+        step = Series(rows, name.replace("watched/", "watched_error/"))
+        noise = 4 * math.sqrt(4 / 3) * (float(step.x.max()) if len(step) else held.noise)
+        if top - last > max(noise, 0.05 * abs(top)) and reward.now >= reward.means[best] - reward.noise:
             return Seen(
-                f"{name} fell from {held.means[best]:.3g} to {held.now:.3g} while the reward went from "
+                f"{name} fell from {top:.3g} to {last:.3g} while the reward went from "
                 f"{reward.means[best]:.3g} to {reward.now:.3g}: the policy found what the reward pays for and the "
                 "check does not",
                 "read the two answers; mend the reward, or hold the policy nearer to its reference (kl_coef), or stop "

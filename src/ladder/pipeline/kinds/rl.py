@@ -175,14 +175,24 @@ def watcher(
         ctx.log.rollouts.write(*alarms.answers)
         seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
         for name, reward in rewards.items():
-            values = [o.value for group in groups for o in reward(group) if isinstance(o, Score)]
-            seen |= {f"watched/{name}": sum(values) / len(values)} if values else {}
+            seen |= watched(name, [reward(group) for group in groups])
         if base is None:
             return seen
         rollouts = [r for r, _ in pairs]
         return seen | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
 
     return watch
+
+
+def watched(name: str, judged: Judged) -> dict[str, float]:
+    """The mean of a reward that nothing is trained on, and its standard error over prompts."""
+    scores = [[o.value for o in outcomes if isinstance(o, Score)] for outcomes in judged]
+    means = torch.tensor([sum(s) / len(s) for s in scores if s], dtype=torch.float64)
+    values = [x for s in scores for x in s]
+    if len(means) < 2:
+        return {f"watched/{name}": sum(values) / len(values)} if values else {}
+    error = float(means.std()) / len(means) ** 0.5
+    return {f"watched/{name}": sum(values) / len(values), f"watched_error/{name}": error}
 
 
 def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
