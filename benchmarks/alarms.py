@@ -46,7 +46,7 @@ def healthy() -> dict[str, tuple[str, int, dict[str, Any]]]:
     zero = {"kind": "rl", **ZERO, **SAMPLING}
     hard = {"task": {"chain": {"steps": [4, 12]}}, "steps": 36, "prompts": 32, "sampling": {"max_tokens": 80}}
     ppo = {"steps": 40, "prompts": 256, "epochs": 2, "minibatches": 2, "optim": STEADY, "kl_coef": 0.02}
-    padded = {"kind": "PolicyClip", "unit": "padded"}
+    padded = {"kind": "PolicyClip", "unit": "padded", "length": 60}
     critic = {"init": "policy", "optim": STEADY | {"lr": 1.0e-3}}
     return {
         "grpo_0": ("pretrain", 0, zero),

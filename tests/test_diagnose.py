@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 import small_run
+from ladder.commands.diagnose import diagnose_run
 from ladder.diagnose import answers
 from ladder.diagnose.detectors import DETECTORS, Alarms
 from ladder.diagnose.finding import Finding
@@ -18,6 +19,7 @@ from ladder.diagnose.series import Series
 from ladder.diagnose.watch import Watch, replay
 from ladder.errors import UserError
 from ladder.log import read_lines
+from ladder.report import page
 from ladder.types import Invalid, Rollout, Score, Task
 
 N = 24
@@ -196,6 +198,20 @@ def test_the_files_tell_what_the_run_told(hacked: tuple[Path, str]) -> None:
     assert [f.record() for f in replay(stage, Alarms())] == [
         Finding.of(r).record() for r in read_lines(stage / "findings.jsonl")
     ]
+
+
+def test_the_command_says_it_again(hacked: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose_run(hacked[0] / "out", as_json=False) is True
+    said = " ".join(capsys.readouterr().out.split())
+    assert "length_drift at step" in said and "next: read the two answers" in said
+    diagnose_run(hacked[0] / "out", as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [f["name"] for f in told["rl"]] == [r["name"] for r in read_lines(hacked[0] / "out/rl/findings.jsonl")]
+
+
+def test_the_report_shows_it(hacked: tuple[Path, str]) -> None:
+    html = page.write(hacked[0] / "out").read_text()
+    assert "What the alarms found" in html and "of what tells their rewards apart is their length" in html
 
 
 def test_the_same_command_goes_on_and_no_alarm_fires_twice(hacked: tuple[Path, str]) -> None:

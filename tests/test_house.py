@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "signals": {"rollout", "rewards", "tasks"},
     "train": {"engine", "signals"},
     "evals": {"rollout", "rewards", "tasks"},
-    "report": {"evals"},
+    "diagnose": set(),
+    "report": {"evals", "diagnose"},
 }
 NO_TORCH = {"rewards", "envs", "tasks"}
 OWNERS = {

@@ -150,6 +150,18 @@ def report(run: Annotated[Path, typer.Argument(help="a run's directory")]) -> No
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="a run's directory")],
+    json: Annotated[bool, typer.Option("--json", help="findings with their curves, for programs")] = False,
+) -> None:
+    """Say what went wrong in a run's stages of reinforcement learning. Exit code 1 when something did."""
+    from ladder.commands.diagnose import diagnose_run
+
+    if diagnose_run(run, as_json=json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="a directory that does not exist yet")],

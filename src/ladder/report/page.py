@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ladder.report import curves, kinds, marks, sections, story, terms, words, written
+from ladder.report import curves, found, kinds, marks, sections, story, terms, words, written
 from ladder.report.run import Run, load
 
 HERE = Path(__file__).parent
@@ -53,6 +53,7 @@ def views(run: Run) -> dict[str, Any]:
         "tiles": sections.tiles(run),
         "table": sections.table(run),
         "cards": sections.cards(run),
+        "found": found.findings(run),
         "splits": kinds.splits(run),
         "greedy": any("greedy" in f for m in run.models for f in m.figures.values()),
         "rewarded": sum(s.is_rewarded and bool(s.metrics) for s in run.stages),

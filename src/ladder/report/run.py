@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ladder.config import read
+from ladder.diagnose.finding import Finding
 from ladder.errors import UserError
 from ladder.log import read_lines
 
@@ -31,7 +32,8 @@ MOST_HEADER = 1 << 26
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage. spec: its part of the recipe. figures: set -> what was measured of its result. held_out: what it got
-    right of pairs that it never saw, with `bins` and `by_margin` where it left them. counts: its summary's numbers."""
+    right of pairs that it never saw, with `bins` and `by_margin` where it left them. counts: its summary's numbers.
+    findings: of its alarms."""
 
     name: str
     kind: str
@@ -45,6 +47,7 @@ class Stage:
     funnel: dict[str, float] = field(default_factory=dict)
     held_out: Figures = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def parent(self) -> str | None:
@@ -217,7 +220,19 @@ def _stage(path: Path, name: str, spec: Any, known: Any, sets: list[str]) -> Sta
         {k: v for k in funnel if (v := number(funnel, k)) is not None} if isinstance(funnel, dict) else {},
         held_out(path, summary) if "held_out" not in sets else {},
         {k: v for k in summary if k != "seconds" and (v := number(summary, k)) is not None},
+        _findings(path / "findings.jsonl"),
     )
+
+
+def _findings(path: Path) -> list[Finding]:
+    """What alarms wrote; a line that is none of theirs is left out."""
+    found = []
+    for row in read_lines(path):
+        try:
+            found.append(Finding.of(row))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    return found
 
 
 def _is_set(name: str, value: Any, sets: list[str]) -> bool:
