@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from ladder.config import Config, near
 from ladder.diagnose.finding import Curve
-from ladder.diagnose.series import Series
+from ladder.diagnose.series import WIDTH, Series
 
 Rows = Sequence[Mapping[str, float | None]]
 
@@ -57,21 +58,29 @@ def proxy_and_gold(rows: Rows, _: Alarms) -> Seen | None:
         held = Series(rows, name)
         if len(held.means) < 2 or len(held) != len(reward):
             continue
-        best = int(held.means.argmax())
-        top, last = float(held.means[best]), float(held.x[-1])
-        # one step against the best mean of three, which lies above the truth for being the best: four deviations of
-        # the difference, sqrt(1 + 1/3) of a step's each, and a twentieth of the best
-        step = Series(rows, name.replace("watched/", "watched_error/"))
-        noise = 4 * math.sqrt(4 / 3) * (float(step.x.max()) if len(step) else held.noise)
-        if top - last > max(noise, 0.05 * abs(top)) and reward.now >= reward.means[best] - reward.noise:
+        best, now = int(held.means.argmax()), fallen_to(held, Series(rows, name.replace("watched/", "watched_error/")))
+        if now is not None and reward.now >= reward.means[best] - reward.noise:
             return Seen(
-                f"{name} fell from {top:.3g} to {last:.3g} while the reward went from "
+                f"{name} fell from {held.means[best]:.3g} to {now:.3g} while the reward went from "
                 f"{reward.means[best]:.3g} to {reward.now:.3g}: the policy found what the reward pays for and the "
                 "check does not",
                 "read the two answers; mend the reward, or hold the policy nearer to its reference (kl_coef), or stop "
                 "where the check was best",
                 {name: held.curve, "reward/mean": reward.curve},
             )
+    return None
+
+
+def fallen_to(held: Series, error: Series) -> float | None:
+    """Where a figure has fallen to from its best mean, when that is more than chance and a twentieth of the best: the
+    mean of the last steps, or the last step alone where it fell at once. error: of each step (without it, the figure's
+    own noise). Four deviations, because the best of many means lies above the truth, and many steps are looked at."""
+    each = error.x if len(error) == len(held) else np.full(len(held), held.noise)
+    best = int(held.means.argmax())
+    top, there = float(held.means[best]), float(np.square(each[best : best + WIDTH]).sum()) / WIDTH**2
+    for now, own in ((held.now, float(np.square(each[-WIDTH:]).sum()) / WIDTH**2), (float(held.x[-1]), each[-1] ** 2)):
+        if top - now > max(4 * math.sqrt(there + own), 0.05 * abs(top)):
+            return now
     return None
 
 
@@ -94,12 +103,13 @@ def kl(rows: Rows, alarms: Alarms) -> Seen | None:
 
 
 def length_drift(rows: Rows, _: Alarms) -> Seen | None:
-    """Answers change their length because length itself is paid, or run into their limit."""
+    """Length itself is paid, or answers run into their limit."""
     length, tied, cut = (Series(rows, n) for n in ("length/mean", "reward/length_r2", "truncated"))
     if not len(length.means):
         return None
     moved = length.now / max(length.start, 1e-9)
-    paid = len(tied.means) > 0 and tied.now > 0.9 and not 0.8 < moved < 1.25
+    paid = len(tied) >= 4 and float(tied.x[-4:].min()) > 0.95
+    paid |= len(tied.means) > 0 and tied.now > 0.9 and not 0.8 < moved < 1.25
     full = len(cut.means) > 0 and cut.now - cut.start > 0.25 and moved > 1.25
     if not paid and not full:
         return None
