@@ -6,6 +6,7 @@ from typing import Any
 
 from ladder.config import Document, check, near
 from ladder.pipeline.kinds.annotate import Annotate
+from ladder.pipeline.kinds.best_of import BestOf
 from ladder.pipeline.kinds.harvest import Harvest
 from ladder.pipeline.kinds.imitate import SFT, Pretrain
 from ladder.pipeline.kinds.measure import Measure
@@ -22,6 +23,7 @@ KINDS: dict[str, type[StageConfig]] = {
     "rl": RL,
     "ppo": PPO,
     "annotate": Annotate,
+    "best_of": BestOf,
     "prefer": Prefer,
     "reward_model": RewardModel,
 }

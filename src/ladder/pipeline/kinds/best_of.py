@@ -1,0 +1,92 @@
+"""The stage of best-of-n: a model is left as it is, and of n answers the one that the reward likes best is taken.
+
+It trains nothing. Its figures are what the reward, and rewards that are only watched, say of the answer chosen, for n =
+1, 2, 4, ... `group`: the curve of Gao et al. 2022 that reinforcement learning is held against (`signals/best_of.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from ladder.pipeline import parts
+from ladder.pipeline.kinds.rl import model_stage, scorer
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.sampled import Sampled, in_parts
+from ladder.pipeline.stage import Context, Makes
+from ladder.signals.best_of import best_of, best_of_kl
+from ladder.signals.rewards import check_judged
+from ladder.types import Outcome, Score, Task
+
+
+class BestOf(Sampled):
+    """reward: chooses; None takes the recipe's, {stage: NAME} a reward model. watch: rewards of the answer chosen.
+    max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left out."""
+
+    makes: ClassVar[Makes] = "figures"
+    reward: Spec | None = None
+    watch: dict[str, Spec] = Field(default_factory=dict)
+    prompts: int = Field(default=256, ge=1)
+    group: int = Field(default=16, ge=2)
+    max_failed: float = Field(default=0.1, ge=0, le=1)
+
+    def needs(self) -> list[tuple[str, Makes]]:
+        own, stage = super().needs(), model_stage(self.reward)
+        return own if stage is None else [*own, (stage, "scorer")]
+
+    def inputs(self) -> list[Path]:
+        return parts.files(self.task) + parts.files(self.reward) + parts.files(self.watch)
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        super().check(name, recipe)
+        self.check_apart(name)
+        if model_stage(self.reward) is None:
+            parts.reward_of(recipe, self.reward, f"{name}.reward")
+        for one, spec in self.watch.items():
+            parts.reward(spec, f"{name}.watch.{one}")
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
+        reward = scorer(ctx, self.reward) or parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
+        judges = {"reward": reward}
+        judges |= {n: parts.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
+
+        def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
+            groups = collect(some, step=number, version=0)
+            judged = {name: [judge(g) for g in groups] for name, judge in judges.items()}
+            check_judged(judged["reward"], self.max_failed, f"{ctx.name} from prompt {start} on")
+            rows = [whole({name: each[i] for name, each in judged.items()}) for i in range(len(groups))]
+            return {"rows": [row for row in rows if row is not None]}
+
+        rows = [row for one in in_parts(ctx, tasks, part, dict) for row in one["rows"]]
+        if not rows:
+            raise ctx.error("no prompt has answers that could all be judged", "reward")
+        curve = [self._at(n, rows) for n in sizes(self.group)]
+        for point in curve:
+            ctx.console.say("  " + "  ".join(f"{k} {v:.3g}" for k, v in point.items()))
+        return {"curve": curve, "left_out": len(tasks) - len(rows)}
+
+    def _at(self, n: int, rows: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+        """The means over prompts when the best of n is taken."""
+        point = {"n": float(n), "kl": round(best_of_kl(n), 6)}
+        for name in rows[0]:
+            each = [best_of(np.array(row["reward"]), np.array(row[name]), n) for row in rows]
+            point[name] = round(float(np.mean(each)), 6)
+        return point
+
+
+def sizes(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+
+
+def whole(judged: dict[str, list[Outcome]]) -> dict[str, list[float]] | None:
+    """The scores of one prompt's answers by name; None when any of them failed."""
+    found = {name: [o.value for o in outcomes if isinstance(o, Score)] for name, outcomes in judged.items()}
+    return found if all(len(found[name]) == len(judged[name]) for name in judged) else None
