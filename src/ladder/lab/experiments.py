@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ladder.config import near
 from ladder.errors import UserError
+from ladder.lab import discovery
 from ladder.lab.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in ()}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (discovery.EXPERIMENT,)}
 
 
 def find(name: str) -> Experiment:

@@ -150,6 +150,7 @@ def files(spec: Any) -> list[Path]:
 FILTERS: dict[str, Callable[[Rollout], bool]] = {
     "clean": lambda r: answers.is_clean(r.text),
     "finished": lambda r: r.stop != "length",
+    "offhand": lambda r: not answers.is_worked(r.text),
 }
 
 

@@ -22,17 +22,19 @@ from ladder.pipeline.sampled import Sampled, in_parts
 from ladder.pipeline.stage import Context, Makes
 from ladder.types import Outcome, Rollout, Score, Task
 
-COUNTS = ("pairs", "equal", "wrong")
+COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 
 
 class Annotate(Sampled):
     """judge: what annotators go by. error: the chance that a verdict is the wrong way round. Of the `group` answers to
-    a prompt neighbours are compared; pairs that the judge finds equal are left out."""
+    a prompt neighbours are compared; pairs that the judge finds equal are left out. filters: names in `parts.FILTERS`;
+    a pair is left out unless both answers pass them all."""
 
     makes: ClassVar[Makes] = "data"
     judge: Spec
     error: float = Field(default=0.1, ge=0, lt=0.5)
     group: int = Field(default=4, ge=2)
+    filters: tuple[str, ...] = ()
 
     def inputs(self) -> list[Path]:
         return parts.files(self.task) + parts.files(self.judge)
@@ -40,10 +42,12 @@ class Annotate(Sampled):
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         parts.reward(self.judge, f"{name}.judge")
+        parts.filters(self.filters, f"{name}.filters")
         self.check_apart(name)
 
     def run(self, ctx: Context) -> dict[str, Any]:
         judge = parts.reward(self.judge, f"{ctx.name}.judge")
+        tests = list(parts.filters(self.filters, f"{ctx.name}.filters").values())
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
@@ -53,25 +57,41 @@ class Annotate(Sampled):
         def part(_: int, start: int, some: list[Task]) -> dict[str, Any]:
             own: dict[str, Any] = {"rows": []} | dict.fromkeys(COUNTS, 0)
             for i, group in enumerate(collect(some, step=start, version=0)):
-                self._compare(group, judge(group), rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), own)
+                own["drawn"] += sum(r.length for r in group)
+                passed = [all(test(r) for test in tests) for r in group]
+                self._compare(group, judge(group), passed, rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), own)
             return own
 
         for one in in_parts(ctx, tasks, part, lambda: {"pairs": len(rows)}):
             rows.extend(one["rows"])
             counts = {name: n + one[name] for name, n in counts.items()}
         if not rows:
-            raise ctx.error("the judge found every two answers equal: there is nothing to prefer", "judge")
+            raise ctx.error(
+                f"there is nothing to prefer: the judge found {counts['equal']:,} pairs equal, and "
+                f"{counts['filtered']:,} did not pass the filters",
+                "filters" if counts["filtered"] else "judge",
+            )
         write_lines(ctx.directory / "data.jsonl", rows)
         shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
         agreement = 1 - counts["wrong"] / counts["pairs"]
-        ctx.console.say(f"  {len(rows):,} pairs, {counts['equal']:,} left out; annotators agree {agreement:.1%}")
-        return {"pairs": counts["pairs"], "equal": counts["equal"], "agreement": round(agreement, 4)}
+        out = counts["equal"] + counts["filtered"]
+        ctx.console.say(f"  {len(rows):,} pairs, {out:,} left out; annotators agree {agreement:.1%}")
+        told = {name: counts[name] for name in ("pairs", "equal", "filtered")}
+        return told | {"agreement": round(agreement, 4), "drawn_tokens": counts["drawn"]}
 
     def _compare(
-        self, group: Sequence[Rollout], outcomes: Sequence[Outcome], draw: Any, found: dict[str, Any]
+        self,
+        group: Sequence[Rollout],
+        outcomes: Sequence[Outcome],
+        passed: Sequence[bool],
+        draw: Any,
+        found: dict[str, Any],
     ) -> None:
         """Verdicts on neighbours, two and two; what is found is added to `found`."""
         for j in range(0, self.group - 1, 2):
+            if not (passed[j] and passed[j + 1]):
+                found["filtered"] += 1
+                continue
             a, b = (o.value if isinstance(o, Score) else None for o in outcomes[j : j + 2])
             if a is None or b is None or a == b or group[j].tokens == group[j + 1].tokens:
                 found["equal"] += 1

@@ -49,7 +49,7 @@ class Harvest(Sampled):
         filters = parts.filters(self.filters, f"{ctx.name}.filters")
         select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
-        rows, funnel = self._collect(ctx, tasks, select)
+        rows, funnel, drawn = self._collect(ctx, tasks, select)
         shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
         ctx.console.say(f"  {shown}")
         if not rows:
@@ -58,15 +58,15 @@ class Harvest(Sampled):
             ctx.console.plain(f"    {row['prompt'][-60:]} {row['text']}")
         write_lines(ctx.directory / "data.jsonl", rows)
         shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
-        return {"funnel": funnel.counts, **self._figures(ctx, tasks, rows)}
+        return {"funnel": funnel.counts, "drawn_tokens": drawn, **self._figures(ctx, tasks, rows)}
 
-    def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel]:
-        """All kept rows."""
+    def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel, int]:
+        """All kept rows, the funnel, and how many tokens were drawn for them."""
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         reward = parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
         rows: list[dict[str, Any]] = []
-        funnel = Funnel()
+        funnel, drawn = Funnel(), 0
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
             groups = collect(some, step=number, version=0)
@@ -75,17 +75,19 @@ class Harvest(Sampled):
             kept, counts = select(groups, judged)
             pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
             scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
-            return {"kept": [row_of(r, scores[id(r)]) for r in kept], "funnel": counts.counts}
+            drawn = sum(r.length for g in groups for r in g)
+            return {"kept": [row_of(r, scores[id(r)]) for r in kept], "funnel": counts.counts, "drawn": drawn}
 
         for one in in_parts(ctx, tasks, part, lambda: {"kept": len(rows)}):
             rows.extend(one["kept"])
+            drawn += one["drawn"]
             for name, n in one["funnel"].items():
                 funnel.add(name, n)
             if self.keep is not None and len(rows) >= self.keep:
                 break
         kept = rows[: self.keep]
         funnel.counts["kept"] = len(kept)
-        return kept, funnel
+        return kept, funnel, drawn
 
     def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Of the kept answers, those to problems as each evaluation set has them."""

@@ -1,0 +1,144 @@
+"""What preferences cannot teach: DPO on pairs whose two sides both lack the winning strategy.
+
+In the built-in world the strategy is to work step by step; the base does so in about one answer of seven. Pairs of two
+off-hand answers hold none of it, however well they are judged. From the same base with the same judge, rejection
+sampling and GRPO select from what the base samples, and DPO on pairs of any two answers is the control: the same loss,
+other pairs. The claim stands, in words, in Tajwar et al. 2024 (arXiv:2404.14367, on-policy sampling and negative
+gradients) and Xu et al. 2024 (arXiv:2404.10719, DPO and PPO).
+
+Left out: online DPO, which would select as the others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ladder.engine.checkpoint import read_json
+from ladder.lab.budget import drawn_tokens, trained_tokens
+from ladder.lab.experiment import Experiment, Measured, Verdict
+from ladder.lab.stats import difference, effect
+from ladder.report.figure import COLOURS, SOFT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROADS = {
+    "base": ("base",),
+    "dpo_offhand": ("pairs_offhand", "dpo_offhand"),
+    "dpo_all": ("pairs_all", "dpo_all"),
+    "rejection": ("harvest", "rejection"),
+    "grpo": ("grpo",),
+}
+"""The stages whose tokens a road costs; the last of them makes the model that is measured."""
+WORDS = {
+    "base": "base",
+    "dpo_offhand": "DPO, off-hand pairs",
+    "dpo_all": "DPO, any pairs",
+    "rejection": "rejection sampling",
+    "grpo": "GRPO",
+}
+KS = (1, 2, 4, 8, 16, 32)
+
+
+def measure(run: Path) -> Measured:
+    """{road: {"accuracy", "greedy", "length", "worked", "pass@1" ..., "drawn", "trained"}}."""
+    return {road: _of(run, stages) for road, stages in ROADS.items()}
+
+
+def _of(run: Path, stages: Sequence[str]) -> dict[str, Any]:
+    figures = read_json(run / stages[-1] / "summary.json")["easy"]
+    return {
+        "accuracy": figures["accuracy"],
+        "greedy": figures["greedy"]["accuracy"],
+        "length": figures["length"],
+        "worked": figures["worked"],
+        **{f"pass@{k}": figures[f"pass@{k}"] for k in KS},
+        "drawn": sum(drawn_tokens(run / s) for s in stages),
+        "trained": sum(trained_tokens(run / s) for s in stages),
+    }
+
+
+def verdict(measured: Sequence[Measured]) -> Verdict:
+    """Holds when both that select do better than DPO on off-hand pairs, which does not work more than the base."""
+
+    def each(road: str, figure: str = "accuracy") -> list[float]:
+        return [m[road][figure] for m in measured]
+
+    gap = difference(each("grpo"), each("dpo_offhand"))
+    selects = difference(each("rejection"), each("dpo_offhand"))
+    worked = difference(each("dpo_offhand", "worked"), each("base", "worked"))
+    holds = gap.positive and selects.positive and not worked.positive
+    more = {
+        "rejection sampling - DPO off-hand, accuracy": selects,
+        "DPO off-hand - base, accuracy": difference(each("dpo_offhand"), each("base")),
+        "DPO off-hand - base, worked": worked,
+        "DPO any pairs - DPO off-hand, accuracy": difference(each("dpo_all"), each("dpo_offhand")),
+        "DPO off-hand - base, pass@8": difference(each("dpo_offhand", "pass@8"), each("base", "pass@8")),
+    }
+    ends = {road: f"{_mean(each(road)):.0%} right and {_mean(each(road, 'worked')):.0%} worked" for road in ROADS}
+    sentence = (
+        f"From a base at {ends['base']}, DPO on pairs of two off-hand answers ends at {ends['dpo_offhand']}, rejection "
+        f"sampling at {ends['rejection']}, GRPO at {ends['grpo']} ({100 * gap.mean:+.0f} points right, 95% interval "
+        f"{100 * gap.low:+.0f} to {100 * gap.high:+.0f}). The same DPO on pairs of any answers: {ends['dpo_all']}."
+    )
+    return Verdict(holds, gap, sentence, more, _table(measured))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return effect(values).mean
+
+
+def _table(measured: Sequence[Measured]) -> list[list[str]]:
+    rows = [["", "right", "greedy", "worked", "tokens", "pass@8", "sampled", "trained"]]
+    for road, words in WORDS.items():
+        mean = {f: _mean([m[road][f] for m in measured]) for f in ("accuracy", "greedy", "worked")}
+        length, eight = _mean([m[road]["length"] for m in measured]), _mean([m[road]["pass@8"] for m in measured])
+        costs = [_mean([m[road][f] for m in measured]) for f in ("drawn", "trained")]
+        shares = [f"{v:.1%}" for v in mean.values()]
+        rows.append([words, *shares, f"{length:.1f}", f"{eight:.1%}", *(f"{c / 1000:,.0f}k" for c in costs)])
+    return rows
+
+
+def draw(measured: Sequence[Measured], figure: Figure) -> None:
+    right, length, passed = figure.subplots(1, 3, width_ratios=[1.15, 1, 1])
+    colours = dict(zip(ROADS, (SOFT, COLOURS[1], COLOURS[3], COLOURS[2], COLOURS[0]), strict=True))
+    at = range(len(ROADS))
+    for axes, figures, label in ((right, ("accuracy", "worked"), "%"), (length, ("length",), "tokens")):
+        for shift, name in enumerate(figures):
+            scale = 1 if name == "length" else 100
+            for i, road in enumerate(ROADS):
+                values = [scale * m[road][name] for m in measured]
+                x = i + (0.34 * shift - 0.17 if len(figures) == 2 else 0)
+                axes.bar(x, _mean(values), 0.32, color=colours[road], alpha=0.45 if shift else 0.9)
+                axes.plot([x] * len(values), values, ".", color="black", markersize=3)
+        axes.set_xticks(at, [w.replace(", ", "\n").replace(" sampling", "\nsampling") for w in WORDS.values()])
+        axes.tick_params(axis="x", labelsize=6.5)
+        axes.set_ylabel(label)
+    right.set_title("right (full), worked out (pale)", loc="left", fontsize=9.5)
+    length.set_title("length of an answer", loc="left", fontsize=9.5)
+    for road, words in WORDS.items():
+        means = [100 * _mean([m[road][f"pass@{k}"] for m in measured]) for k in KS]
+        passed.plot(KS, means, "o-", color=colours[road], markersize=3, label=words)
+    luck = [100 * (1 - 0.9**k) for k in KS]
+    passed.plot(KS, luck, "--", color=SOFT, linewidth=1, label="ten digits, by luck")
+    passed.set_xscale("log", base=2)
+    passed.set_xticks(KS, [str(k) for k in KS])
+    passed.set_title("pass@k, %", loc="left", fontsize=9.5)
+    passed.set_xlabel("k")
+    passed.legend(frameon=False, fontsize=6.5)
+
+
+EXPERIMENT = Experiment(
+    name="discovery",
+    claim=(
+        "DPO cannot discover: from pairs whose two sides both lack the winning strategy it does not learn it, while "
+        "rejection sampling and GRPO do from the same base at a like budget (after Tajwar et al. 2024, "
+        "arXiv:2404.14367, and Xu et al. 2024, arXiv:2404.10719)"
+    ),
+    measure=measure,
+    verdict=verdict,
+    draw=draw,
+    size=(11.0, 3.4),
+)
