@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -40,11 +41,19 @@ DIVISORS = {
 Evaluate = Callable[[int], None]
 
 
+class Keeps(Protocol):
+    """Something with a state in files of its own."""
+
+    def save(self, directory: Path) -> None: ...
+    def restore(self, directory: Path) -> None: ...
+
+
 @dataclass(slots=True)
 class Job:
     """What a kind of stage hands over. evaluate: called every `eval_every` steps. critics: learners beside the policy.
     at_reference: the loss that the first step must show, where the policy still is its reference. alarms: told of every
-    step; may end the run."""
+    step; may end the run. keeps: what else a checkpoint holds, by the name of its directory. strangers: the answers are
+    of a model that never was the policy, so that even the first ratio is not 1."""
 
     loaded: LoadedModel
     signal: Signal
@@ -55,6 +64,8 @@ class Job:
     critics: Sequence[Learner] = ()
     at_reference: float | None = None
     alarms: LiveAlarms | None = None
+    keeps: Mapping[str, Keeps] = field(default_factory=dict)
+    strangers: bool = False
 
     @property
     def learners(self) -> list[Learner]:
@@ -75,7 +86,7 @@ def run_training(ctx: Context, job: Job) -> None:
         def on_step(step: int, figures: dict[str, float]) -> bool:
             nonlocal saved_at
             if step == 1:
-                check_first(figures, EXACT if _exact(job) else ROUNDED)
+                check_first(figures, None if job.strangers else EXACT if _exact(job) else ROUNDED)
                 if job.at_reference is not None:
                     check_reference(figures["first/loss"], job.at_reference)
             ctx.log.step(step, figures)
@@ -112,6 +123,8 @@ def _resume(ctx: Context, job: Job, root: Path) -> int:
     job.learner.engine.load(newest)
     for critic in job.critics:
         critic.engine.load(newest / critic.name)
+    for name, kept in job.keeps.items():
+        kept.restore(newest / name)
     job.signal.restore(state["signal"])
     ctx.before = state["seconds"]
     ctx.log.cut(state["step"])
@@ -127,6 +140,9 @@ def _save(ctx: Context, job: Job, root: Path, step: int) -> None:
         for critic in job.critics:
             (directory / critic.name).mkdir()
             critic.engine.save(directory / critic.name)
+        for name, kept in job.keeps.items():
+            (directory / name).mkdir()
+            kept.save(directory / name)
         (directory / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     checkpoint.save(root, step, write)
@@ -136,14 +152,15 @@ def _exact(job: Job) -> bool:
     return all(p.dtype in (torch.float32, torch.float64) for p in job.loaded.model.parameters())
 
 
-def check_first(figures: dict[str, float], divergence: float = EXACT) -> None:
-    """What must hold before any weight moved. Raises UserError with the sentence that explains it.
+def check_first(figures: dict[str, float], divergence: float | None = EXACT) -> None:
+    """What must hold before any weight moved. divergence: most of it; None where another model draws, whose ratio may
+    be anything. Raises UserError with the sentence that explains it.
 
     The mean of the ratio finds what the sampler cannot draw, and nothing else: over what it draws that mean is 1
     however wrong temperature or weights are. The divergence finds those.
     """
     ratio, apart = figures.get("first/ratio/mean", 1.0), figures.get("first/ratio/approx_kl", 0.0)
-    if abs(ratio - 1) > RATIO_SLACK or apart > divergence:
+    if divergence is not None and (abs(ratio - 1) > RATIO_SLACK or apart > divergence):
         raise UserError(
             f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
             f"divergence is {apart:.2g} nats a token and should be 0: the sampler draws from another distribution "

@@ -18,7 +18,7 @@ from ladder.pipeline.stage import Context, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.rollout.native import NativeSampler
 from ladder.tasks import TaskSource
-from ladder.types import Task
+from ladder.types import Sampler, Task
 
 PART = 128
 """Prompts between two saves."""
@@ -61,7 +61,7 @@ class Sampled(StageConfig):
         made.progress = lambda *_: ctx.check_stop()
         return made
 
-    def collector(self, ctx: Context, loaded: LoadedModel, sampler: NativeSampler) -> Collector:
+    def collector(self, ctx: Context, loaded: LoadedModel, sampler: Sampler) -> Collector:
         encode = parts.encoder(ctx.recipe, loaded)
         return Collector(sampler, encode, self.group, parts.sampling(self.sampling), ctx.seed, ctx.name)
 

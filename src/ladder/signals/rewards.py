@@ -69,6 +69,10 @@ class Prompts:
         return picked
 
 
+def itself(version: int) -> int:
+    return version
+
+
 @dataclass(slots=True)
 class Rewards:
     """The signal (`types.Signal`).
@@ -78,7 +82,8 @@ class Rewards:
     `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
     stops. drop_silent: whether to leave out groups without any advantage (False when the loss holds a KL term that
     they should feel). skip_truncated: answers cut off at the length limit are not trained (they stay in the baseline).
-    stats: further figures of a step's rollouts. load: hands new weights to the sampler.
+    stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
+    that draws when the policy is of a version.
     on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
     """
 
@@ -94,6 +99,7 @@ class Rewards:
     on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
     load: Callable[[Callable[[], Weights], int], None] | None = None
+    drawn_by: Callable[[int], int] = itself
     step: int = 0
     version: int = 0
     _metrics: dict[str, float] = field(default_factory=dict)
@@ -124,7 +130,7 @@ class Rewards:
 
     def _batch(self) -> list[Unit]:
         begun = time.perf_counter()
-        groups = self.collect(self.prompts(self.step), step=self.step, version=self.version)
+        groups = self.collect(self.prompts(self.step), step=self.step, version=self.drawn_by(self.version))
         drawn = time.perf_counter()
         judged = [self.reward(group) for group in groups]
         scored = time.perf_counter()

@@ -19,8 +19,9 @@ from ladder.engine.engine import Engine
 from ladder.errors import UserError
 from ladder.evals import record
 from ladder.kl import kl
-from ladder.pipeline import parts
+from ladder.pipeline import drawing, parts
 from ladder.pipeline.alarms import LiveAlarms
+from ladder.pipeline.drawing import Rollouts, StageRollouts
 from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.model_reward import ModelReward
@@ -41,7 +42,8 @@ class RL(Sampled, Trained):
     answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see `signals.rewards.Rewards`. measure_kl: log
     the KL from the base model (costs a frozen copy of it). watch: rewards that are measured and logged under their
     names, and that nothing is trained on. alarms: see `diagnose.detectors.Alarms`. reward: {stage: NAME} scores answers
-    with the reward model of an earlier stage."""
+    with the reward model of an earlier stage. lag: draw with the policy of so many steps ago. rollouts: who draws, if
+    not the policy (`pipeline.drawing`)."""
 
     reward: Spec | None = None
     steps: int = Field(default=100, ge=1)
@@ -58,13 +60,18 @@ class RL(Sampled, Trained):
     measure_kl: bool = True
     watch: dict[str, Spec] | None = None
     alarms: Alarms = Alarms()
+    lag: int = Field(default=0, ge=0)
+    rollouts: Rollouts = "own"
 
     def needs(self) -> list[tuple[str, Makes]]:
         own, stage = super().needs(), model_stage(self.reward)
+        if isinstance(self.rollouts, StageRollouts):
+            own.append((self.rollouts.stage, "model"))
         return own if stage is None else [*own, (stage, "scorer")]
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task) + parts.files(self.reward) + parts.files(self.watch)
+        rewards = parts.files(self.reward) + parts.files(self.watch)
+        return parts.files(self.task) + rewards + drawing.files(self.rollouts)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
@@ -73,6 +80,7 @@ class RL(Sampled, Trained):
         if model_stage(self.reward) is None:
             parts.reward_of(recipe, self.reward, f"{name}.reward")
         self._watched(name)
+        drawing.check(self.rollouts, self.lag, name)
         self._check_loss(parts.loss(self.loss, f"{name}.loss"), name)
 
     def _check_sampling(self, field: str) -> None:
@@ -86,9 +94,13 @@ class RL(Sampled, Trained):
             message = f"{type(loss).__name__} has no ratio, so it is right for one optimiser step on each batch only"
             field = "minibatches" if self.minibatches > 1 else "epochs"
             raise UserError(message, field=f"{name}.{field}", mend="set it to 1, or take a loss with a ratio")
+        if self.rollouts != "own" and self.kl_coef:
+            message = "takes the KL of who draws off the reward, and here that is another model"
+            raise UserError(message, field=f"{name}.kl_coef", mend="put the KL into the loss (loss.kl_coef)")
         if getattr(loss, "importance_cap", None) is not None:
             message = "corrects for a sampler that computes otherwise than the engine; here both are the same modules"
-            raise UserError(message, field=f"{name}.loss.importance_cap", mend="leave it out")
+            mend = "leave it out; for answers of an older policy CISPO's ratio_max caps the ratio itself"
+            raise UserError(message, field=f"{name}.loss.importance_cap", mend=mend)
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
@@ -98,10 +110,10 @@ class RL(Sampled, Trained):
             ctx.recipe, loaded, ctx.adapter(self), self.optim, self._updates(), self.sampling.temperature
         )
         loss = parts.loss(self.loss, f"{ctx.name}.loss")
-        sampler = parts.sampler(ctx.recipe, loaded)
+        drawn = drawing.drawing(ctx.recipe, loaded, self.rollouts, self.lag, ctx.parents, f"{ctx.name}.rollouts")
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts, ctx.seed),
-            collect=self.collector(ctx, loaded, sampler),
+            collect=self.collector(ctx, loaded, drawn.sampler),
             reward=scorer(ctx, self.reward) or parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward"),
             advantage=self.advantage,
             kl_coef=self.kl_coef,
@@ -110,18 +122,27 @@ class RL(Sampled, Trained):
             drop_silent=self.drop_silent,
             skip_truncated=self.skip_truncated,
             stats=parts.stats(self.spec(ctx.recipe)),
-            load=sampler.load,
+            load=drawn.load,
+            drawn_by=drawn.drawn_by,
         )
-        base = self._base(ctx, engine) if self.measure_kl else None
-        alarms = LiveAlarms(ctx, self.alarms)
+        base = self._base(ctx, engine) if self.measure_kl and self.rollouts == "own" else None
+        alarms = LiveAlarms(ctx, self._alarms())
         signal.on_rollouts = watcher(ctx, base, self._watched(ctx.name), alarms)
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every, alarms=alarms)
+        job.strangers = drawn.drawn_by(0) == drawing.STRANGER
+        job.keeps = {"drawing": drawn.lagged} if drawn.lagged is not None else {}
         self._join(ctx, job, signal)
         job.evaluate = during(ctx, loaded)
         run_training(ctx, job)
         return {"steps": self.steps}
+
+    def _alarms(self) -> Alarms:
+        """Answers of another policy, when they are asked for, are no mismatch."""
+        if self.rollouts == "own" and not self.lag:
+            return self.alarms
+        return self.alarms.model_copy(update={"off": (*self.alarms.off, "mismatch")})
 
     def _watched(self, name: str) -> dict[str, Reward]:
         """The rewards that are only measured. Raises UserError."""
