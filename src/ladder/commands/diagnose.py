@@ -9,7 +9,7 @@ from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
 from ladder.diagnose.watch import replay
 from ladder.errors import UserError
-from ladder.pipeline import lineage
+from ladder.pipeline import recipe as recipes
 from ladder.pipeline.alarms import say
 from ladder.pipeline.kinds import KINDS
 from ladder.pipeline.kinds.rl import RL
@@ -20,10 +20,11 @@ REWARDED = tuple(kind for kind, cls in KINDS.items() if issubclass(cls, RL))
 
 def diagnose_run(run: Path, *, as_json: bool) -> bool:
     """Prints every finding; whether there was any. Raises UserError where no stage learned from rewards."""
-    stages = {s["name"]: s for s in lineage.stages(run) if s["config"]["kind"] in REWARDED}
+    recipe, _ = recipes.load(str(run / "recipe.yaml"))
+    stages = {n: s for n, s in recipe.stages.items() if s["kind"] in REWARDED and (run / n / "metrics.jsonl").exists()}
     if not stages:
         raise UserError("no stage of this run learned from rewards, and the alarms are about those", file=run)
-    found = {name: replay(run / name, Alarms(**s["config"]["alarms"])) for name, s in stages.items()}
+    found = {name: replay(run / name, Alarms.model_validate(s.get("alarms", {}))) for name, s in stages.items()}
     if as_json:
         print(json.dumps({name: [f.record() for f in each] for name, each in found.items()}, indent=1))
     else:

@@ -74,12 +74,12 @@ def proxy_and_gold(rows: Rows, _: Alarms) -> Seen | None:
 def fallen_to(held: Series, error: Series) -> float | None:
     """Where a figure has fallen to from its best mean, when that is more than chance and a twentieth of the best: the
     mean of the last steps, or the last step alone where it fell at once. error: of each step (without it, the figure's
-    own noise). Four deviations, because the best of many means lies above the truth, and many steps are looked at."""
+    own noise). Five deviations, because the best of many means lies above the truth, and many steps are looked at."""
     each = error.x if len(error) == len(held) else np.full(len(held), held.noise)
     best = int(held.means.argmax())
     top, there = float(held.means[best]), float(np.square(each[best : best + WIDTH]).sum()) / WIDTH**2
     for now, own in ((held.now, float(np.square(each[-WIDTH:]).sum()) / WIDTH**2), (float(held.x[-1]), each[-1] ** 2)):
-        if top - now > max(4 * math.sqrt(there + own), 0.05 * abs(top)):
+        if top - now > max(5 * math.sqrt(there + own), 0.05 * abs(top)):
             return now
     return None
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ladder.config import near
 from ladder.errors import UserError
-from ladder.lab import discovery
+from ladder.lab import discovery, overoptimisation
 from ladder.lab.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (discovery.EXPERIMENT,)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (overoptimisation.EXPERIMENT, discovery.EXPERIMENT)}
 
 
 def find(name: str) -> Experiment:

@@ -1,8 +1,8 @@
 """Best-of-n: what is got when the answer that one reward likes best, of n, is judged by another.
 
-From N answers to a prompt, the mean over all subsets of size n at once (Stiennon et al. 2020, arXiv:2009.01325, appendix
-G.2; Gao et al. 2022): of N answers sorted by the choosing reward, the i-th (from 0) is the best of C(N-1-i, n-1) of the
-C(N, n) subsets. Answers that the choosing reward finds equal share what they are worth.
+From N answers to a prompt, the mean over all subsets of size n at once (Stiennon et al. 2020, arXiv:2009.01325,
+appendix G.2; Gao et al. 2022): of N answers sorted by the choosing reward, the i-th (from 0) is the best of
+C(N-1-i, n-1) of the C(N, n) subsets. Answers that the choosing reward finds equal share what they are worth.
 
 The distance from the policy that drew them: KL = log n - (n - 1) / n, exact when no two answers tie.
 """

@@ -1,0 +1,69 @@
+"""The verdict on overoptimisation from made-up runs: it can say yes and no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ladder.lab.overoptimisation import ANCHORS, EXPERIMENT, KINDS, WIDTH, measure
+from ladder.lab.run import draw
+from ladder.pipeline import recipe as recipes
+from ladder.pipeline.plan import plan
+
+
+def seed(number: int, falls: float, kept: float = 0.0) -> dict[str, Any]:
+    """One seed: without an anchor gold falls by `falls` from 1.3; with one by `kept`."""
+    x = np.linspace(0, 1, 10)
+    made: dict[str, Any] = {}
+    for kind in KINDS:
+        for anchor in ANCHORS:
+            fall = falls if anchor == "none" else kept
+            gold = np.where(x < 0.3, 0.7 + 2 * x, 1.3 - fall * (x - 0.3) / 0.7) + 0.01 * number
+            made[f"{kind}_{anchor}"] = {"kl": (30 * x).tolist(), "proxy": x.tolist(), "gold": gold.tolist()}
+    made["best_of_n"] = [{"n": n, "kl": np.log(n), "gold": 1.0 + 0.01 * n, "reward": 0.1} for n in (1, 4, 16)]
+    return made
+
+
+def test_it_holds_when_gold_falls_and_the_anchor_keeps_it() -> None:
+    found = EXPERIMENT.verdict([seed(i, 0.6 + 0.02 * i) for i in range(3)])
+    assert found.holds and found.effect.mean == pytest.approx(0.62, abs=0.05)
+    assert "loses 0.59 of gold" in found.sentence and len(found.table) == 1 + 8 + 3
+
+
+@pytest.mark.parametrize(("falls", "kept"), [(0.0, 0.0), (0.6, 0.6)])
+def test_it_does_not_when_nothing_falls_or_the_anchor_keeps_nothing(falls: float, kept: float) -> None:
+    assert not EXPERIMENT.verdict([seed(i, falls, kept) for i in range(3)]).holds
+
+
+def test_what_is_read_of_a_run(tmp_path: Path) -> None:
+    for name in [f"{k}_{a}" for k in KINDS for a in ANCHORS]:
+        (tmp_path / name).mkdir()
+        rows = [
+            {"step": i + 1, "reward/mean": i, "watched/gold": 2 * i, "kl_base": 0.5, "length/mean": 10}
+            | ({} if name.endswith("none") else {"kl/response": 7.0})
+            for i in range(2 * WIDTH + 3)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name, found in (("best_of_n", {"curve": []}), ("reward_model", {"held_out": {}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(found))
+    got = measure(tmp_path)
+    assert got["grpo_none"] == {"kl": [5.0, 5.0], "proxy": [3.5, 11.5], "gold": [7.0, 23.0]}
+    assert got["ppo_small"]["kl"] == [7.0, 7.0]
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    draw(EXPERIMENT, [seed(i, 0.6) for i in range(2)], tmp_path / "x.svg")
+    assert "square root of the KL" in (tmp_path / "x.svg").read_text()
+
+
+def test_the_recipe_has_the_anchors_that_are_drawn(tmp_path: Path) -> None:
+    recipe, document = recipes.load(EXPERIMENT.recipe, ["model.source=preset:chain"])
+    plan(recipe, document, tmp_path)
+    for kind in KINDS:
+        for anchor, beta in ANCHORS.items():
+            assert recipe.stages[f"{kind}_{anchor}"]["kl_coef"] == beta
