@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ladder.config import near
 from ladder.errors import UserError
-from ladder.lab import discovery, overoptimisation
+from ladder.lab import discovery, overoptimisation, staleness, two_roads
 from ladder.lab.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (overoptimisation.EXPERIMENT, discovery.EXPERIMENT)}
+MODULES = (overoptimisation, two_roads, discovery, staleness)
+EXPERIMENTS: dict[str, Experiment] = {m.EXPERIMENT.name: m.EXPERIMENT for m in MODULES}
 
 
 def find(name: str) -> Experiment:
