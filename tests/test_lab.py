@@ -99,4 +99,6 @@ def test_from_runs_to_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for seed in (0, 1):
         base = tmp_path / "lab" / "base" / f"seed-{seed}" / "pretrain" / "model"
         assert made["seeds"][str(seed)]["from"]["source"] == str(base) and base.exists()
+    told = (tmp_path / "lab" / "tiny" / "tiny.md").read_text()
+    assert "it fell" in told and "| seed | loss |\n|---|---|\n| 0 | 1 |" in told and "| again | " in told
     assert (tmp_path / "lab" / "tiny" / "tiny.svg").read_text().startswith("<?xml")

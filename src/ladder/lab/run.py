@@ -2,7 +2,7 @@
 
     OUT/base/seed-0/            the base that every experiment of a seed starts from
     OUT/NAME/seed-0/            the recipe's run; `ladder run`, `ladder report` and `ladder lineage` know it
-    OUT/NAME/NAME.json .svg     what was measured, the effect with its interval, the sentence; the figure
+    OUT/NAME/NAME.json .md .svg what was measured, the effect with its interval, the sentence; the figure
 
 What is done is not done again, as in any run.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ladder.engine.checkpoint import write_json
+from ladder.engine.checkpoint import write_json, write_text
 from ladder.errors import UserError
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.pipeline import recipe as recipes
@@ -52,7 +52,7 @@ def _run(name: str, changes: Sequence[str], out: Path, console: Console) -> Path
 def write(
     experiment: Experiment, seeds: Sequence[int], measured: Sequence[Measured], verdict: Verdict, directory: Path
 ) -> None:
-    """NAME.json and NAME.svg."""
+    """NAME.json, NAME.md and NAME.svg."""
     write_json(
         directory / f"{experiment.name}.json",
         {
@@ -65,7 +65,22 @@ def write(
             "seeds": dict(zip(map(str, seeds), measured, strict=True)),
         },
     )
+    write_text(directory / f"{experiment.name}.md", page(experiment, seeds, verdict))
     draw(experiment, measured, directory / f"{experiment.name}.svg")
+
+
+def page(experiment: Experiment, seeds: Sequence[int], verdict: Verdict) -> str:
+    """The verdict in Markdown: claim, sentence, table, every effect with its interval."""
+    lines = [f"**The claim.** {experiment.claim}.", ""]
+    lines += [f"**{'It holds here' if verdict.holds else 'It does not hold here'}.** {verdict.sentence}", ""]
+    lines += [f"![{experiment.name}]({experiment.name}.svg)", ""]
+    for i, row in enumerate(verdict.table):
+        lines.append("| " + " | ".join(row) + " |")
+        lines += ["|" + "---|" * len(row)] if i == 0 else []
+    shown = {"the effect": verdict.effect} | verdict.more
+    lines += ["", f"| difference | mean of seeds {', '.join(map(str, seeds))} | 95% interval |", "|---|---|---|"]
+    lines += [f"| {name} | {e.mean:+.3f} | {e.low:+.3f} to {e.high:+.3f} |" for name, e in shown.items()]
+    return "\n".join(lines) + "\n"
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], path: Path) -> None:
