@@ -1,14 +1,15 @@
 """Learning from answers of an older policy, or of another model, with and without importance correction.
 
 The same reinforcement learning with as many answers everywhere; only who drew them differs: the policy as it is, as it
-was 1, 4 or 16 updates ago, the base to the end, and another model. Corrections: the clipped ratio of PPO (`PolicyClip`),
-and REINFORCE weighted by the ratio, capped (`CISPO`: Ionides 2008's truncated importance sampling, as in IMPALA, Espeholt
-et al. 2018, arXiv:1802.01561). None: `PolicyGradient`. Stale answers in RL of language models: Noukhovitch et al. 2024,
-arXiv:2410.18252; AReaL, Fu et al. 2025, arXiv:2505.24298.
+was 1, 4 or 16 updates ago, the base to the end, and another model. Corrections: the clipped ratio of PPO
+(`PolicyClip`), and REINFORCE weighted by the ratio, capped (`CISPO`: Ionides 2008's truncated importance sampling, as
+in IMPALA, Espeholt et al. 2018, arXiv:1802.01561). None: `PolicyGradient`. Stale answers in RL of language models:
+Noukhovitch et al. 2024, arXiv:2410.18252; AReaL, Fu et al. 2025, arXiv:2505.24298.
 
-Learning per sample is the mean accuracy of the policy over the run (the area under its curve), stability how far it falls
-from its best to its end. Left out: AReaL's decoupled objective (a ratio to the policy of the step's beginning, weighted
-by that policy's to the sampler): with one optimiser step a batch the first ratio is 1 and it is the capped weight.
+Learning per sample is the mean accuracy of the policy over the run (the area under its curve), stability how far it
+falls from its best to its end. Left out: AReaL's decoupled objective (a ratio to the policy of the step's beginning,
+weighted by that policy's to the sampler): with one optimiser step a batch the first ratio is 1 and the second is the
+capped weight.
 """
 
 from __future__ import annotations
@@ -92,14 +93,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _table(measured: Sequence[Measured]) -> list[list[str]]:
-    rows = [["answers", "correction", "mean over the run", "at the end", "fall from the best", "largest gradient", "clipped"]]
+    rows = [["answers", "correction", "mean of the run", "at the end", "fall", "largest gradient", "clipped"]]
     for name in RUNS:
         who, _, how = name.partition("_")
         words = ["on-policy", "(none is needed)"] if name == "on_policy" else [WHO[who], HOW[how]]
         each = [m[name] for m in measured]
         shares = [_mean([f(e) for e in each]) for f in (learning, lambda e: e["accuracy"][-1], fall)]
         gradient, clipped = (_mean([e[f] for e in each]) for f in ("gradient", "clipped"))
-        rows.append([*words, *(f"{s:.1%}" for s in shares), f"{gradient:.2f}", "" if how == "none" else f"{clipped:.1%}"])
+        cut = "" if how == "none" else f"{clipped:.1%}"
+        rows.append([*words, *(f"{s:.1%}" for s in shares), f"{gradient:.2f}", cut])
     return rows
 
 
@@ -114,7 +116,8 @@ def draw(measured: Sequence[Measured], figure: Figure) -> None:
             for m in measured:
                 axes.plot(steps, [100 * a for a in m[name]["accuracy"]], color=colour, linewidth=0.6, alpha=0.5)
             means = [100 * _mean(values) for values in zip(*(m[name]["accuracy"] for m in measured), strict=True)]
-            axes.plot(steps, means, color=colour, linewidth=2, linestyle="--" if name == "on_policy" else "-", label=label)
+            dashed = "--" if name == "on_policy" else "-"
+            axes.plot(steps, means, color=colour, linewidth=2, linestyle=dashed, label=label)
         axes.set_title(words, loc="left", fontsize=9.5)
         axes.set_xlabel("updates")
         axes.set_ylim(0, 102)
@@ -125,8 +128,8 @@ def draw(measured: Sequence[Measured], figure: Figure) -> None:
 EXPERIMENT = Experiment(
     name="staleness",
     claim=(
-        "A policy learns from answers many updates old when the loss corrects for it by an importance ratio, and comes to "
-        "grief without (after Espeholt et al. 2018, arXiv:1802.01561; Fu et al. 2025, arXiv:2505.24298)"
+        "A policy learns from answers many updates old when the loss corrects for it by an importance ratio, and comes "
+        "to grief without (after Espeholt et al. 2018, arXiv:1802.01561; Fu et al. 2025, arXiv:2505.24298)"
     ),
     measure=measure,
     verdict=verdict,
