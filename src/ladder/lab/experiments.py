@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ladder.config import near
 from ladder.errors import UserError
-from ladder.lab import discovery, overoptimisation, staleness, two_roads
+from ladder.lab import discovery, overoptimisation, staleness, two_roads, what_sft_changes
 from ladder.lab.experiment import Experiment
 
-MODULES = (overoptimisation, two_roads, discovery, staleness)
+MODULES = (overoptimisation, two_roads, discovery, staleness, what_sft_changes)
 EXPERIMENTS: dict[str, Experiment] = {m.EXPERIMENT.name: m.EXPERIMENT for m in MODULES}
 
 
