@@ -1,0 +1,110 @@
+"""The experiment on what SFT changes: verdicts both ways, a change worked by hand, and a tiny run read as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import small_run
+from ladder.lab import run as lab
+from ladder.lab import what_sft_changes as experiment
+from ladder.lab.experiments import find
+from ladder.lab.what_sft_changes import ADAPTERS, EXPERIMENT, KINDS, RATES, fastest, measure, relative_change
+from ladder.pipeline import recipe as recipes
+from ladder.pipeline.run import plan
+
+LEARNED = {"full": 0.036, "attention": 0.047, "mlp": 0.041, "linear": 0.042}
+COUNTS = {"full": 153_000, "attention": 10_752, "mlp": 10_440, "linear": 10_872}
+
+
+def measured(seed: int, counts: dict[str, int] = COUNTS, **learned: float) -> dict[str, Any]:
+    """As the experiment reads it from a run."""
+
+    def one(kind: str) -> dict[str, Any]:
+        adapter = {"logits": 1e-5, "moved": 2.0, "time": {"merged": 1.0, "apart": 1.3}} if kind in ADAPTERS else {}
+        found = {
+            "learned": (LEARNED | learned)[kind] + 0.0001 * seed * len(kind),
+            "forgot": 0.1,
+            "accuracy": 0.9,
+            "parameters": counts[kind],
+            "change": {"attention": [0.1, 0.2, 0.3], "mlp": [0.2, 0.1, 0.1]},
+        }
+        return found | adapter
+
+    return {kind: one(kind) for kind in KINDS} | {"base": {"learned": 0.2, "forgot": 0.5}}
+
+
+def test_it_holds_when_attention_learns_less_and_else_not() -> None:
+    found = EXPERIMENT.verdict([measured(s) for s in range(3)])
+    assert found.holds and found.effect.mean == pytest.approx(0.0066)
+    assert found.more["change under full SFT, attention - MLPs"].mean == pytest.approx(0.2 - 0.4 / 3)
+    assert found.table[1][0] == "all weights" and found.table[2][8:] == ["1.00", "1.30"]
+    assert not EXPERIMENT.verdict([measured(s, mlp=0.047) for s in range(3)]).holds
+
+
+def test_adapters_that_are_no_equals_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="no equals"):
+        EXPERIMENT.verdict([measured(s, COUNTS | {"mlp": 9_000}) for s in range(2)])
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    lab.draw(EXPERIMENT, [measured(s) for s in range(2)], tmp_path / "x.svg")
+    assert "relative change" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_change_worked_by_hand() -> None:
+    """Layer 0's attention: two matrices of norm 3 and 4, moved by 0.3 and 0.4: 0.5 / 5. Norms of no matrix: nothing."""
+    before = {
+        "model.layers.0.self_attn.q_proj.weight": torch.tensor([[3.0, 0.0]]),
+        "model.layers.0.self_attn.o_proj.weight": torch.tensor([[0.0, 4.0]]),
+        "model.layers.0.mlp.up_proj.weight": torch.tensor([[2.0]]),
+        "model.layers.1.self_attn.q_proj.weight": torch.tensor([[1.0]]),
+        "model.layers.1.mlp.up_proj.weight": torch.tensor([[1.0]]),
+        "model.layers.0.input_layernorm.weight": torch.tensor([9.0]),
+    }
+    moved = {name: p * 1.1 if "0.self" in name else p for name, p in before.items()}
+    moved["model.layers.1.mlp.up_proj.weight"] = torch.tensor([[0.5]])
+    found = relative_change(before, moved)
+    assert found["attention"] == pytest.approx([0.1, 0.0]) and found["mlp"] == pytest.approx([0.0, 0.5])
+
+
+def test_the_fastest_of_some_rounds_in_turns() -> None:
+    told: list[str] = []
+    assert set(fastest({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, 2)) == {"a", "b"}
+    assert told == ["a", "b", "a", "b"]
+
+
+def test_the_recipe_plans() -> None:
+    assert find("what_sft_changes") is EXPERIMENT
+    planned = {p.name: p.config.model_dump() for p in plan(*recipes.load("lab/what_sft_changes"), Path("nowhere"))}
+    assert list(planned) == [f"{kind}_{rate}" for kind in KINDS for rate in RATES]
+    for kind in KINDS:
+        assert len({planned[f"{kind}_{rate}"]["optim"]["lr"] for rate in RATES}) == len(RATES)
+        assert len({str(planned[f"{kind}_{rate}"]["lora"]) for rate in RATES}) == 1
+    assert len({str(p["data"]) for p in planned.values()}) == 1
+
+
+def test_a_run_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged adapters give the logits of adapters apart, which are not the base's; their numbers are as they say."""
+    monkeypatch.setattr(experiment, "RATES", ("mid", "high"))
+    monkeypatch.setattr(experiment, "DOCUMENTS", 50)
+    small_run.run(tmp_path / "base", "eval=null", until="pretrain")
+    whole = yaml.safe_load((small_run.ROOT / "recipes" / "lab" / "what_sft_changes.yaml").read_text())
+    whole["stages"] = {n: s for n, s in whole["stages"].items() if not n.endswith("_low")}
+    for stage in whole["stages"].values():
+        stage["data"] = {"web": stage["data"]["web"] | {"documents": 64}}
+    whole["eval"]["sets"]["easy"]["n"], whole["model"]["source"] = 4, str(tmp_path / "base" / "pretrain" / "model")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(whole))
+    small_run.run(tmp_path / "run", "engine.workers=1", "sampler.workers=1", recipe=tmp_path / "own.yaml")
+    found = measure(tmp_path / "run")
+    for kind in ADAPTERS:
+        assert found[kind]["parameters"] == COUNTS[kind] and found[kind]["stage"].startswith(f"{kind}_")
+        assert found[kind]["logits"] < 1e-4 < found[kind]["moved"]
+        assert found[kind]["learned"] == min(found["all"][f"{kind}_{rate}"]["learned"] for rate in ("mid", "high"))
+        assert (min(found[kind]["change"]["attention"]) > 0) == (kind != "mlp")
+        assert (min(found[kind]["change"]["mlp"]) > 0) == (kind != "attention")
+    assert 0 < found["full"]["learned"] < found["base"]["learned"]
