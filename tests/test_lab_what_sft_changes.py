@@ -92,6 +92,7 @@ def test_a_run_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merged adapters give the logits of adapters apart, which are not the base's; their numbers are as they say."""
     monkeypatch.setattr(experiment, "RATES", ("mid", "high"))
     monkeypatch.setattr(experiment, "DOCUMENTS", 50)
+    monkeypatch.setattr(experiment, "ROUNDS", 2)
     small_run.run(tmp_path / "base", "eval=null", until="pretrain")
     whole = yaml.safe_load((small_run.ROOT / "recipes" / "lab" / "what_sft_changes.yaml").read_text())
     whole["stages"] = {n: s for n, s in whole["stages"].items() if not n.endswith("_low")}

@@ -40,6 +40,8 @@ RATES = ("low", "mid", "high")
 UNSEEN = 1_000_003
 """Added to a run's seed for documents that no stage of it has read."""
 DOCUMENTS = 1000
+ROUNDS = 40
+"""Forward passes of which the fastest counts."""
 SPREAD = 1.05
 """How far the numbers of parameters of adapters may be apart to be called equal."""
 
@@ -121,7 +123,7 @@ def merging(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
     models = {"base": plain, "merged": folded, "apart": apart}
     with torch.no_grad():
         logits = {n: m(input_ids=tokens).logits for n, m in models.items()}
-        seconds = fastest({n: lambda m=m: m(input_ids=tokens) for n, m in models.items()})
+        seconds = fastest({n: lambda m=m: m(input_ids=tokens) for n, m in models.items()}, ROUNDS)
     return {
         "logits": float((logits["merged"] - logits["apart"]).abs().max()),
         "moved": float((logits["merged"] - logits["base"]).abs().max()),
@@ -129,7 +131,7 @@ def merging(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
     }
 
 
-def fastest(calls: dict[str, Callable[[], Any]], rounds: int = 40) -> dict[str, float]:
+def fastest(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Seconds of the fastest of some rounds; in turns, so that a busy machine is as unkind to one as to the other."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
