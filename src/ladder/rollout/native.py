@@ -3,8 +3,10 @@
 A prompt is read once for all its samples; a finished sequence leaves at once and a waiting one enters. Draws
 depend on the request's key, the sample's index and the position alone (`sampling.py`), so scheduling changes
 nothing but speed, and the log-probabilities agree with the engine's to rounding because it is the same model.
+How the next logits come about is a `Decoding`: the modules themselves (`modules.py`), or for the families that it
+knows the same computation over packed weights (`llama.py`).
 
-Left out: paging (a slot is a contiguous stretch) and sharing a prompt's keys between slots (they are copied).
+Left out: paging, and beginning with the answers that will be longest: nobody knows them; longer limits go first.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +22,11 @@ from torch import nn
 
 from ladder.errors import UserError
 from ladder.head import Head
-from ladder.rollout.cache import Cache, PromptPlan, TokenPlan
+from ladder.rollout.llama import Decoder, Llama, fits
+from ladder.rollout.modules import Modules
+from ladder.rollout.prompts import Prompts
 from ladder.rollout.rows import Rows
 from ladder.rollout.sampling import draw, uniforms
-from ladder.segments import PackedPlan, Segment
 from ladder.types import Completion, Request, Weights
 
 Progress = Callable[[int, int], None]
@@ -31,6 +34,24 @@ Progress = Callable[[int, int], None]
 
 PREFILL_TOKENS = 8192
 """Most prompt tokens read in one pass."""
+PACK_FROM = 4
+"""Rows from which laying the weights out anew pays for itself."""
+
+
+class Decoding(Protocol):
+    """From tokens to the logits of the next one, for rows in slots 0 .. A-1, with all that must be remembered."""
+
+    def read(self, prompts: Prompts, first: int) -> torch.Tensor:
+        """Reads prompts, whose rows take the slots first, first + 1, ...: logits [p, V] behind each prompt."""
+        ...
+
+    def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> torch.Tensor:
+        """Appends each row's newest token, at its position: logits [A, V]."""
+        ...
+
+    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
+        """Rows `kept` (ascending), at positions_A, move to slots 0, 1, ...; the others are forgotten."""
+        ...
 
 
 class NativeSampler:
@@ -39,6 +60,7 @@ class NativeSampler:
     slots: most sequences decoded side by side. cache_tokens: bound on slots x length, and so on memory. eos:
     token ids that end an answer (kept as its last token). workers: threads with a share of the requests each, for
     models too small to fill the cores. context: most tokens of prompt and answer (default: the model's own limit).
+    packed: decode over packed weights where the family is known; False: through the modules, whatever it is.
     """
 
     def __init__(
@@ -51,6 +73,7 @@ class NativeSampler:
         cache_tokens: int = 1 << 20,
         workers: int = 1,
         context: int | None = None,
+        packed: bool = True,
         progress: Progress | None = None,
     ) -> None:
         if not eos:
@@ -61,24 +84,38 @@ class NativeSampler:
         self.eos = tuple(sorted(set(eos)))
         self.slots, self.cache_tokens, self.workers = slots, cache_tokens, workers
         self.context = context or int(model.config.max_position_embeddings)  # pyright: ignore
-        self.progress = progress
+        self.packed, self.progress = packed, progress
         self.version = 0
         self.device = self.head.weight.device
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """The modules are shared with the engine, so there is nothing to copy; no key outlives a call either."""
+        """The modules are shared with the engine, so there is nothing to copy; what is packed, is for one call."""
         self.version = version
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """See `types.Sampler`. Raises UserError for a prompt that does not fit the context."""
         for r in requests:
             self._check(r)
-        if self.workers == 1 or len(requests) < self.workers:
-            return self._run(requests)
-        size = math.ceil(len(requests) / self.workers)
-        parts = [requests[i : i + size] for i in range(0, len(requests), size)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            return [group for part in pool.map(self._run, parts) for group in part]
+        if not requests:
+            return []
+        workers = min(self.workers, len(requests))
+        with torch.no_grad():
+            begin = self._decoding(requests)
+            if workers == 1:
+                return self._run(requests, begin)
+            size = math.ceil(len(requests) / workers)
+            parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+            with ThreadPoolExecutor(workers) as pool:
+                return [group for part in pool.map(lambda p: self._run(p, begin), parts) for group in part]
+
+    def _decoding(self, requests: Sequence[Request]) -> Callable[[int, int], Decoding]:
+        """How a worker begins to decode, given its slots and their length; weights are as they are now."""
+        if not (self.packed and fits(self.base, self.head, self.context)):
+            return lambda slots, length: Modules(self.base, self.head, slots, length)
+        rows = min(self.slots, sum(r.n for r in requests))
+        length = max(min(len(r.prompt) + r.sampling.max_tokens, self.context) for r in requests)
+        model = Llama.of(self.base, self.head, length, pack=rows >= PACK_FROM)
+        return lambda slots, length: Decoder(model, slots)
 
     def _check(self, r: Request) -> None:
         if not r.prompt:
@@ -95,54 +132,35 @@ class NativeSampler:
 
     # ------------------------------------------------------------ the loop
 
-    def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        if not requests:
-            return []
+    def _run(self, requests: Sequence[Request], begin: Callable[[int, int], Decoding]) -> list[list[Completion]]:
         rows = Rows(requests, self.tokenizer, self.eos, self.context)
-        longest = rows.longest
-        slots = max(1, min(self.slots, rows.total, self.cache_tokens // longest))
-        cache = Cache(slots, longest)
-        with torch.no_grad():
+        slots = max(1, min(self.slots, rows.total, self.cache_tokens // rows.longest))
+        with torch.no_grad():  # holds in this thread only
+            state = begin(slots, rows.longest)
             while not rows.finished:
                 free = slots - rows.active
                 if rows.waiting and (rows.active == 0 or free >= max(1, slots // 8)):
-                    self._admit(rows, cache, free)
+                    self._admit(rows, state, free)
                 else:
-                    self._step(rows, cache)
-                self._compact(rows, cache)
+                    self._step(rows, state)
+                self._compact(rows, state)
                 if self.progress is not None:
                     self.progress(rows.done_count, rows.total)
         return rows.completions()
 
-    def _admit(self, rows: Rows, cache: Cache, free: int) -> None:
+    def _admit(self, rows: Rows, state: Decoding, free: int) -> None:
         """Reads the next prompts once each and gives their samples slots and first tokens."""
         prompts, owner = rows.admit(free, PREFILL_TOKENS)  # owner [R]: each new row's prompt
-        lengths = np.array([len(p) for p in prompts])
-        starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-        total = int(lengths.sum())
-        plan = PackedPlan.of([Segment(int(s), int(n)) for s, n in zip(starts, lengths, strict=True)], total)
-        reader = PromptPlan(plan.to(self.device))
-        tokens = torch.tensor([t for p in prompts for t in p], device=self.device)
-        positions = torch.from_numpy(np.arange(total) - np.repeat(starts, lengths)).to(self.device)
-        hidden = self.base(input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=reader)[0][0]
-        last = torch.from_numpy(starts + lengths - 1).to(self.device)
-        logits = self.head.logits(hidden.index_select(0, last))
-        line = np.minimum(np.arange(lengths.max())[None], lengths[:, None] - 1) + starts[:, None]
-        R = len(owner)
-        cache.fill(reader, torch.from_numpy(line[owner]).to(self.device), rows.active - R)
-        self._draw(rows, rows.active - R, logits.index_select(0, torch.from_numpy(owner).to(self.device)))
+        first = rows.active - len(owner)
+        logits = state.read(Prompts.of(prompts, owner), first)
+        self._draw(rows, first, logits.index_select(0, torch.from_numpy(owner).to(self.device)))
 
-    def _step(self, rows: Rows, cache: Cache) -> None:
+    def _step(self, rows: Rows, state: Decoding) -> None:
         """One more token for every active row."""
         A = rows.active
-        positions = torch.from_numpy(rows.position[:A]).to(self.device)
-        plan = TokenPlan(cache, positions, int(rows.position[:A].max()) + 1)
-        tokens = torch.from_numpy(rows.last[:A]).to(self.device)
-        hidden = self.base(
-            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, plan=plan
-        )[0]
+        logits = state.step(rows.last[:A], rows.position[:A])
         rows.position[:A] += 1
-        self._draw(rows, 0, self.head.logits(hidden[:, 0]))
+        self._draw(rows, 0, logits)
 
     def _draw(self, rows: Rows, first: int, logits: torch.Tensor) -> None:
         """Draws a token for active rows first, first + 1, ... from their logits [R, V]."""
@@ -153,10 +171,9 @@ class NativeSampler:
             tokens, logps = draw(some, uniforms(rows.stream[here], rows.drawn[here]), sampling)
             rows.accept(here, tokens.cpu().numpy(), logps.cpu().numpy())
 
-    def _compact(self, rows: Rows, cache: Cache) -> None:
-        """Drops finished rows once enough have gathered for the copies to pay, or nothing else is left."""
+    def _compact(self, rows: Rows, state: Decoding) -> None:
+        """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left."""
         gone = int(rows.over[: rows.active].sum())
-        if gone and (gone == rows.active or gone >= max(1, rows.active // 8) or rows.must_drop):
-            to, origin, length = rows.drop()
-            if len(to):
-                cache.move(torch.from_numpy(to), torch.from_numpy(origin), length)
+        rows.idle += gone
+        if gone and (gone == rows.active or rows.idle * 8 >= rows.active or rows.must_drop):
+            state.keep(*rows.drop())

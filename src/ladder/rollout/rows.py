@@ -49,6 +49,7 @@ class Rows:
         self.active = 0
         self.done_count = 0
         self.must_drop = False
+        self.idle = 0  # steps of finished rows since the last were dropped
         n = self.total
         self.sample = np.zeros(n, np.int64)  # sample in each slot
         self.position = np.zeros(n, np.int64)  # where the last token of each slot stands
@@ -156,17 +157,14 @@ class Rows:
         if request in self.thinking and s not in self.pending and self.stops[s] is None:
             self.thinking[request].watch(s, ids, self.pending, self.thought)
 
-    def drop(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Frees finished slots: rows (to, origin) to move so that active ones stay together, and their length."""
-        keep = ~self.over[: self.active]
-        n = int(keep.sum())
-        to = np.flatnonzero(~keep[:n])
-        origin = n + np.flatnonzero(keep[n:])
+    def drop(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frees finished slots: the rows that stay (their old slots, ascending) and their positions."""
+        kept = np.flatnonzero(~self.over[: self.active])
+        n = len(kept)
         for array in (self.sample, self.position, self.last, self.drawn, self.stream, self.over):
-            array[to] = array[origin]
-        self.active = n
-        self.must_drop = False
-        return to, origin, int(self.position[:n].max()) + 1 if n else 0
+            array[:n] = array[kept]
+        self.active, self.idle, self.must_drop = n, 0, False
+        return kept, self.position[:n]
 
     def completions(self) -> list[list[Completion]]:
         """Everything drawn, grouped by request."""

@@ -45,16 +45,14 @@ def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tens
     z = logits_AV.float()
     if sampling.temperature == 0:
         tokens = z.argmax(-1)
-        return tokens, z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(-1)
+        return tokens, z.softmax(-1).gather(1, tokens[:, None])[:, 0].log()
     if sampling.temperature != 1:
         z = z.div_(sampling.temperature)
     if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
         z = truncate(z, sampling)
-    top = z.amax(-1, keepdim=True)
-    p = (z - top).exp_()
+    p = z.softmax(-1)
     tokens, total = inverse_cdf(p, uniform_A)
-    logps = z.gather(1, tokens[:, None])[:, 0] - top[:, 0] - total.log()
-    return tokens, logps
+    return tokens, (p.gather(1, tokens[:, None])[:, 0] / total).log()
 
 
 def inverse_cdf(weights_AV: Tensor, uniform_A: Tensor) -> tuple[Tensor, Tensor]:

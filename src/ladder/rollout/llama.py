@@ -1,0 +1,191 @@
+"""The decoding path of the Llama layout: Llama, Qwen 2, Qwen 3 and Mistral, as plain functions over packed weights.
+
+    x = x + O attend(rope(Q h), rope(K h), V h),  h = norm(x)
+    x = x + D (silu(G h) * U h),                  h = norm(x)                  logits = E norm(x)
+
+The modules of transformers compute the same (`modules.py`, the oracle) with three times as many operations over
+weights as they lie. Here query, key and value are one product, additions and SiLU happen inside the products, the
+scale of the scores is part of the queries' weights, and prompts are shared (`shared.py`). The weights are packed anew
+for every call of the sampler, so none can be stale.
+
+Left out, and decoded by the modules: other families and types than float32, windows shorter than the context,
+rotations that depend on the length, other activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+
+from ladder.head import Head
+from ladder.rollout.packed import Matrix, effective
+from ladder.rollout.prompts import Prompts
+from ladder.rollout.shared import Shared
+
+FAMILIES = (LlamaModel, Qwen2Model, Qwen3Model, MistralModel)
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(slots=True)
+class Layer:
+    """One layer's weights. norms: before attention, before the MLP, and of queries and keys (Qwen 3)."""
+
+    norm: Tensor
+    qkv: Matrix
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Matrix
+    mlp_norm: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+@dataclass(slots=True)
+class Llama:
+    """A model's weights as they are now. heads: of queries; key_heads: of keys; width: of a head; cos, sin [length, D],
+    sin with the sign that its half of the pair has."""
+
+    layers: list[Layer]
+    embedding: Tensor
+    norm: Tensor
+    head: Matrix
+    eps: float
+    heads: int
+    key_heads: int
+    width: int
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, base: Any, head: Head, length: int, pack: bool) -> Llama:
+        """Of a model that `fits`. length: most positions. pack: for more than a few rows."""
+        config = base.config
+        attention = base.layers[0].self_attn
+        width: int = attention.head_dim
+        line = torch.arange(length, device=head.weight.device)
+        cos, sin = base.rotary_emb(base.embed_tokens.weight, line[None])
+        sin = torch.cat([-sin[0, :, : width // 2], sin[0, :, width // 2 :]], -1)
+        return cls(
+            [_layer(module, pack) for module in base.layers],
+            base.embed_tokens.weight.detach(),
+            base.norm.weight.detach(),
+            Matrix([head.weight.detach()], [None if head.bias is None else head.bias.detach()], pack),
+            base.norm.variance_epsilon,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            width,
+            cos[0],
+            sin,
+        )
+
+    def rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+    def qkv(self, layer: Layer, x_AD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [A, heads, D], keys and values [A, key_heads, D]; cos and sin [A, 1, D]."""
+        A, both = len(x_AD), self.heads + self.key_heads
+        x = layer.qkv(self.rms(x_AD, layer.norm)).view(A, both + self.key_heads, self.width)
+        qk = x[:, :both]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = x[:, : self.heads], x[:, self.heads : both]
+            qk = torch.cat([self.rms(q, layer.q_norm), self.rms(k, layer.k_norm)], 1)
+        half = self.width // 2
+        turned = torch.cat([qk[..., half:], qk[..., :half]], -1).mul_(sin)
+        qk = turned.addcmul_(qk, cos)
+        return qk[:, : self.heads], qk[:, self.heads :], x[:, both:]
+
+    def finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention of a layer; x and the result [A, D]."""
+        x = layer.out(attended, onto=x)
+        h = self.rms(x, layer.mlp_norm)
+        return layer.down(layer.up(h, times=layer.gate(h, silu=True)), onto=x)
+
+
+class Decoder:
+    """One call's decoding state (`native.Decoding`)."""
+
+    def __init__(self, model: Llama, slots: int) -> None:
+        self.model = model
+        self.device = model.embedding.device
+        self.store = Shared(len(model.layers), model.key_heads, model.width, slots, model.embedding)
+
+    def read(self, prompts: Prompts, first: int) -> Tensor:
+        m, plan = self.model, prompts.plan.to(self.device)
+        positions = prompts.positions.to(self.device)
+        cos, sin = m.cos[positions][:, None], m.sin[positions][:, None]
+        x, kept = m.embedding.index_select(0, prompts.tokens.to(self.device)), []
+        for i, layer in enumerate(m.layers):
+            q, k, v = m.qkv(layer, x, cos, sin)
+            kept.append((k, v))
+            q_, k_, v_ = (y.transpose(0, 1)[None] for y in (q, k, v))
+            out = plan.attend(i, q_, k_, v_, scaling=1.0, window=0, softcap=0.0)
+            x = m.finish(layer, x, out.reshape(len(x), -1))
+        self.store.add(prompts, kept, first)
+        return m.head(m.rms(x.index_select(0, prompts.last.to(self.device)), m.norm))
+
+    def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
+        m, A = self.model, len(tokens_A)
+        self.store.begin(positions_A)
+        positions = torch.from_numpy(positions_A).to(self.device)
+        cos, sin = m.cos.index_select(0, positions)[:, None], m.sin.index_select(0, positions)[:, None]
+        x = m.embedding.index_select(0, torch.from_numpy(tokens_A).to(self.device))
+        rows, group = A * m.key_heads, m.heads // m.key_heads
+        for i, layer in enumerate(m.layers):
+            q, k, v = m.qkv(layer, x, cos, sin)
+            out = self.store.attend(
+                i, q.reshape(rows, group, m.width), k.reshape(rows, m.width), v.reshape(rows, m.width)
+            )
+            x = m.finish(layer, x, out.view(A, -1))
+        return m.head(m.rms(x, m.norm))
+
+    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
+        self.store.keep(kept, positions_A)
+
+
+def fits(base: nn.Module, head: Head, context: int) -> bool:
+    """Whether `Llama.of` knows the model (the decoder of one) and everything in it."""
+    if type(base) not in FAMILIES or head.weight.dtype != torch.float32 or head.scale != 1.0 or head.softcap:
+        return False
+    config: Any = base.config
+    values = config.to_dict()
+    window = values.get("sliding_window") or context
+    slides = isinstance(base, MistralModel) or "sliding_attention" in values.get("layer_types", ())
+    plain = values["hidden_act"] == "silu" and values["rope_parameters"]["rope_type"] in ROTATIONS
+    found = (effective(m) for name, m in base.named_modules() if name.rsplit(".", 1)[-1] in LINEAR)
+    return plain and not (slides and window < context) and all(f is not None for f in found)
+
+
+def _layer(module: Any, pack: bool) -> Layer:
+    attention, mlp = module.self_attn, module.mlp
+    parts = [_effective(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    q_norm = attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None
+    if q_norm is not None:
+        q_norm = q_norm * attention.scaling
+    else:
+        weight, bias = parts[0]
+        parts[0] = weight * attention.scaling, None if bias is None else bias * attention.scaling
+    others = map(_effective, (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    matrices = [Matrix([w], [b], pack) for w, b in others]
+    return Layer(
+        module.input_layernorm.weight.detach(),
+        Matrix([w for w, _ in parts], [b for _, b in parts], pack),
+        q_norm,
+        attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
+        matrices[0],
+        module.post_attention_layernorm.weight.detach(),
+        *matrices[1:],
+    )
+
+
+def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    found = effective(layer)
+    assert found is not None, "a layer that `fits` has accepted"
+    return found

@@ -1,0 +1,70 @@
+"""Matrices laid out for decoding: y = x W' + b with the weights packed once for many small products.
+
+A decoding step multiplies a few dozen rows with every weight of the model. On a CPU oneDNN's own layout of the
+weights takes the time of a plain product down to less than half (measured in docs/speed.md), the faster the fewer
+the rows, and one packing serves any number of rows with the same result for a row whatever its company. Several
+matrices that read the same input are packed as one.
+
+Left out: shorter types and quantised weights (their log-probabilities are no longer the engine's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 64
+"""Rows that the layout is made for; a layout made for few is slower on many, but not the other way round."""
+
+
+class Matrix:
+    """x [A, D] -> f(x W' + b) [A, N], where f adds `onto` [A, N], multiplies by `times` [A, N], or is SiLU.
+
+    pack: lay the weights out anew (a copy), where that is possible.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], pack: bool) -> None:
+        weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+        some = [b for b in biases if b is not None]
+        assert len(some) in (0, len(biases)), "matrices packed as one have all a bias or none"
+        self.bias = torch.cat(some) if len(some) > 1 else (some[0] if some else None)
+        self.packed = pack and packable(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
+
+    def __call__(
+        self, x: Tensor, *, onto: Tensor | None = None, times: Tensor | None = None, silu: bool = False
+    ) -> Tensor:
+        other, word = (onto, "add") if times is None else (times, "mul")
+        if not self.packed:
+            y = F.linear(x, self.weight, self.bias)
+            if silu:
+                return F.silu(y, inplace=True)
+            return y if other is None else (y.add_(other) if word == "add" else y.mul_(other))
+        if other is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, word)
+        after = "swish" if silu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "")
+
+
+def packable(weight: Tensor) -> bool:
+    """Whether oneDNN can pack it here."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def effective(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [N, D] and bias of a linear layer, with its low-rank adapter added; None for any other layer."""
+    if type(layer) is nn.Linear:
+        return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    inner = layer._modules.get("base_layer")
+    if not hasattr(layer, "get_delta_weight") or inner is None:
+        return None
+    found = effective(inner)
+    if found is None or layer.disable_adapters:
+        return found
+    weight, bias = found
+    for name in layer.active_adapters:  # pyright: ignore[reportGeneralTypeIssues]
+        weight = weight + layer.get_delta_weight(name).detach()  # pyright: ignore[reportCallIssue]
+    return weight, bias

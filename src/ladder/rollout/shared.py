@@ -1,0 +1,229 @@
+"""The keys and values of rows that share prompts: a prompt is kept once, an answer's own tokens by row.
+
+A decoding step attends twice and takes one softmax over both: the queries of all answers to a prompt against its
+keys, one matrix product for the group; and each row's against its own tokens. Keys lie with their tokens last, as the
+products read them. Rows stand in the order in which they began, so that the longest come first: attention over
+their own tokens runs span by span, each as long as its first row.
+
+Left out: sliding windows and soft caps (`modules.py` has them), and paging: room grows by half when it is used up.
+Prompts of one call are padded to the longest that is still in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladder.rollout.prompts import Prompts
+
+SPAN_COST = 20_000
+"""What one more span costs, in entries of scores (measured on a CPU; only speed depends on it)."""
+ROOM = 32
+"""Tokens that a row has room for at first."""
+
+
+@dataclass(slots=True)
+class _Span:
+    """Rows start .. end-1, all of at most `length` own tokens with the new one. bias: None where all are as long."""
+
+    start: int
+    end: int
+    length: int
+    bias: Tensor | None  # [(end - start) * H_kv, 1, length]
+
+
+@dataclass(slots=True)
+class Turn:
+    """How one step attends. rows [p * H_kv * R]: the row and head at each place of the groups, R places a prompt;
+    back [A * H_kv]: the place of each row and head; both None when every row has a prompt of its own."""
+
+    A: int
+    rows: Tensor | None
+    back: Tensor | None
+    prompt_bias: Tensor | None  # [p * H_kv, 1, P]
+    spans: list[_Span]
+    at: int | None  # the place of every row's new token, when it is one for all
+    key_at: Tensor | None  # [A * H_kv * D, 1]
+    value_at: Tensor | None  # [A * H_kv]
+
+
+class Shared:
+    """One call's store for `slots` rows. Stores: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
+    [slots * H, D, room] and values [slots * H, room, D], with H key heads."""
+
+    def __init__(self, layers: int, heads: int, width: int, slots: int, like: Tensor) -> None:
+        self.heads, self.width, self.slots, self.like = heads, width, slots, like
+        self.prompts: list[tuple[Tensor, Tensor]] = []
+        self.prompt_lengths = np.zeros(0, np.int64)  # [p]
+        self.owner = np.zeros(0, np.int64)  # [A] each row's prompt
+        self.room = ROOM
+        self.own = [self._own(ROOM) for _ in range(layers)]
+        self.turn: Turn | None = None
+
+    def _own(self, room: int) -> tuple[Tensor, Tensor]:
+        n = self.slots * self.heads
+        return self.like.new_zeros(n, self.width, room), self.like.new_zeros(n, room, self.width)
+
+    # ------------------------------------------------------------ who is here
+
+    def add(self, prompts: Prompts, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
+        """Takes in prompts with their keys and values, [T, H, D] per layer, and the rows first, ... of them."""
+        line = torch.from_numpy(prompts.line).to(self.like.device)
+        fresh = [(_heads(k, line).transpose(1, 2).contiguous(), _heads(v, line)) for k, v in kept]
+        if len(self.prompt_lengths):
+            width = max(self.prompts[0][0].shape[2], fresh[0][0].shape[2])
+            fresh = [
+                (_stack(old_k, new_k, 2, width), _stack(old_v, new_v, 1, width))
+                for (old_k, old_v), (new_k, new_v) in zip(self.prompts, fresh, strict=True)
+            ]
+        assert first == len(self.owner), "rows are added behind those that are there"
+        self.owner = np.concatenate([self.owner, prompts.owner + len(self.prompt_lengths)])
+        self.prompt_lengths = np.concatenate([self.prompt_lengths, prompts.lengths])
+        self.prompts, self.turn = fresh, None
+
+    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
+        """Leaves only the rows `kept` (ascending), at positions_A, in slots 0, 1, ..., and the prompts they use."""
+        self.owner, self.turn = self.owner[kept], None
+        to = np.flatnonzero(kept != np.arange(len(kept)))
+        if len(to):
+            length = int((positions_A - self.prompt_lengths[self.owner]).max())
+            origin, to_ = self._rows(kept[to]), self._rows(to)
+            for keys, values in self.own:
+                keys[to_, :, :length] = keys[origin, :, :length]
+                values[to_, :length] = values[origin, :length]
+        used = np.unique(self.owner)
+        if len(used) < len(self.prompt_lengths):
+            self.prompt_lengths = self.prompt_lengths[used]
+            longest = int(self.prompt_lengths.max()) if len(used) else 0
+            rows = self._rows(used)
+            self.prompts = [(k[rows][:, :, :longest], v[rows][:, :longest]) for k, v in self.prompts]
+            self.owner = np.searchsorted(used, self.owner)
+
+    def _rows(self, of: np.ndarray) -> Tensor:
+        """Row and head of slots or prompts, flat."""
+        flat = of[:, None] * self.heads + np.arange(self.heads)
+        return torch.from_numpy(flat.ravel()).to(self.like.device)
+
+    # ------------------------------------------------------------ one step
+
+    def begin(self, positions_A: np.ndarray) -> None:
+        """Prepares a step that writes one token for every row."""
+        own = positions_A - self.prompt_lengths[self.owner]  # where the new token goes
+        if int(own.max()) >= self.room:
+            self._grow(int(own.max()) + 1)
+        if self.turn is None:
+            self.turn = Turn(len(own), *self._groups(), self._prompt_bias(), [], None, None, None)
+        turn = self.turn
+        turn.spans = self._spans(own + 1)
+        first = int(own[0])
+        turn.at = first if (own == first).all() else None
+        if turn.at is None:
+            at = torch.from_numpy(own.repeat(self.heads)).to(self.like.device)
+            turn.key_at = at.repeat_interleave(self.width)[:, None]
+            turn.value_at = at + torch.arange(len(at), device=at.device) * self.room
+
+    def _grow(self, needed: int) -> None:
+        old, self.room = self.room, max(needed, self.room * 3 // 2)
+        for i, (keys, values) in enumerate(self.own):
+            self.own[i] = self._own(self.room)
+            self.own[i][0][:, :, :old], self.own[i][1][:, :old] = keys, values
+
+    def _groups(self) -> tuple[Tensor | None, Tensor | None]:
+        A, p, H = len(self.owner), len(self.prompt_lengths), self.heads
+        if p == A and (self.owner == np.arange(A)).all():
+            return None, None
+        order = np.argsort(self.owner, kind="stable")
+        counts = np.bincount(self.owner, minlength=p)
+        within = np.empty(A, np.int64)
+        within[order] = np.arange(A) - np.repeat(counts.cumsum() - counts, counts)
+        R, head = int(counts.max()), np.arange(H)
+        back = (self.owner[:, None] * H + head) * R + within[:, None]  # [A, H]
+        rows = np.zeros(p * H * R, np.int64)  # places without a row compute what nobody reads
+        rows[back] = np.arange(A)[:, None] * H + head
+        device = self.like.device
+        return torch.from_numpy(rows).to(device), torch.from_numpy(back.ravel()).to(device)
+
+    def _prompt_bias(self) -> Tensor | None:
+        P = int(self.prompt_lengths.max())
+        if (self.prompt_lengths == P).all():
+            return None
+        return self._bias(self.prompt_lengths, P)
+
+    def _bias(self, lengths: np.ndarray, longest: int) -> Tensor:
+        """[n * H, 1, longest]: 0 before each length, -inf from there."""
+        hidden = np.arange(longest)[None] >= lengths.repeat(self.heads)[:, None]
+        bias = torch.zeros(hidden.shape, dtype=self.like.dtype).masked_fill_(torch.from_numpy(hidden), float("-inf"))
+        return bias[:, None].to(self.like.device)
+
+    def _spans(self, lengths: np.ndarray) -> list[_Span]:
+        """Rows in spans of like length: a new one where the entries it saves cost more than the calls."""
+        spans, start, A = [], 0, len(lengths)
+        while start < A:
+            longest = np.maximum.accumulate(lengths[start:][::-1])[::-1]  # of this row and all behind it
+            saved = (int(longest[0]) - longest) * np.arange(len(longest), 0, -1) * self.heads
+            pays = np.flatnonzero(saved > SPAN_COST)
+            end = start + int(pays[0]) if len(pays) else A
+            some, length = lengths[start:end], int(lengths[start:end].max())
+            same = bool((some == length).all())
+            spans.append(_Span(start, end, length, None if same else self._bias(some, length)))
+            start = end
+        return spans
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [A * H, g, D] (g query heads read one key head; scaled), k and v [A * H, D] of the new tokens; as q."""
+        turn = self.turn
+        assert turn is not None
+        n, g, D = q.shape
+        keys, values = self.own[layer]
+        if turn.at is not None:
+            keys[:n, :, turn.at] = k
+            values[:n, turn.at] = v
+        else:
+            assert turn.key_at is not None and turn.value_at is not None
+            keys.view(-1, self.room)[: n * D].scatter_(1, turn.key_at, k.reshape(-1, 1))
+            values.view(-1, D).index_copy_(0, turn.value_at, v)
+        prompt_keys, prompt_values = self.prompts[layer]
+        P = prompt_keys.shape[2]
+        scores = torch.bmm(_regroup(q, turn.rows, len(prompt_keys)), prompt_keys)
+        if turn.prompt_bias is not None:
+            scores += turn.prompt_bias
+        scores = _regroup(scores.view(-1, g, P), turn.back, n)
+        shares, outs = [], []
+        for span in turn.spans:
+            a, b = span.start * self.heads, span.end * self.heads
+            own = torch.bmm(q[a:b], keys[a:b, :, : span.length])
+            if span.bias is not None:
+                own += span.bias
+            share = torch.cat([scores[a:b], own], -1).softmax(-1)
+            outs.append(torch.bmm(share[:, :, P:], values[a:b, : span.length]))
+            shares.append(share[:, :, :P])
+        share = shares[0] if len(shares) == 1 else torch.cat(shares)
+        out = torch.bmm(_regroup(share, turn.rows, len(prompt_keys)), prompt_values)
+        own = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return own.add_(_regroup(out.view(-1, g, D), turn.back, n))
+
+
+def _regroup(x: Tensor, index: Tensor | None, n: int) -> Tensor:
+    """Rows [m, g, ...] at `index` (all, if None), as [n, rest * g, ...]."""
+    return (x if index is None else x.index_select(0, index)).reshape(n, -1, x.shape[2])
+
+
+def _heads(x: Tensor, line: Tensor) -> Tensor:
+    """[T, H, D] at line [p, P] -> [p * H, P, D]."""
+    picked = x.index_select(0, line.flatten()).view(*line.shape, *x.shape[1:])  # [p, P, H, D]
+    return picked.transpose(1, 2).reshape(-1, line.shape[1], x.shape[2])
+
+
+def _stack(a: Tensor, b: Tensor, dim: int, width: int) -> Tensor:
+    """Both, one behind the other, with dimension `dim` of `width`."""
+    return torch.cat([_wide(a, dim, width), _wide(b, dim, width)])
+
+
+def _wide(x: Tensor, dim: int, width: int) -> Tensor:
+    """Zeros behind dimension `dim` of a three-dimensional x up to `width`."""
+    room = width - x.shape[dim]
+    return x if not room else F.pad(x, (0, room) if dim == 2 else (0, 0, 0, room))
