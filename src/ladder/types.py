@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -246,3 +246,10 @@ class Reward(Protocol):
     """Judges the group of answers to one prompt: one outcome each, in order."""
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]: ...
+
+
+@runtime_checkable
+class PerAnswer(Protocol):
+    """A reward that judges every answer by itself, so that the answers of many groups may be given to it at once."""
+
+    per_answer: ClassVar[bool]

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -32,6 +33,8 @@ from ladder.errors import UserError, missing_extra
 transformers_logging.disable_progress_bar()  # a run has bars of its own
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout")
+Scalar = Literal[False, True, "trained"]
+"""Whether a model has a score for a head: no, yes (a new one where it has none), or one that was trained."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -59,13 +62,13 @@ def load_model(
     config: dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    scalar: bool = False,
+    scalar: Scalar = False,
 ) -> LoadedModel:
     """Loads a model and tokenizer. tokenizer: required for presets, which have none of their own; else optional.
 
     scalar: with a head of one number a position instead of the vocabulary's (transformers' sequence classifier with
-    one label); it starts at 0 when the source has none. config: fields to change in a preset.
-    Raises UserError naming what is missing or broken.
+    one label); it starts at 0 when the source has none, and "trained" asks that it has one. config: fields to change in
+    a preset. Raises UserError naming what is missing or broken.
     """
     kind = _dtype(dtype)
     _check_device(device)
@@ -86,11 +89,15 @@ def load_model(
         its_own = None if tokenizer else AutoTokenizer.from_pretrained(where, **options)
         loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
         labels = {"num_labels": 1} if scalar else {}
+        if scalar:
+            _check_labels(AutoConfig.from_pretrained(where, **options), scalar, source)
         with _quietly():
             both: Any = loader.from_pretrained(
                 where, attn_implementation=IMPLEMENTATION, dtype=kind, output_loading_info=True, **labels, **options
             )
         model, info = both
+    except UserError:
+        raise
     except ImportError as err:
         if "gguf" in str(err).lower():
             raise missing_extra("gguf", "gguf", "reading a GGUF file") from err
@@ -112,6 +119,23 @@ def load_model(
     if scalar:
         model.config.pad_token_id = _pad_apart(loaded)
     return loaded
+
+
+def _check_labels(config: Any, scalar: Scalar, source: str) -> None:
+    """Raises UserError for a classifier of several labels, and for what is none where a trained score is wanted."""
+    classifies = any("ForSequenceClassification" in str(name) for name in config.architectures or ())
+    if classifies and config.num_labels != 1:
+        raise UserError(
+            f"the model {source} tells {config.num_labels} labels apart, and a score is one number",
+            field="model",
+            mend="give a sequence classifier with one label",
+        )
+    if scalar == "trained" and not classifies:
+        raise UserError(
+            f"the model {source} has no score: it is no reward model",
+            field="model",
+            mend="give a sequence classifier with one label, such as a reward_model stage leaves",
+        )
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def drawing(
     source = str(parents[rollouts.stage] / "model") if isinstance(rollouts, StageRollouts) else rollouts.model
     other = parts.load(recipe, source)
     other.model.requires_grad_(False)
-    if vocabulary(other) != vocabulary(loaded):
+    if not parts.same_tokens(other, loaded):
         raise UserError("draws with another tokenizer than the policy's", field=field, mend="take a model of its kind")
     return Drawing(parts.sampler(recipe, other), None, lambda _: STRANGER)
 
@@ -94,7 +94,3 @@ def drawing(
 def _copy(loaded: LoadedModel) -> LoadedModel:
     model: Any = copy.deepcopy(loaded.model)
     return replace(loaded, model=model.requires_grad_(False))
-
-
-def vocabulary(loaded: LoadedModel) -> dict[str, int]:
-    return dict(loaded.tokenizer.get_vocab())

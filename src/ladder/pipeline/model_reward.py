@@ -1,35 +1,213 @@
-"""A reward model as a reward: the proxy that reinforcement learning climbs.
+"""Reward models as a reward, the proxy that reinforcement learning climbs: one, several as one, or beside others.
 
-Scores whole rollouts, token for token, with the scalar head at their end. It must have been trained with the tokenizer
-of the policy, since it reads the policy's token ids.
+    reward: {stage: reward_model}                    the reward model of an earlier stage
+    reward: {model: path-or-hub-id}                  one that was trained elsewhere, with the policy's tokenizer
+    reward: {ensemble: [rm_a, rm_b, {model: ...}]}   several: their mean; aggregate: min, or uncertainty
+    reward: [{stage: reward_model}, {kind: format, weight: 0.2}]
+
+An ensemble is harder to fool than its members: where they were never trained they disagree (Coste et al. 2023,
+arXiv:2310.02743, "worst-case" and "uncertainty-weighted" optimisation): the minimum, or mean - penalty * variance.
+
+Scores whole rollouts, token for token, with the scalar head at their end; so it must read the policy's token ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeGuard
 
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ladder.config import Config
+from ladder.engine.model import LoadedModel
+from ladder.errors import UserError
 from ladder.pipeline import parts
-from ladder.pipeline.recipe import Recipe
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.stage import Context
+from ladder.rewards.combine import Combine, Part
+from ladder.rewards.guarded import guard
+from ladder.rewards.recipe import part_of
 from ladder.signals.preferences import at_end
 from ladder.signals.rewards import Reference, to_sample
-from ladder.types import Outcome, Rollout, Score
+from ladder.types import Outcome, Reward, Rollout, Score
+
+Aggregate = Literal["mean", "min", "uncertainty"]
+
+
+class StageScorer(Config):
+    """stage: that made a reward model."""
+
+    stage: str
+
+
+class PathScorer(Config):
+    """model: a directory or hub id of a sequence classifier with one label."""
+
+    model: str
+
+
+class Ensemble(Config):
+    """ensemble: stages, or models. aggregate: their mean, their least, or mean - penalty * variance."""
+
+    ensemble: tuple[str | PathScorer, ...] = Field(min_length=2)
+    aggregate: Aggregate = "mean"
+    penalty: float = Field(default=1.0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """forward: the frozen scorer's columns. filler: the token id that stands at the place of the score."""
+
+    name: str
+    forward: Reference
+    filler: int
+
+    def scores(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """float64 [answers]."""
+        columns = self.forward([at_end(to_sample(r), self.filler) for r in rollouts])
+        return torch.stack([c["values"][-1] for c in columns]).double()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReward:
-    """forward: the frozen scorer's columns. filler: the token id that stands at the place of the score."""
+    """One reward model, or several as one; every member's own score is among the parts when there are several. name:
+    of the part, beside other rewards."""
 
-    forward: Reference
-    filler: int
-
-    @classmethod
-    def load(cls, recipe: Recipe, directory: Path) -> ModelReward:
-        loaded = parts.load(recipe, str(directory), scalar=True)
-        return cls(parts.frozen(recipe, loaded, 1.0).forward, int(loaded.model.config.pad_token_id))  # pyright: ignore
+    members: tuple[Member, ...]
+    aggregate: Aggregate = "mean"
+    penalty: float = 1.0
+    name: str = ""
+    per_answer: ClassVar[bool] = True
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
-        """The score of every answer of a group."""
-        columns = self.forward([at_end(to_sample(r), self.filler) for r in group])
-        return [Score(float(c["values"][-1])) for c in columns]
+        """The score of every answer; they need not be of one prompt."""
+        if not group:
+            return []
+        scores = torch.stack([m.scores(group) for m in self.members])  # [members, answers]
+        values = self._together(scores).tolist()
+        if len(self.members) == 1:
+            return [Score(v, {self.name: v} if self.name else {}) for v in values]
+        spread = scores.std(0).tolist()
+        named = [dict(zip([m.name for m in self.members], each, strict=True)) for each in scores.T.tolist()]
+        return [
+            Score(v, parts | {"disagreement": s}) for v, parts, s in zip(values, named, spread, strict=True)
+        ]
+
+    def _together(self, scores: Tensor) -> Tensor:
+        match self.aggregate:
+            case "mean":
+                return scores.mean(0)
+            case "min":
+                return scores.min(0).values
+            case "uncertainty":
+                return scores.mean(0) - self.penalty * scores.var(0, unbiased=False)
+
+
+# ---------------------------------------------------------------- from a recipe's words
+
+
+def is_model(spec: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a spec names one or several reward models (and nothing else)."""
+    return isinstance(spec, dict) and bool({"stage", "model", "ensemble"} & set(spec)) and "kind" not in spec
+
+
+def has_model(spec: Spec | None) -> bool:
+    """Whether a reward model is asked for, alone or beside other rewards."""
+    return is_model(spec) or (isinstance(spec, list) and any(map(is_model, spec)))
+
+
+def stages_of(spec: Spec | None) -> list[str]:
+    """The stages whose reward models a spec names, in order."""
+    if isinstance(spec, list):
+        return [name for one in spec for name in stages_of(one)]
+    if not isinstance(spec, dict) or not is_model(spec):
+        return []
+    members = spec.get("ensemble", [spec])
+    found = [m if isinstance(m, str) else m.get("stage") for m in members if isinstance(m, str | dict)]
+    return [name for name in found if isinstance(name, str)]
+
+
+def files(spec: Spec | None) -> list[Path]:
+    """The directories of reward models from elsewhere that lie on this machine."""
+    items = spec if isinstance(spec, list) else [spec]
+    members = [m for one in items if is_model(one) for m in one.get("ensemble", [one])]
+    paths = [Path(m["model"]).expanduser() for m in members if isinstance(m, dict) and "model" in m]
+    return [path for path in paths if path.exists()]
+
+
+def check(recipe: Recipe, spec: Spec | None, field: str) -> None:
+    """Raises UserError for what can be known to be wrong with a stage's reward before anything runs."""
+    if not has_model(spec):
+        parts.reward_of(recipe, spec, field)
+        return
+    for i, one in enumerate(spec if isinstance(spec, list) else [spec]):
+        place = f"{field}[{i}]" if isinstance(spec, list) else field
+        if is_model(one):
+            _parsed(_without_weight(one, place)[0], place)
+        else:
+            part_of(one, place)
+
+
+def build(ctx: Context, policy: LoadedModel, spec: Spec | None, field: str) -> Reward:
+    """A stage's reward with its models loaded. Raises UserError: a model of another tokenizer, or one that scores not
+    one number."""
+    if not has_model(spec):
+        return parts.reward_of(ctx.recipe, spec, field)
+    if isinstance(spec, list):
+        made = []
+        for i, one in enumerate(spec):
+            place = f"{field}[{i}]"
+            if not is_model(one):
+                made.append(part_of(one, place))
+                continue
+            own, weight, name = _without_weight(one, place)
+            made.append(Part(guard(replace(_model(ctx, policy, own, place), name=name)), weight))
+        names = [p.reward.name for p in made]
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise UserError(f"two rewards are called {twice!r}", field=field, mend="give one of them a `name`")
+        return guard(Combine(tuple(made)))
+    return _model(ctx, policy, spec, field)
+
+
+def _without_weight(spec: dict[str, Any], field: str) -> tuple[dict[str, Any], float, str]:
+    """A list's item apart from what says how it counts: (model, weight, name)."""
+    own = {k: v for k, v in spec.items() if k not in ("weight", "name")}
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"not a number: {weight!r}", field=f"{field}.weight")
+    return own, float(weight), str(spec.get("name") or next(iter(stages_of(own)), "reward_model"))
+
+
+def _parsed(spec: Any, field: str) -> StageScorer | PathScorer | Ensemble:
+    cls = StageScorer if "stage" in spec else PathScorer if "model" in spec else Ensemble
+    return parts.validated(cls, spec, field)
+
+
+def _model(ctx: Context, policy: LoadedModel, spec: Any, field: str) -> ModelReward:
+    match _parsed(spec, field):
+        case StageScorer(stage=stage):
+            return ModelReward((member(ctx, policy, stage, field),))
+        case PathScorer() as one:
+            return ModelReward((member(ctx, policy, one, field),))
+        case Ensemble() as several:
+            members = [member(ctx, policy, m, f"{field}.ensemble[{i}]") for i, m in enumerate(several.ensemble)]
+            return ModelReward(tuple(members), several.aggregate, several.penalty)
+
+
+def member(ctx: Context, policy: LoadedModel, what: str | PathScorer, field: str) -> Member:
+    """One scorer, loaded and frozen. what: a stage's name, or a model from elsewhere."""
+    source = str(ctx.parents[what] / "model") if isinstance(what, str) else what.model
+    loaded = parts.load(ctx.recipe, source, scalar="trained")
+    if not parts.same_tokens(loaded, policy):
+        raise ctx.error(
+            f"the reward model {source} has another tokenizer than the policy, whose token ids it would read as others",
+            field,
+            "take a reward model that was trained with the policy's tokenizer",
+        )
+    name = what if isinstance(what, str) else Path(source).name
+    return Member(name, parts.frozen(ctx.recipe, loaded, 1.0).forward, int(loaded.model.config.pad_token_id))  # pyright: ignore

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 import ladder.losses
 from ladder import tasks as task_sources
 from ladder.chat import encode_prompt
-from ladder.config import near
+from ladder.config import UNKNOWN, Config, near
 from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, PeftModel, adapter_off, attach
-from ladder.engine.model import LoadedModel, load_model, wrap_tokenizer
+from ladder.engine.model import LoadedModel, Scalar, load_model, wrap_tokenizer
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
@@ -35,8 +35,8 @@ CHAIN_REWARDS: dict[str, Reward] = {"chain": answers.correct, "chain_gold": gold
 Stats = Callable[[Sequence[Rollout]], dict[str, float]]
 
 
-def load(recipe: Recipe, source: str, *, scalar: bool = False) -> LoadedModel:
-    """Any model, with the recipe's options. scalar: with a head of one number."""
+def load(recipe: Recipe, source: str, *, scalar: Scalar = False) -> LoadedModel:
+    """Any model, with the recipe's options. scalar: with a head of one number, see `engine.model.load_model`."""
     spec = recipe.model
     preset = source.startswith("preset:")
     return load_model(
@@ -57,6 +57,11 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if not is_chain(recipe.task):
         raise UserError("a preset has no tokenizer, and this task brings none", field="model.source")
     return wrap_tokenizer(words.tokenizer(), bos="<s>", eos="</s>", pad="<pad>")
+
+
+def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
+    """Whether two models read the same token ids as the same text."""
+    return dict(a.tokenizer.get_vocab()) == dict(b.tokenizer.get_vocab())
 
 
 def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
@@ -172,11 +177,21 @@ def loss(spec: Spec, field: str) -> Loss:
     for name in options:
         if name not in known:
             raise UserError(f"{kind} has no field {name!r}{near(name, known)}", field=f"{field}.{name}")
+    return validated(cls, options, field)
+
+
+def validated(cls: Any, options: Any, field: str) -> Any:
+    """`cls` made of plain data. Raises UserError at the field that is wrong."""
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as err:
         first = err.errors()[0]
-        raise UserError(first["msg"], field=".".join([field, *map(str, first["loc"])])) from err
+        place = ".".join([field, *map(str, first["loc"])])
+        if first["type"] in UNKNOWN:
+            whole = isinstance(cls, type) and issubclass(cls, Config)
+            known = [*cls.model_fields] if whole else [f.name for f in fields(cls)]
+            raise UserError(f"unknown key{near(str(first['loc'][-1]), known)}", field=place) from err
+        raise UserError(first["msg"].removeprefix("Value error, "), field=place) from err
 
 
 def _loss_class(kind: str, field: str) -> Any:

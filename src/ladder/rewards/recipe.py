@@ -56,10 +56,10 @@ def build(spec: str | Mapping[str, Any] | list[Any], field: str = "reward") -> G
     if isinstance(spec, list):
         if not spec:
             raise UserError("no reward is given", field=field, mend=f"name one of {', '.join(kinds())}")
-        return _combined([_part(s, f"{field}[{i}]") for i, s in enumerate(spec)], field)
+        return _combined([part_of(s, f"{field}[{i}]") for i, s in enumerate(spec)], field)
     if isinstance(spec, Mapping) and "kind" not in spec and len(spec) > 1:
         return build([{kind: options} for kind, options in spec.items()], field)
-    part = _part(spec, field)
+    part = part_of(spec, field)
     return part.reward if part.weight == 1.0 and not part.gate else _combined([part], field)
 
 
@@ -71,7 +71,8 @@ def _combined(parts: list[Part], field: str) -> Guarded:
     return guard(Combine(tuple(parts)))
 
 
-def _part(spec: Any, field: str) -> Part:
+def part_of(spec: Any, field: str) -> Part:
+    """One component with its weight or gate. Raises UserError."""
     kind, options = kind_of(spec, _KINDS, "reward", field)
     weight, gate = options.pop("weight", 1.0), options.pop("gate", False)
     if isinstance(weight, bool) or not isinstance(weight, int | float):

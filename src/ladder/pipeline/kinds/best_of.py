@@ -13,19 +13,19 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ladder.pipeline import parts
-from ladder.pipeline.kinds.rl import model_stage, scorer
+from ladder.pipeline import model_reward, parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.sampled import Sampled, in_parts
 from ladder.pipeline.stage import Context, Makes
 from ladder.signals.best_of import best_of, best_of_kl
-from ladder.signals.rewards import check_judged
+from ladder.signals.rewards import check_judged, judge
 from ladder.types import Outcome, Score, Task
 
 
 class BestOf(Sampled):
-    """reward: chooses; None takes the recipe's, {stage: NAME} a reward model. watch: rewards of the answer chosen.
-    max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left out."""
+    """reward: chooses; None takes the recipe's, for reward models see `pipeline.model_reward`. watch: rewards of the
+    answer chosen. max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left
+    out."""
 
     makes: ClassVar[Makes] = "figures"
     reward: Spec | None = None
@@ -35,31 +35,29 @@ class BestOf(Sampled):
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
     def needs(self) -> list[tuple[str, Makes]]:
-        own, stage = super().needs(), model_stage(self.reward)
-        return own if stage is None else [*own, (stage, "scorer")]
+        return [*super().needs(), *((stage, "scorer") for stage in model_reward.stages_of(self.reward))]
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task) + parts.files(self.reward) + parts.files(self.watch)
+        rewards = parts.files(self.reward) + parts.files(self.watch) + model_reward.files(self.reward)
+        return parts.files(self.task) + rewards
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
-        if model_stage(self.reward) is None:
-            parts.reward_of(recipe, self.reward, f"{name}.reward")
+        model_reward.check(recipe, self.reward, f"{name}.reward")
         for one, spec in self.watch.items():
             parts.reward(spec, f"{name}.watch.{one}")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = parts.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
-        reward = scorer(ctx, self.reward) or parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
-        judges = {"reward": reward}
+        judges = {"reward": model_reward.build(ctx, loaded, self.reward, f"{ctx.name}.reward")}
         judges |= {n: parts.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
             groups = collect(some, step=number, version=0)
-            judged = {name: [judge(g) for g in groups] for name, judge in judges.items()}
+            judged = {name: judge(one, groups) for name, one in judges.items()}
             check_judged(judged["reward"], self.max_failed, f"{ctx.name} from prompt {start} on")
             rows = [whole({name: each[i] for name, each in judged.items()}) for i in range(len(groups))]
             return {"rows": [row for row in rows if row is not None]}

@@ -10,15 +10,14 @@ trained of them, and in nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from ladder.chat import leading_bos
-from ladder.config import Config, near
+from ladder.config import Config
 from ladder.data.kinds import Answered, Origin
 from ladder.data.samples import Encoding, load, to_samples
 from ladder.data.source import Data, Report
@@ -144,15 +143,7 @@ class SFT(Imitate):
 
 def web_of(data: WebData, field: str) -> Web:
     """The corpus that a recipe describes. Raises UserError."""
-    try:
-        return TypeAdapter(Web).validate_python(data.web)
-    except ValidationError as err:
-        first = err.errors()[0]
-        place = ".".join([field, *map(str, first["loc"])])
-        if first["type"] == "unexpected_keyword_argument":
-            known = [f.name for f in fields(Web)]
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), known)}", field=place) from err
-        raise UserError(first["msg"].removeprefix("Value error, "), field=place) from err
+    return parts.validated(Web, data.web, field)
 
 
 def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:

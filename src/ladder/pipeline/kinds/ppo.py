@@ -15,8 +15,9 @@ from ladder.config import Config
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.pipeline import parts
-from ladder.pipeline.kinds.rl import RL, model_stage
+from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.loop import Job
+from ladder.pipeline.model_reward import stages_of
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
 from ladder.signals.critic import CriticRewards
@@ -26,8 +27,8 @@ from ladder.train import Learner
 
 
 class Critic(Config):
-    """init: "reward" (the reward model) or "policy" (the stage's first model, with a fresh head). clip: of its values.
-    gamma, lam: of GAE."""
+    """init: "reward" (the reward model, of several the first) or "policy" (the stage's first model, with a fresh head).
+    clip: of its values. gamma, lam: of GAE."""
 
     init: str = Field(default="reward", pattern="^(reward|policy)$")
     optim: Optim = Optim()
@@ -50,7 +51,7 @@ class PPO(RL):
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
-        if self.critic.init == "reward" and model_stage(self.reward) is None:
+        if self.critic.init == "reward" and not stages_of(self.reward):
             message = "there is no reward model to begin from"
             raise UserError(message, field=f"{name}.critic.init", mend="set it to policy, or reward to {stage: NAME}")
         if self.target_kl is not None and not self.kl_coef:
@@ -59,8 +60,8 @@ class PPO(RL):
             raise UserError("a critic takes its place", field=f"{name}.advantage", mend="leave it out, or use kind rl")
 
     def _join(self, ctx: Context, job: Job, signal: Rewards) -> None:
-        stage = model_stage(self.reward)
-        begins = str(ctx.parents[stage] / "model") if stage and self.critic.init == "reward" else ctx.model_source(self)
+        own = self.critic.init == "policy"
+        begins = ctx.model_source(self) if own else str(ctx.parents[stages_of(self.reward)[0]] / "model")
         loaded = parts.load(ctx.recipe, begins, scalar=True)
         engine = parts.engine(ctx.recipe, loaded, None, self.critic.optim, self._updates())
         loss = parts.loss(self.critic.loss, f"{ctx.name}.critic.loss")

@@ -19,17 +19,16 @@ from ladder.engine.engine import Engine
 from ladder.errors import UserError
 from ladder.evals import record
 from ladder.kl import kl
-from ladder.pipeline import drawing, parts
+from ladder.pipeline import drawing, model_reward, parts
 from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.drawing import Rollouts, StageRollouts
 from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
-from ladder.pipeline.model_reward import ModelReward
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.sampled import Sampled
 from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.advantages import Kind
-from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, to_sample
+from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, judge, to_sample
 from ladder.train import Learner
 from ladder.types import Loss, Reward, Rollout, Score, Task
 
@@ -41,9 +40,9 @@ class RL(Sampled, Trained):
     """reward: None takes the recipe's. prompts: a step. minibatches, epochs: optimiser steps a step and passes over its
     answers. advantage, kl_coef, max_failed, drop_silent, skip_truncated: see `signals.rewards.Rewards`. measure_kl: log
     the KL from the base model (costs a frozen copy of it). watch: rewards that are measured and logged under their
-    names, and that nothing is trained on. alarms: see `diagnose.detectors.Alarms`. reward: {stage: NAME} scores answers
-    with the reward model of an earlier stage. lag: draw with the policy of so many steps ago. rollouts: who draws, if
-    not the policy (`pipeline.drawing`)."""
+    names, and that nothing is trained on. alarms: see `diagnose.detectors.Alarms`. lag: draw with the policy of so many
+    steps ago. rollouts: who draws, if not the policy (`pipeline.drawing`). Reward models as a reward:
+    `pipeline.model_reward`."""
 
     reward: Spec | None = None
     steps: int = Field(default=100, ge=1)
@@ -64,21 +63,20 @@ class RL(Sampled, Trained):
     rollouts: Rollouts = "own"
 
     def needs(self) -> list[tuple[str, Makes]]:
-        own, stage = super().needs(), model_stage(self.reward)
+        own = super().needs()
         if isinstance(self.rollouts, StageRollouts):
             own.append((self.rollouts.stage, "model"))
-        return own if stage is None else [*own, (stage, "scorer")]
+        return [*own, *((stage, "scorer") for stage in model_reward.stages_of(self.reward))]
 
     def inputs(self) -> list[Path]:
-        rewards = parts.files(self.reward) + parts.files(self.watch)
+        rewards = parts.files(self.reward) + parts.files(self.watch) + model_reward.files(self.reward)
         return parts.files(self.task) + rewards + drawing.files(self.rollouts)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
         self._check_sampling(f"{name}.sampling")
-        if model_stage(self.reward) is None:
-            parts.reward_of(recipe, self.reward, f"{name}.reward")
+        model_reward.check(recipe, self.reward, f"{name}.reward")
         self._watched(name)
         drawing.check(self.rollouts, self.lag, name)
         self._check_loss(parts.loss(self.loss, f"{name}.loss"), name)
@@ -114,7 +112,7 @@ class RL(Sampled, Trained):
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts, ctx.seed),
             collect=self.collector(ctx, loaded, drawn.sampler),
-            reward=scorer(ctx, self.reward) or parts.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward"),
+            reward=model_reward.build(ctx, loaded, self.reward, f"{ctx.name}.reward"),
             advantage=self.advantage,
             kl_coef=self.kl_coef,
             reference=self._reference(engine, loss),
@@ -172,17 +170,6 @@ class RL(Sampled, Trained):
         return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
 
 
-def model_stage(reward: Spec | None) -> str | None:
-    """The stage whose reward model a recipe names as reward."""
-    return reward["stage"] if isinstance(reward, dict) and set(reward) == {"stage"} else None
-
-
-def scorer(ctx: Context, reward: Spec | None) -> Reward | None:
-    """The reward model of an earlier stage as a reward; None when the reward is of another kind."""
-    stage = model_stage(reward)
-    return None if stage is None else ModelReward.load(ctx.recipe, ctx.parents[stage] / "model")
-
-
 def watcher(
     ctx: Context, base: Reference | None, rewards: dict[str, Reward], alarms: LiveAlarms
 ) -> Callable[[int, Groups, Judged], dict[str, float]]:
@@ -196,7 +183,7 @@ def watcher(
         ctx.log.rollouts.write(*alarms.answers)
         seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
         for name, reward in rewards.items():
-            seen |= watched(name, [reward(group) for group in groups])
+            seen |= watched(name, judge(reward, groups))
         if base is None:
             return seen
         rollouts = [r for r, _ in pairs]
