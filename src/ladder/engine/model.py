@@ -132,9 +132,9 @@ def _check_labels(config: Any, scalar: Scalar, source: str) -> None:
         )
     if scalar == "trained" and not classifies:
         raise UserError(
-            f"the model {source} has no score: it is no reward model",
+            f"the model {source} has no score",
             field="model",
-            mend="give a sequence classifier with one label, such as a reward_model stage leaves",
+            mend="give a sequence classifier with one label",
         )
 
 
