@@ -53,6 +53,11 @@ def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
     return wrapped
 
 
+def attach_saved(model: Any, directory: Path) -> PeftModel:
+    """Puts an adapter from a directory in PEFT's layout into the model (in place), to be used and not trained."""
+    return PeftModel.from_pretrained(model, str(directory)).eval()
+
+
 def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     linear -= {"lm_head", "score"}  # a score is trained as a whole: PEFT's SEQ_CLS keeps a copy of it in the adapter

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from ladder.engine.checkpoint import read_json
+from ladder.engine.lora import attach_saved
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import Effect, difference, effect
 from ladder.pipeline import parts
@@ -114,11 +115,10 @@ def _norm(tensors: Any) -> torch.Tensor:
 
 def merging(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
     """Merged and not, in plain transformers and PEFT."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     plain, folded = (AutoModelForCausalLM.from_pretrained(d).eval() for d in (base, merged))
-    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
+    apart = attach_saved(AutoModelForCausalLM.from_pretrained(base), adapter)
     tokens = torch.arange(32 * 64).reshape(32, 64) % plain.config.vocab_size
     models = {"base": plain, "merged": folded, "apart": apart}
     with torch.no_grad():
