@@ -254,9 +254,19 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: x\nstages: {a: {kind: rl}}\n", encoding="utf-8")
+    recipe = "name: x\neval: {sets: {easy: {task: chain}}}\nstages: {a: {kind: rl}}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     says = read(tmp_path)[1].text
     assert "No stage of this run has been measured yet." in says and "a has not run yet" in says
+
+
+def test_a_recipe_that_measures_nothing_is_not_told_off_for_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\nstages: {a: {kind: best_of}, b: {kind: rl}}\n", encoding="utf-8")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text('{"seconds": 1.0}', encoding="utf-8")
+    says = read(tmp_path)[1].text
+    assert "This recipe measures no set" in says and "was not measured" not in says
 
 
 # ------------------------------------------------------------ what it cannot do

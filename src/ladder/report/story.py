@@ -28,6 +28,8 @@ LOSS = 0.02
 def headline(run: Run) -> Markup:
     """What happened, in one sentence."""
     models = run.models
+    if not models and not measures(run):
+        return Markup("This recipe measures no set: what there is, the curves below say.")
     if not models:
         return Markup("No stage of this run has been measured yet.")
     if run.branches:
@@ -217,6 +219,11 @@ def _mixing(run: Run) -> Markup:
     )
 
 
+def measures(run: Run) -> bool:
+    """Whether the recipe asks for any set to be measured; a run without its recipe is believed to."""
+    return "stages" not in run.recipe or bool(run.recipe.get("eval"))
+
+
 def missing(run: Run) -> list[str]:
     """What is not there, in a sentence each."""
     out = []
@@ -225,6 +232,6 @@ def missing(run: Run) -> list[str]:
             out.append(f"{stage.name} has not run yet")
         elif stage.state == "unfinished":
             out.append(f"{stage.name} is unfinished: its last recorded step is {stage.steps}")
-        elif not (stage.figures or stage.held_out or stage.kind == "annotate"):
+        elif measures(run) and not (stage.figures or stage.held_out or stage.kind in ("annotate", "best_of")):
             out.append(f"{stage.name} was not measured")
     return out
