@@ -115,7 +115,9 @@ class Decoder:
     def __init__(self, model: Llama, slots: int) -> None:
         self.model = model
         self.device = model.embedding.device
-        self.store = Shared(len(model.layers), model.key_heads, model.width, slots, model.embedding)
+        self.store = Shared(
+            len(model.layers), model.key_heads, model.heads // model.key_heads, model.width, slots, model.embedding
+        )
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         m, plan = self.model, prompts.plan.to(self.device)

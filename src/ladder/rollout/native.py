@@ -11,7 +11,6 @@ Left out: paging, and beginning with the answers that will be longest: nobody kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -94,6 +93,12 @@ class NativeSampler:
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """See `types.Sampler`. Raises UserError for a prompt that does not fit the context."""
+        order = sorted(range(len(requests)), key=lambda i: -requests[i].sampling.max_tokens)
+        groups = self._generate([requests[i] for i in order])
+        place = {i: at for at, i in enumerate(order)}
+        return [groups[place[i]] for i in range(len(requests))]
+
+    def _generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         for r in requests:
             self._check(r)
         if not requests:
@@ -103,10 +108,12 @@ class NativeSampler:
             begin = self._decoding(requests)
             if workers == 1:
                 return self._run(requests, begin)
-            size = math.ceil(len(requests) / workers)
-            parts = [requests[i : i + size] for i in range(0, len(requests), size)]
             with ThreadPoolExecutor(workers) as pool:
-                return [group for part in pool.map(lambda p: self._run(p, begin), parts) for group in part]
+                parts = pool.map(lambda i: self._run(requests[i::workers], begin), range(workers))
+            groups: list[list[Completion]] = [[]] * len(requests)
+            for i, part in enumerate(parts):
+                groups[i::workers] = part
+            return groups
 
     def _decoding(self, requests: Sequence[Request]) -> Callable[[int, int], Decoding]:
         """How a worker begins to decode, given its slots and their length; weights are as they are now."""
@@ -175,5 +182,5 @@ class NativeSampler:
         """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left."""
         gone = int(rows.over[: rows.active].sum())
         rows.idle += gone
-        if gone and (gone == rows.active or rows.idle * 8 >= rows.active or rows.must_drop):
+        if gone and (gone == rows.active or rows.idle * 3 >= rows.active or rows.must_drop):
             state.keep(*rows.drop())

@@ -5,12 +5,13 @@ keys, one matrix product for the group; and each row's against its own tokens. K
 products read them. Rows stand in the order in which they began, so that the longest come first: attention over
 their own tokens runs span by span, each as long as its first row.
 
-Left out: sliding windows and soft caps (`modules.py` has them), and paging: room grows by half when it is used up.
+Left out: sliding windows and soft caps (`modules.py` has them), and paging: room doubles when it is used up.
 Prompts of one call are padded to the longest that is still in use.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ SPAN_COST = 20_000
 """What one more span costs, in entries of scores (measured on a CPU; only speed depends on it)."""
 ROOM = 32
 """Tokens that a row has room for at first."""
+TINY = 400
+"""Multiply-adds in a product of a batch below which torch takes a kernel three times slower than for a larger one."""
 
 
 @dataclass(slots=True)
@@ -55,8 +58,10 @@ class Shared:
     """One call's store for `slots` rows. Stores: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
     [slots * H, D, room] and values [slots * H, room, D], with H key heads."""
 
-    def __init__(self, layers: int, heads: int, width: int, slots: int, like: Tensor) -> None:
+    def __init__(self, layers: int, heads: int, group: int, width: int, slots: int, like: Tensor) -> None:
+        """group: query heads that read one of the `heads` key heads. like: a tensor of the stores' type and device."""
         self.heads, self.width, self.slots, self.like = heads, width, slots, like
+        self.least = min(ROOM, math.ceil(TINY / (group * width)))  # keys to read even where a row has fewer
         self.prompts: list[tuple[Tensor, Tensor]] = []
         self.prompt_lengths = np.zeros(0, np.int64)  # [p]
         self.owner = np.zeros(0, np.int64)  # [A] each row's prompt
@@ -127,7 +132,7 @@ class Shared:
             turn.value_at = at + torch.arange(len(at), device=at.device) * self.room
 
     def _grow(self, needed: int) -> None:
-        old, self.room = self.room, max(needed, self.room * 3 // 2)
+        old, self.room = self.room, max(needed, 2 * self.room)
         for i, (keys, values) in enumerate(self.own):
             self.own[i] = self._own(self.room)
             self.own[i][0][:, :, :old], self.own[i][1][:, :old] = keys, values
@@ -167,7 +172,7 @@ class Shared:
             saved = (int(longest[0]) - longest) * np.arange(len(longest), 0, -1) * self.heads
             pays = np.flatnonzero(saved > SPAN_COST)
             end = start + int(pays[0]) if len(pays) else A
-            some, length = lengths[start:end], int(lengths[start:end].max())
+            some, length = lengths[start:end], max(self.least, int(lengths[start:end].max()))
             same = bool((some == length).all())
             spans.append(_Span(start, end, length, None if same else self._bias(some, length)))
             start = end
