@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import small_run
 from ladder.engine.checkpoint import read_json
+from ladder.engine.model import load_model
 from ladder.errors import UserError
 from ladder.log import read_lines
 from ladder.pipeline import model_reward
-from ladder.pipeline.model_reward import Aggregate, Member, ModelReward
+from ladder.pipeline.model_reward import Aggregate, Member, ModelReward, PathScorer
+from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.signals.rewards import judge
 from ladder.types import Rollout, Score, Task
 
@@ -49,6 +53,12 @@ def test_three_as_one_by_hand(aggregate: Aggregate, wanted: float) -> None:
     assert got.parts == pytest.approx({"a": 1, "b": 2, "c": 3, "disagreement": 1.0})
 
 
+def test_beside_others_its_parts_carry_its_name() -> None:
+    (got,) = ModelReward((member("a", 1), member("b", 3)), name="safe")([rollout(1)])
+    assert isinstance(got, Score)
+    assert got.parts == pytest.approx({"safe": 2, "safe/a": 1, "safe/b": 3, "safe/disagreement": 2**0.5})
+
+
 def test_one_model_is_asked_once_for_all_groups() -> None:
     calls: list[int] = []
     groups = [[rollout(i + 1, g) for i in range(g + 1)] for g in range(3)]
@@ -61,6 +71,7 @@ def test_which_stages_and_files_are_read(tmp_path: Path) -> None:
     assert model_reward.files([{"ensemble": ["a", {"model": str(tmp_path)}]}, {"model": "hub/name"}]) == [tmp_path]
     both = [{"stage": "a", "weight": 2.0}, {"kind": "length"}, {"ensemble": ["b", {"model": "x"}, "c"]}]
     assert model_reward.stages_of(both) == ["a", "b", "c"] and model_reward.has_model(both)  # type: ignore[arg-type]
+    assert not model_reward.files({"ensemble": 3}) and not model_reward.stages_of({"ensemble": "rm_a"})
     assert model_reward.stages_of("math") == [] and not model_reward.has_model([{"kind": "math"}])
 
 
@@ -98,9 +109,32 @@ def test_an_ensemble_logs_its_members(made: Path, tmp_path: Path) -> None:
     models = [{"model": str(made / name / "model")} for name in ("rm_a", "rm_b")]
     got = one(tmp_path, made, {"ensemble": models, "aggregate": "min"})
     assert got["reward/disagreement"] > 0
+    assert got["reward/mean"] <= min(got["reward/rm_a"], got["reward/rm_b"])
     (tmp_path / "2").mkdir()
     alone = one(tmp_path / "2", made, models[1])
     assert alone["reward/mean"] >= got["reward/mean"], "the least of two is no more than either"
+
+
+def test_members_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
+    """The same stage of two runs."""
+    for run, name in (("1", "rm_a"), ("2", "rm_b")):
+        shutil.copytree(made / name / "model", tmp_path / run / "reward_model" / "model")
+    models = [{"model": str(tmp_path / run / "reward_model" / "model")} for run in "12"]
+    got = one(tmp_path, made, {"ensemble": models})
+    both = [got["reward/reward_model_1"], got["reward/reward_model_2"]]
+    assert both[0] != both[1] and got["reward/mean"] == pytest.approx(sum(both) / 2, abs=1e-5)
+
+
+def test_a_rollout_gets_the_score_that_plain_transformers_gives(made: Path) -> None:
+    source = str(made / "rm_b" / "model")
+    policy = load_model(str(made / "pretrain" / "model"))
+    ctx: Any = SimpleNamespace(recipe=Recipe(model=ModelSpec(source="x"), stages={"rl": {}}), parents={})
+    scorer = model_reward.member(ctx, policy, PathScorer(model=source), "rl.reward")
+    ours = scorer.scores([rollout(n) for n in (1, 9, 4)])
+    theirs: Any = AutoModelForSequenceClassification.from_pretrained(source)
+    with torch.no_grad():
+        alone = [float(theirs(torch.tensor([rollout(n).tokens])).logits) for n in (1, 9, 4)]
+    assert ours.tolist() == pytest.approx(alone, abs=1e-5) and min(map(abs, alone)) > 1e-4
 
 
 def test_beside_another_reward(made: Path, tmp_path: Path) -> None:
@@ -112,6 +146,7 @@ def test_beside_another_reward(made: Path, tmp_path: Path) -> None:
 
 def test_stages_of_the_same_run(made: Path, tmp_path: Path) -> None:
     stages = yaml.safe_load((made / "recipe.yaml").read_text())["stages"]
+    shutil.copytree(made, tmp_path / "out")
     rl = RL | {"reward": {"ensemble": ["rm_a", "rm_b"], "aggregate": "uncertainty"}}
     out = go(tmp_path, stages | {"rl": rl})
     found = read_lines(out / "rl" / "metrics.jsonl")[0]
@@ -123,6 +158,8 @@ def test_stages_of_the_same_run(made: Path, tmp_path: Path) -> None:
     ("reward", "message"),
     [
         ({"ensemble": ["rm_a"]}, r"stages.rl.reward.ensemble: .*at least 2"),
+        ({"ensemble": 3}, r"stages.rl.reward.ensemble: "),
+        ({"ensemble": [{"model": "x"}, "a", {"model": "x"}]}, r"stages.rl.reward.ensemble: has a member twice"),
         ({"ensemble": ["a", "b"], "agregate": "min"}, r"reward.agregate: unknown key, did you mean 'aggregate'"),
         ({"stage": "nowhere"}, "'nowhere' is no earlier stage"),
         ([{"stage": "pretrain", "weight": "much"}], r"stages.rl.reward\[0\].weight: not a number"),
@@ -137,15 +174,36 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, reward: Any, me
 
 
 def test_what_is_no_reward_model(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"pretrain/model has no score"):
+    with pytest.raises(UserError, match=r"rl.reward: .* has no score"):
         one(tmp_path, made, {"model": str(made / "pretrain" / "model")})
     three = AutoModelForSequenceClassification.from_pretrained(made / "pretrain" / "model", num_labels=3)
     shutil.copytree(made / "pretrain" / "model", tmp_path / "three")
     three.save_pretrained(tmp_path / "three")
     (tmp_path / "2").mkdir()
-    with pytest.raises(UserError, match="tells 3 labels apart, and a score is one number"):
+    with pytest.raises(UserError, match=r"rl.reward: .* tells 3 labels apart, and a score is one number"):
         one(tmp_path / "2", made, {"model": str(tmp_path / "three")})
     monkeypatch.setattr("ladder.pipeline.parts.same_tokens", lambda *_: False)
     (tmp_path / "3").mkdir()
-    with pytest.raises(UserError, match=r"rl.reward: .*has another tokenizer than the policy"):
+    with pytest.raises(UserError, match=r"^rl.reward: .*has another tokenizer than the policy"):
         one(tmp_path / "3", made, {"model": str(made / "rm_a" / "model")})
+
+
+def test_a_reward_model_without_its_score(made: Path, tmp_path: Path) -> None:
+    """It must not count as one that scores everything 0."""
+    broken = tmp_path / "broken"
+    shutil.copytree(made / "rm_a" / "model", broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"rl.reward: .*lack 1 of its weights \(score.weight.*sequence classifier"):
+        one(tmp_path, made, {"model": str(broken)})
+
+
+def test_another_reward_model_in_its_place_is_another_stage(made: Path, tmp_path: Path) -> None:
+    own = tmp_path / "rm"
+    shutil.copytree(made / "rm_a" / "model", own)
+    one(tmp_path, made, {"model": str(own)})
+    assert small_run.plan(tmp_path / "out", recipe=tmp_path / "r.yaml") == {"rl": "done"}
+    shutil.rmtree(own)
+    shutil.copytree(made / "rm_b" / "model", own)
+    assert small_run.plan(tmp_path / "out", recipe=tmp_path / "r.yaml") == {"rl": "stale"}

@@ -104,14 +104,16 @@ def load_model(
         raise
     except Exception as err:  # transformers, safetensors and the hub raise dozens of kinds; all mean one thing here
         raise _unreadable(source, err) from err
-    if scalar:
+    if scalar is True:
         info["missing_keys"] = _fresh_score(model, set(info["missing_keys"]))
     if info["missing_keys"]:  # transformers fills them with random numbers and a warning
         raise UserError(
             f"the model's files lack {len(info['missing_keys'])} of its weights ({min(info['missing_keys'])}, ...)",
             file=source,
             field="model",
-            mend="give a complete causal language model, not its base, an adapter or a classifier",
+            mend="give a complete sequence classifier with one label"
+            if scalar == "trained"
+            else "give a complete causal language model, not its base, an adapter or a classifier",
         )
     if its_own is not None and "gguf_file" in extra:
         _drop_invented(its_own, model.get_input_embeddings().weight.shape[0])

@@ -75,7 +75,7 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class ModelReward:
     """One reward model, or several as one; every member's own score is among the parts when there are several. name:
-    of the part, beside other rewards."""
+    beside other rewards, of the part; its members' and their disagreement are then called `name/...`."""
 
     members: tuple[Member, ...]
     aggregate: Aggregate = "mean"
@@ -89,13 +89,14 @@ class ModelReward:
             return []
         scores = torch.stack([m.scores(group) for m in self.members])  # [members, answers]
         values = self._together(scores).tolist()
+        own = [{self.name: v} if self.name else {} for v in values]
         if len(self.members) == 1:
-            return [Score(v, {self.name: v} if self.name else {}) for v in values]
-        spread = scores.std(0).tolist()
-        named = [dict(zip([m.name for m in self.members], each, strict=True)) for each in scores.T.tolist()]
-        return [
-            Score(v, parts | {"disagreement": s}) for v, parts, s in zip(values, named, spread, strict=True)
-        ]
+            return [Score(v, parts) for v, parts in zip(values, own, strict=True)]
+        prefix = f"{self.name}/" if self.name else ""
+        names = [prefix + name for name in (*(m.name for m in self.members), "disagreement")]
+        rows = torch.cat([scores, scores.std(0)[None]]).T.tolist()
+        each = zip(values, own, rows, strict=True)
+        return [Score(v, parts | dict(zip(names, row, strict=True))) for v, parts, row in each]
 
     def _together(self, scores: Tensor) -> Tensor:
         match self.aggregate:
@@ -120,22 +121,24 @@ def has_model(spec: Spec | None) -> bool:
     return is_model(spec) or (isinstance(spec, list) and any(map(is_model, spec)))
 
 
+def _named(spec: Spec | None) -> list[Any]:
+    """Every reward model that a spec names, as it is written there; what cannot be read is left to `check`."""
+    if isinstance(spec, list):
+        return [m for one in spec for m in _named(one)]
+    members = spec.get("ensemble", [spec]) if is_model(spec) else []
+    return members if isinstance(members, list) else []
+
+
 def stages_of(spec: Spec | None) -> list[str]:
     """The stages whose reward models a spec names, in order."""
-    if isinstance(spec, list):
-        return [name for one in spec for name in stages_of(one)]
-    if not isinstance(spec, dict) or not is_model(spec):
-        return []
-    members = spec.get("ensemble", [spec])
-    found = [m if isinstance(m, str) else m.get("stage") for m in members if isinstance(m, str | dict)]
+    found = [m.get("stage") if isinstance(m, dict) else m for m in _named(spec)]
     return [name for name in found if isinstance(name, str)]
 
 
 def files(spec: Spec | None) -> list[Path]:
     """The directories of reward models from elsewhere that lie on this machine."""
-    items = spec if isinstance(spec, list) else [spec]
-    members = [m for one in items if is_model(one) for m in one.get("ensemble", [one])]
-    paths = [Path(m["model"]).expanduser() for m in members if isinstance(m, dict) and "model" in m]
+    found = [m.get("model") for m in _named(spec) if isinstance(m, dict)]
+    paths = [Path(source).expanduser() for source in found if isinstance(source, str)]
     return [path for path in paths if path.exists()]
 
 
@@ -180,12 +183,16 @@ def _without_weight(spec: dict[str, Any], field: str) -> tuple[dict[str, Any], f
     weight = spec.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"not a number: {weight!r}", field=f"{field}.weight")
-    return own, float(weight), str(spec.get("name") or next(iter(stages_of(own)), "reward_model"))
+    stage = spec.get("stage", "ensemble" if "ensemble" in spec else "reward_model")
+    return own, float(weight), str(spec.get("name") or stage)
 
 
 def _parsed(spec: Any, field: str) -> StageScorer | PathScorer | Ensemble:
     cls = StageScorer if "stage" in spec else PathScorer if "model" in spec else Ensemble
-    return parts.validated(cls, spec, field)
+    parsed = parts.validated(cls, spec, field)
+    if isinstance(parsed, Ensemble) and len(set(parsed.ensemble)) < len(parsed.ensemble):
+        raise UserError("has a member twice, which never disagrees with itself", field=f"{field}.ensemble")
+    return parsed
 
 
 def _model(ctx: Context, policy: LoadedModel, spec: Any, field: str) -> ModelReward:
@@ -196,18 +203,33 @@ def _model(ctx: Context, policy: LoadedModel, spec: Any, field: str) -> ModelRew
             return ModelReward((member(ctx, policy, one, field),))
         case Ensemble() as several:
             members = [member(ctx, policy, m, f"{field}.ensemble[{i}]") for i, m in enumerate(several.ensemble)]
-            return ModelReward(tuple(members), several.aggregate, several.penalty)
+            return ModelReward(tuple(_distinct(members)), several.aggregate, several.penalty)
 
 
 def member(ctx: Context, policy: LoadedModel, what: str | PathScorer, field: str) -> Member:
     """One scorer, loaded and frozen. what: a stage's name, or a model from elsewhere."""
     source = str(ctx.parents[what] / "model") if isinstance(what, str) else what.model
-    loaded = parts.load(ctx.recipe, source, scalar="trained")
+    try:
+        loaded = parts.load(ctx.recipe, source, scalar="trained")
+    except UserError as err:  # it speaks of a model, and a recipe has several
+        raise UserError(err.message, file=err.file, field=field, mend=err.mend) from err
     if not parts.same_tokens(loaded, policy):
-        raise ctx.error(
+        raise UserError(
             f"the reward model {source} has another tokenizer than the policy, whose token ids it would read as others",
-            field,
-            "take a reward model that was trained with the policy's tokenizer",
+            field=field,
+            mend="take a reward model that was trained with the policy's tokenizer",
         )
-    name = what if isinstance(what, str) else Path(source).name
+    name = what if isinstance(what, str) else _name_of(source)
     return Member(name, parts.frozen(ctx.recipe, loaded, 1.0).forward, int(loaded.model.config.pad_token_id))  # pyright: ignore
+
+
+def _name_of(source: str) -> str:
+    """A stage leaves its model in STAGE/model."""
+    path = Path(source)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _distinct(members: Sequence[Member]) -> list[Member]:
+    """Members of one name (the same stage of several runs) are numbered, so that each one's score is logged."""
+    names = [m.name for m in members]
+    return [replace(m, name=f"{m.name}_{i}") if names.count(m.name) > 1 else m for i, m in enumerate(members, 1)]
