@@ -39,6 +39,12 @@ def test_it_does_not_when_nothing_falls_or_the_anchor_keeps_nothing(falls: float
     assert not EXPERIMENT.verdict([seed(i, falls, kept) for i in range(3)]).holds
 
 
+def test_it_does_not_when_the_proxy_falls_with_gold_in_one_seed() -> None:
+    seeds = [seed(i, 0.6 + 0.02 * i) for i in range(3)]
+    seeds[1]["grpo_none"]["proxy"] = [0.5] * 9 + [0.1]
+    assert not EXPERIMENT.verdict(seeds).holds
+
+
 def test_what_is_read_of_a_run(tmp_path: Path) -> None:
     for name in [f"{k}_{a}" for k in KINDS for a in ANCHORS]:
         (tmp_path / name).mkdir()

@@ -49,12 +49,13 @@ def _curves(stage: Path) -> dict[str, list[float]]:
 
 
 def verdict(measured: Sequence[Measured]) -> Verdict:
-    """Holds when, for GRPO and PPO, gold falls from its best without the anchor while the proxy climbs, and the medium
-    anchor ends with more gold."""
+    """Holds when, for GRPO and PPO, gold falls from its best without the anchor and the medium anchor ends with more of
+    it (intervals above 0), while the proxy is higher at the end than where gold was best (in every seed)."""
     fell = {k: effect([_fall(m[f"{k}_none"]) for m in measured]) for k in KINDS}
     climbed = {k: effect([_climb(m[f"{k}_none"]) for m in measured]) for k in KINDS}
     kept = {k: difference(_ends(measured, f"{k}_medium"), _ends(measured, f"{k}_none")) for k in KINDS}
-    holds = all(e.positive for each in (fell, climbed, kept) for e in each.values())
+    holds = all(e.positive for each in (fell, kept) for e in each.values())
+    holds &= all(min(e.each) > 0 for e in climbed.values())
     more: dict[str, Effect] = {}
     for k, words in KINDS.items():
         more |= {f"{words} without anchor, fall of gold from its best": fell[k]}
