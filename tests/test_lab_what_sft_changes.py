@@ -13,7 +13,7 @@ import small_run
 from ladder.lab import run as lab
 from ladder.lab import what_sft_changes as experiment
 from ladder.lab.experiments import find
-from ladder.lab.what_sft_changes import ADAPTERS, EXPERIMENT, KINDS, RATES, fastest, measure, relative_change
+from ladder.lab.what_sft_changes import ADAPTERS, EXPERIMENT, KINDS, RATES, measure, relative_change, slower
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.run import plan
 
@@ -72,10 +72,10 @@ def test_a_change_worked_by_hand() -> None:
     assert found["attention"] == pytest.approx([0.1, 0.0]) and found["mlp"] == pytest.approx([0.0, 0.5])
 
 
-def test_the_fastest_of_some_rounds_in_turns() -> None:
+def test_times_are_taken_in_turns_and_against_the_first() -> None:
     told: list[str] = []
-    assert set(fastest({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, 2)) == {"a", "b"}
-    assert told == ["a", "b", "a", "b"]
+    found = slower({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, 2)
+    assert found["a"] == 1.0 and set(found) == {"a", "b"} and told == ["a", "b", "a", "b"]
 
 
 def test_the_recipe_plans() -> None:
