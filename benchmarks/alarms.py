@@ -92,6 +92,26 @@ def first(found: list[Finding]) -> Finding | None:
     return min(found, key=lambda f: f.step) if found else None
 
 
+def draw(out: Path, path: Path) -> None:
+    """Reward and honest check of the planted runs, with the step of the first alarm."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.8), layout="constrained", facecolor="white")
+    names = list(planted())
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        rows = read_lines(out / name / name / "metrics.jsonl")
+        for key, colour, words in (("reward/mean", "#c05a12", "reward"), ("watched/held", "#2a62c8", "honest check")):
+            axes.plot(*zip(*Series(rows, key).curve, strict=True), color=colour, label=words)
+        one = first(replay(out / name / name, Alarms()))
+        if one is not None:
+            axes.axvline(one.step, color="#66686f", linestyle="--", linewidth=1, label=f"{one.name}, step {one.step}")
+        axes.set_title(f"pays for: {name}", loc="left", fontsize=9.5)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("r1", type=Path, help="a finished run of the recipe r1")
@@ -125,6 +145,7 @@ def main() -> None:
     print("\n".join(lines))
     if args.write:
         (args.write / "alarms.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        draw(args.out, args.write / "alarms.svg")
         (args.write / "alarms.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
