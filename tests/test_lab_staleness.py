@@ -31,7 +31,7 @@ def measured(seed: int, **ends: float) -> dict[str, Any]:
 def test_it_holds_when_both_corrections_end_higher_and_else_not() -> None:
     found = EXPERIMENT.verdict([measured(s) for s in range(3)])
     assert found.holds and found.effect.mean == pytest.approx(0.78)
-    assert "at 90% with a clipped ratio" in found.sentence and "68% below its best" in found.sentence
+    assert "at 90% with a clipped ratio" in found.sentence and "68 points below its best" in found.sentence
     assert len(found.table) == len(RUNS) + 1 == 16
     assert not EXPERIMENT.verdict([measured(s, lag16_none=0.9) for s in range(3)]).holds
     assert not EXPERIMENT.verdict([measured(s, lag16_capped=0.1) for s in range(3)]).holds
