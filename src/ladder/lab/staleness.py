@@ -83,7 +83,8 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
         f"From answers 16 updates old the policy ends at {_mean(last('lag16_clip')):.0%} with a clipped ratio, at "
         f"{_mean(last('lag16_capped')):.0%} with a capped one and at {_mean(last('lag16_none')):.0%} without "
         f"correction, {100 * falls['none']:.0f} points below its best there (clipped less none: {100 * gap.mean:+.0f} "
-        f"points, 95% interval {100 * gap.low:+.0f} to {100 * gap.high:+.0f}); on-policy it ends at {_mean(last('on_policy')):.0%}."
+        f"points, 95% interval {100 * gap.low:+.0f} to {100 * gap.high:+.0f}); on-policy it ends at "
+        f"{_mean(last('on_policy')):.0%}."
     )
     return Verdict(gap.positive and capped.positive, gap, sentence, more, _table(measured))
 
