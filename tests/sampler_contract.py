@@ -7,17 +7,16 @@ that a test can be parametrised over PROMISES.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from ladder.types import Completion, Request, Sampler, Sampling
+from ladder.types import Completion, Request, Sampler, Sampling, Weights
 
 
 @dataclass(frozen=True)
 class Case:
-    """make: a fresh sampler. prompts: several, of different lengths, whose answers vary. eos: ids that end one."""
+    """make: a fresh sampler. prompts: several, of different lengths, whose answers vary. eos: ids that end one.
+    weights: those that it draws with already, for a sampler with a copy of its own."""
 
     name: str
     make: Callable[[], Sampler]
@@ -25,6 +24,7 @@ class Case:
     eos: Sequence[int]
     decode: Callable[[list[int]], str]
     max_tokens: int = 12
+    weights: Callable[[], Weights] = lambda: iter(())
 
     def requests(self, key: int = 0, n: int = 3) -> list[Request]:
         """A request for every prompt; they ask for different numbers of samples."""
@@ -90,14 +90,10 @@ def requests_are_left_as_they_were(case: Case) -> None:
 
 def weights_can_be_loaded(case: Case) -> None:
     """`load` takes a callable and a version at any time, and sampling goes on."""
-
-    def weights() -> Iterable[tuple[str, Tensor]]:
-        return iter(())
-
     sampler = case.make()
-    sampler.load(weights, 1)
+    sampler.load(case.weights, 1)
     sampler.generate(case.requests())
-    sampler.load(weights, 2)
+    sampler.load(case.weights, 2)
     assert _tokens(sampler.generate(case.requests())) == _tokens(case.make().generate(case.requests()))
 
 

@@ -76,7 +76,7 @@ def drawing(
 ) -> Drawing:
     """loaded: the policy, before any update. Raises UserError for a model that reads other tokens."""
     if rollouts == "own" and not lag:
-        own = parts.sampler(recipe, loaded)
+        own = parts.drawer(recipe, loaded)
         return Drawing(own, own.load)
     if rollouts == "own":
         lagged = LaggedSampler(parts.sampler(recipe, _copy(loaded)), lag)

@@ -8,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 import ladder.losses
 from ladder import tasks as task_sources
@@ -16,19 +18,20 @@ from ladder.chat import encode_prompt
 from ladder.config import UNKNOWN, Config, near
 from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, PeftModel, adapter_off, attach
-from ladder.engine.model import LoadedModel, Scalar, load_model, wrap_tokenizer
+from ladder.engine.model import LoadedModel, Scalar, load_model, save_model, wrap_tokenizer
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.rewards import build as build_reward_of_kind
 from ladder.rollout.native import NativeSampler
+from ladder.rollout.vllm import VLLMSampler
 from ladder.signals.rewards import Reference
 from ladder.tasks import TaskSource
 from ladder.tasks.chain import answers, words
 from ladder.tasks.chain.gold import gold
 from ladder.tasks.chain.source import Chain
 from ladder.tasks.split import known
-from ladder.types import Loss, Reward, Rollout, Sampling, Task
+from ladder.types import Loss, Reward, Rollout, Sample, Sampling, Task
 
 CHAIN_REWARDS: dict[str, Reward] = {"chain": answers.correct, "chain_gold": gold}
 
@@ -64,7 +67,37 @@ def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
     return dict(a.tokenizer.get_vocab()) == dict(b.tokenizer.get_vocab())
 
 
+def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
+    """Who draws what is trained on. Raises UserError for an adapter with vLLM."""
+    spec = recipe.sampler
+    if spec.kind == "native":
+        return sampler(recipe, loaded)
+    if isinstance(loaded.model, PeftModel):
+        raise UserError("vLLM is handed whole models only", field="sampler.kind", mend="leave out the adapter")
+
+    def score(tokens: list[int]) -> Tensor:
+        mask = torch.arange(len(tokens)) > 0
+        engine = Engine(loaded.model, None, budget=recipe.engine.budget)
+        return engine.forward([Sample(torch.tensor(tokens), mask, {}, {})])[0]["logps"]
+
+    config: Any = loaded.model.config
+    return VLLMSampler(
+        lambda directory: save_model(loaded, directory),
+        loaded.tokenizer,
+        eos=loaded.eos,
+        score=score,
+        context=config.max_position_embeddings,
+        slots=spec.slots,
+        cache_gb=spec.cache_gb,
+        block=spec.block,
+        compiled=spec.compiled,
+        dtype=recipe.model.dtype,
+        tolerance=spec.tolerance,
+    )
+
+
 def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
+    """The native one, which needs no start and draws with the very modules."""
     spec = recipe.sampler
     return NativeSampler(
         loaded.model,

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -49,11 +49,18 @@ class EngineSpec(Config):
 
 
 class SamplerSpec(Config):
-    """slots: sequences decoded side by side. cache_tokens: bound on slots x length. workers: threads (tiny models)."""
+    """slots: sequences decoded side by side. Native: cache_tokens bounds slots x length, workers are threads (for tiny
+    models). vllm: room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at every
+    start); tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
 
+    kind: Literal["native", "vllm"] = "native"
     slots: int = Field(default=256, ge=1)
     cache_tokens: int = Field(default=1 << 20, ge=1)
     workers: int = Field(default=1, ge=1)
+    cache_gb: int = Field(default=4, ge=1)
+    block: int = Field(default=32, ge=1)
+    compiled: bool = False
+    tolerance: float = Field(default=1e-3, gt=0)
 
 
 class SamplingSpec(Config):

@@ -17,6 +17,7 @@ from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
 from ladder.pipeline.stage import Context, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.rollout.native import NativeSampler
+from ladder.rollout.vllm import VLLMSampler
 from ladder.tasks import TaskSource
 from ladder.types import Sampler, Task
 
@@ -55,9 +56,9 @@ class Sampled(StageConfig):
         """Where the tasks come from. Raises UserError."""
         return parts.tasks_of(self.spec(recipe), self.split, name)
 
-    def sampler(self, ctx: Context, loaded: LoadedModel) -> NativeSampler:
+    def sampler(self, ctx: Context, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
         """A sampler that ends when the run is asked to stop."""
-        made = parts.sampler(ctx.recipe, loaded)
+        made = parts.drawer(ctx.recipe, loaded)
         made.progress = lambda *_: ctx.check_stop()
         return made
 

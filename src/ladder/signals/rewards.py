@@ -84,6 +84,7 @@ class Rewards:
     they should feel). skip_truncated: answers cut off at the length limit are not trained (they stay in the baseline).
     stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
     that draws when the policy is of a version.
+    rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's.
     on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
     """
 
@@ -96,6 +97,7 @@ class Rewards:
     max_failed: float = 0.1
     drop_silent: bool = True
     skip_truncated: bool = False
+    rescore: Reference | None = None
     on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
     load: Callable[[Callable[[], Weights], int], None] | None = None
@@ -138,6 +140,7 @@ class Rewards:
         check_judged(judged, self.max_failed, f"step {self.step}")
         ref = self._reference_logps(groups)
         units, own = self._train_on(groups, judged, ref)
+        own |= rescored(units, self.rescore) if self.rescore is not None else {}
         self._metrics = self._figures(groups, judged, ref) | own
         self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
         self.step += 1
@@ -231,6 +234,20 @@ def judge(reward: Reward, groups: Groups) -> Judged:
         return [reward(group) for group in groups]
     found = iter(reward([r for group in groups for r in group]))
     return [[next(found) for _ in group] for group in groups]
+
+
+def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
+    """Writes the engine's log-probabilities over `old_logps`; how far the sampler's were from them, a token."""
+    apart = []
+    for unit, column in zip(units, rescore(units), strict=True):
+        assert isinstance(unit, Sample)
+        unit.cols["old_logps"] = column["logps"]
+        apart.append((column["logps"] - unit.cols["sampler_logps"])[unit.mask])
+    if not apart:
+        return {}
+    d = torch.cat(apart)
+    figures = {"mean": d.abs().mean(), "max": d.abs().max(), "kl": (d.exp() - 1 - d).mean()}
+    return {f"mismatch/{name}": float(value) for name, value in figures.items()}
 
 
 def answer_kl(rollout: Rollout, ref_logps: Tensor) -> float:

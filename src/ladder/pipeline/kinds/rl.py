@@ -79,7 +79,7 @@ class RL(Sampled, Trained):
         model_reward.check(recipe, self.reward, f"{name}.reward")
         self._watched(name)
         drawing.check(self.rollouts, self.lag, name)
-        self._check_loss(parts.loss(self.loss, f"{name}.loss"), name)
+        self._check_loss(parts.loss(self.loss, f"{name}.loss"), name, recipe)
 
     def _check_sampling(self, field: str) -> None:
         cuts = {"top_p": self.sampling.top_p < 1, "top_k": self.sampling.top_k > 0, "min_p": self.sampling.min_p > 0}
@@ -87,7 +87,7 @@ class RL(Sampled, Trained):
             message = "draws from a part of the distribution, while the loss means all of it: the ratio would not be 1"
             raise UserError(message, field=f"{field}.{one}", mend="leave it out; the temperature may be set")
 
-    def _check_loss(self, loss: Loss, name: str) -> None:
+    def _check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         if self.epochs * self.minibatches > 1 and "old_logps" not in loss.needs:
             message = f"{type(loss).__name__} has no ratio, so it is right for one optimiser step on each batch only"
             field = "minibatches" if self.minibatches > 1 else "epochs"
@@ -95,7 +95,11 @@ class RL(Sampled, Trained):
         if self.rollouts != "own" and self.kl_coef:
             message = "takes the KL of who draws off the reward, and here that is another model"
             raise UserError(message, field=f"{name}.kl_coef", mend="put the KL into the loss (loss.kl_coef)")
-        if getattr(loss, "importance_cap", None) is not None:
+        if recipe.sampler.kind != "native" and (self.rollouts != "own" or self.lag):
+            field = "rollouts" if self.rollouts != "own" else "lag"
+            message = "answers of another model or another step are drawn by the native sampler"
+            raise UserError(message, field=f"{name}.{field}", mend="use sampler: {kind: native}, or leave it out")
+        if corrects(loss) and recipe.sampler.kind == "native":
             message = "corrects for a sampler that computes otherwise than the engine; here both are the same modules"
             mend = "leave it out; for answers of an older policy CISPO's ratio_max caps the ratio itself"
             raise UserError(message, field=f"{name}.loss.importance_cap", mend=mend)
@@ -122,6 +126,7 @@ class RL(Sampled, Trained):
             stats=parts.stats(self.spec(ctx.recipe)),
             load=drawn.load,
             drawn_by=drawn.drawn_by,
+            rescore=engine.forward if corrects(loss) else None,
         )
         base = self._base(ctx, engine) if self.measure_kl and self.rollouts == "own" else None
         alarms = LiveAlarms(ctx, self._alarms())
@@ -168,6 +173,11 @@ class RL(Sampled, Trained):
         if own == ctx.base and engine.without is not None:
             return lambda units: engine.forward(units, reference=True)
         return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
+
+
+def corrects(loss: Loss) -> bool:
+    """Whether a loss corrects for a sampler that computes otherwise than the engine."""
+    return vars(loss).get("importance_cap") is not None
 
 
 def watcher(
