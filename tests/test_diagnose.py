@@ -117,6 +117,28 @@ def test_the_error_that_was_measured_counts() -> None:
     assert fired(rows(**check, **{"watched_error/gold": 0.1})) == {}
 
 
+def test_a_step_that_was_not_judged_silences_nothing() -> None:
+    steps = rows(**{"reward/mean": rise, "watched/gold": fall})
+    whole = fired(steps)["proxy_and_gold"]
+    for missing in (None, float("nan")):
+        holed = [{**r, "watched/gold": missing} if r["step"] == 3 else r for r in steps]
+        assert whole <= fired(holed)["proxy_and_gold"] <= whole + 1
+
+
+def test_a_corrected_sampler_is_seen_by_its_own_figure() -> None:
+    assert fired(rows(**{"mismatch/kl": 0.5, "first/ratio/approx_kl": 0.0})) == {"mismatch": 3}
+
+
+def test_a_collapse_after_a_narrow_start() -> None:
+    assert "collapse" in fired(rows(**{"answers/distinct": lambda x: 0.2 if x < 0.1 else 1.0 if x < 0.6 else 0.02}))
+
+
+def test_two_long_failures_do_not_make_length_the_reward() -> None:
+    some = [rollout(str(i), [5] * (60 if i < 2 else 8), i % 8) for i in range(64)]
+    assert "reward/length_r2" not in answers.figures(some, [Score(float(i >= 2)) for i in range(64)])
+    assert answers.figures(some, [Score(float(i >= 32)) for i in range(64)])["reward/length_r2"] < 0.1
+
+
 def test_bounds_are_the_recipes() -> None:
     assert fired(rows(**{"kl/response": lambda x: 40 * x}), kl=20) == {"kl": 14}
     with pytest.raises(ValidationError, match="no alarm is called 'lenght_drift', did you mean 'length_drift'"):
@@ -131,7 +153,9 @@ def test_noise_does_not_see_the_trend() -> None:
 
 
 def rollout(text: str, tokens: list[int], group: int) -> Rollout:
-    return Rollout(Task("t", "q", None), [1, *tokens], [False] + [True] * len(tokens), [0.0] * 9, text, "eos", group, 0)
+    drawn = [1, *tokens]
+    mask, logps = [False] + [True] * len(tokens), [0.0] * len(drawn)
+    return Rollout(Task("t", "q", None), drawn, mask, logps, text, "eos", group, 0)
 
 
 def test_figures_of_answers_by_hand() -> None:

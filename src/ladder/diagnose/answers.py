@@ -15,6 +15,8 @@ import numpy as np
 from ladder.types import Outcome, Rollout, Score
 
 GRAM = 4
+APART = 0.05
+"""The share of answers whose reward must differ from the commonest one for its ties to length to mean anything."""
 LOOKED_AT = 128
 """Answers of a step whose n-grams are counted."""
 
@@ -30,7 +32,9 @@ def figures(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) -> dict[st
     if judged:
         rewards, lengths = np.array(judged, np.float64).T
         found["reward/max"] = float(rewards.max())
-        if rewards.std() > 0 and lengths.std() > 0:
+        # when nearly all have one reward, a few long failures would explain all the variance there is
+        alike = float(np.unique(rewards, return_counts=True)[1].max()) / len(rewards)
+        if rewards.std() > 0 and lengths.std() > 0 and alike <= 1 - APART:
             found["reward/length_r2"] = float(np.corrcoef(rewards, lengths)[0, 1] ** 2)
     return found
 

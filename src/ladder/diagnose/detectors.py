@@ -53,12 +53,13 @@ class Seen:
 
 def proxy_and_gold(rows: Rows, _: Alarms) -> Seen | None:
     """The reward holds or climbs while a check that is not trained on falls from its best."""
-    reward = Series(rows, "reward/mean")
     for name in sorted({k for r in rows for k in r if k.startswith("watched/")}):
-        held = Series(rows, name)
-        if len(held.means) < 2 or len(held) != len(reward):
+        # a judge may fail a step: what is compared are the steps that have both
+        both = [r for r in rows if len(Series([r], name)) and len(Series([r], "reward/mean"))]
+        held, reward = Series(both, name), Series(both, "reward/mean")
+        if len(held.means) < 2:
             continue
-        best, now = int(held.means.argmax()), fallen_to(held, Series(rows, name.replace("watched/", "watched_error/")))
+        best, now = int(held.means.argmax()), fallen_to(held, Series(both, name.replace("watched/", "watched_error/")))
         if now is not None and reward.now >= reward.means[best] - reward.noise:
             return Seen(
                 f"{name} fell from {held.means[best]:.3g} to {now:.3g} while the reward went from "
@@ -128,11 +129,11 @@ def length_drift(rows: Rows, _: Alarms) -> Seen | None:
 def collapse(rows: Rows, _: Alarms) -> Seen | None:
     """Different prompts get the same answers: the policy has settled on a few texts."""
     distinct, entropy = Series(rows, "answers/distinct"), Series(rows, "entropy")
-    if not distinct.now < 0.5 or not distinct.start >= 0.75:
+    if not distinct.now < 0.5 or not distinct.means.max() >= 0.75:
         return None
     told = f", entropy {entropy.start:.2f} to {entropy.now:.2f} nats a token" if len(entropy.means) else ""
     return Seen(
-        f"there are {distinct.now:.2f} different answers to each prompt, {distinct.start:.2f} at the start{told}: "
+        f"there are {distinct.now:.2f} different answers to each prompt, once {distinct.means.max():.2f}{told}: "
         "answers no longer depend on what is asked",
         "lower the learning rate, add kl_coef or the loss's entropy_coef, and look at what the reward pays for",
         {"answers/distinct": distinct.curve, "entropy": entropy.curve},
@@ -169,14 +170,15 @@ def repetition(rows: Rows, alarms: Alarms) -> Seen | None:
 
 def mismatch(rows: Rows, alarms: Alarms) -> Seen | None:
     """Policy and sampler differ before any update of the step."""
-    apart = Series(rows, "first/ratio/approx_kl")
+    corrected = Series(rows, "mismatch/kl")  # where a loss corrects, the ratio's own old log-probabilities are new ones
+    apart = corrected if len(corrected) else Series(rows, "first/ratio/approx_kl")
     if not apart.now > alarms.mismatch:
         return None
     return Seen(
         f"policy and sampler are {apart.now:.2g} nats a token apart before a step's first update: the answers are not "
         "drawn from the policy that is trained",
-        "look at the sampler's weights, precision and temperature; correct with the loss's importance_cap",
-        {"first/ratio/approx_kl": apart.curve},
+        "look at the sampler's weights, precision and temperature; the loss's importance_cap corrects for what is left",
+        {apart.name: apart.curve},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ class Series:
     """One figure of a run; steps where it was not measured are left out."""
 
     def __init__(self, rows: Sequence[Mapping[str, float | None]], name: str) -> None:
-        found = [(int(r["step"] or 0), float(x)) for r in rows if (x := r.get(name)) is not None]
+        found = [(int(r["step"] or 0), float(x)) for r in rows if (x := r.get(name)) is not None and math.isfinite(x)]
         self.name = name
         self.steps = [s for s, _ in found]
         self.x = np.array([x for _, x in found])
