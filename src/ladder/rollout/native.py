@@ -49,7 +49,7 @@ class Decoding(Protocol):
         ...
 
     def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
-        """Rows `kept` (ascending), at positions_A, move to slots 0, 1, ...; the others are forgotten."""
+        """Rows `kept` (none below its new slot), at positions_A, move to slots 0, 1, ...; others are forgotten."""
         ...
 
 
@@ -179,8 +179,10 @@ class NativeSampler:
             rows.accept(here, tokens.cpu().numpy(), logps.cpu().numpy())
 
     def _compact(self, rows: Rows, state: Decoding) -> None:
-        """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left."""
+        """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left.
+
+        Rows alike let a few copies do; else half of the rows move."""
         gone = int(rows.over[: rows.active].sum())
         rows.idle += gone
-        if gone and (gone == rows.active or rows.idle * 3 >= rows.active or rows.must_drop):
+        if gone and (rows.idle * (16 if rows.alike else 3) >= rows.active or gone == rows.active or rows.must_drop):
             state.keep(*rows.drop())

@@ -157,10 +157,21 @@ class Rows:
         if request in self.thinking and s not in self.pending and self.stops[s] is None:
             self.thinking[request].watch(s, ids, self.pending, self.thought)
 
+    @property
+    def alike(self) -> bool:
+        """Whether all active rows have drawn as many tokens, so that their order means nothing."""
+        live = self.drawn[: self.active][~self.over[: self.active]]
+        return bool((live == live[:1]).all())
+
     def drop(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frees finished slots: the rows that stay (their old slots, ascending) and their positions."""
+        """Frees finished slots: the rows that stay (their old slots, none of which is below the new) and their
+        positions. Rows alike fill the holes from behind; others keep their order, the longest first."""
         kept = np.flatnonzero(~self.over[: self.active])
         n = len(kept)
+        if self.alike:
+            holes, behind = np.flatnonzero(self.over[:n]), kept[kept >= n]
+            kept = np.arange(n)
+            kept[holes] = behind
         for array in (self.sample, self.position, self.last, self.drawn, self.stream, self.over):
             array[:n] = array[kept]
         self.active, self.idle, self.must_drop = n, 0, False

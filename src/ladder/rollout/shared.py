@@ -91,7 +91,7 @@ class Shared:
         self.prompts, self.turn = fresh, None
 
     def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
-        """Leaves only the rows `kept` (ascending), at positions_A, in slots 0, 1, ..., and the prompts they use."""
+        """Leaves only the rows `kept`, at positions_A, in slots 0, 1, ..., and the prompts they use."""
         self.owner, self.turn = self.owner[kept], None
         to = np.flatnonzero(kept != np.arange(len(kept)))
         if len(to):
