@@ -30,7 +30,7 @@ ASIDE = (
 def code() -> str:
     """A hash of the program's own sources."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE.rglob("*.py")):
+    for path in sorted(p for p in SOURCE.rglob("*") if p.suffix in (".py", ".c", ".h")):
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith(ASIDE):
             digest.update(f"{name}\0{sha256(path)}\n".encode())

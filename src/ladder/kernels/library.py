@@ -1,0 +1,94 @@
+"""Compiles a C file of this package with the machine's own compiler, once, and loads it.
+
+    lib = library("decode")        # None where there is no compiler; why() then says so
+
+The files are plain C with GCC's vector extensions, which gcc and clang know on every processor; nothing of torch's is
+included, so a compilation takes a second or two. What is compiled lies in the user's cache under a hash of source, flags,
+compiler and processor, so a changed one of these never meets an old library. Kernels get addresses of tensors and
+release the interpreter while they run.
+
+A kernel is never the only way: callers have a path in torch's operators, which is the kernel's oracle in the tests.
+LADDER_KERNELS=0 in the environment chooses that path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # first: its OpenMP runtime is the one that the kernels share
+
+HERE = Path(__file__).parent
+FLAGS = (
+    "-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
+    "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wno-psabi",
+)  # fmt: skip
+
+_reasons: dict[str, str] = {}
+
+
+def why(name: str) -> str | None:
+    """Why a library is not there, in a sentence; None if it is."""
+    library(name)
+    return _reasons.get(name)
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The library made of `name`.c, compiled if need be; None where that is impossible or not wanted."""
+    if os.environ.get("LADDER_KERNELS") == "0":
+        _reasons[name] = "LADDER_KERNELS=0 turns compiled kernels off"
+        return None
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        _reasons[name] = "there is no C compiler (cc), so general operators are used: slower, with the same results"
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(name, compiler)))
+    except (subprocess.CalledProcessError, OSError) as err:
+        said = err.stderr.strip().splitlines() if isinstance(err, subprocess.CalledProcessError) else [str(err)]
+        _reasons[name] = f"{compiler} could not make {name}.c ({said[-1] if said else err}), so general operators are used"
+        return None
+
+
+def _compiled(name: str, compiler: str) -> Path:
+    """The compiled file, made anew unless it is in the cache."""
+    sources = [HERE / f"{name}.c", *sorted(HERE.glob("*.h"))]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\0".join([version, _processor(), *FLAGS, *(s.read_text() for s in sources)]).encode())
+    path = _cache() / f"{name}-{digest.hexdigest()[:20]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            made = Path(directory) / path.name
+            command = [compiler, *FLAGS, str(sources[0]), "-o", str(made), "-lm"]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            os.replace(made, path)  # whole, or not there
+    return path
+
+
+def _cache() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = base / "signal-ladder" / "kernels"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return directory
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    known = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    return "\n".join([platform.machine(), *known[:2]])
+
+
+def address(x: torch.Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers lie; null for None. The tensor must be contiguous and outlive the call."""
+    assert x is None or x.is_contiguous()
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
