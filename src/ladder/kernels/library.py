@@ -3,9 +3,9 @@
     lib = library("decode")        # None where there is no compiler; why() then says so
 
 The files are plain C with GCC's vector extensions, which gcc and clang know on every processor; nothing of torch's is
-included, so a compilation takes a second or two. What is compiled lies in the user's cache under a hash of source, flags,
-compiler and processor, so a changed one of these never meets an old library. Kernels get addresses of tensors and
-release the interpreter while they run.
+included, so a compilation takes a second or two. What is compiled lies in the user's cache under a hash of source,
+flags, compiler and processor, so a changed one of these never meets an old library. Kernels get addresses of tensors
+and release the interpreter while they run.
 
 A kernel is never the only way: callers have a path in torch's operators, which is the kernel's oracle in the tests.
 LADDER_KERNELS=0 in the environment chooses that path.
@@ -53,8 +53,9 @@ def library(name: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compiled(name, compiler)))
     except (subprocess.CalledProcessError, OSError) as err:
-        said = err.stderr.strip().splitlines() if isinstance(err, subprocess.CalledProcessError) else [str(err)]
-        _reasons[name] = f"{compiler} could not make {name}.c ({said[-1] if said else err}), so general operators are used"
+        said = err.stderr.strip() if isinstance(err, subprocess.CalledProcessError) else ""
+        last = (said or str(err)).splitlines()[-1]
+        _reasons[name] = f"{compiler} could not make {name}.c ({last}), so general operators are used"
         return None
 
 

@@ -109,6 +109,21 @@ class Llama:
         return layer.down(layer.up(h, times=layer.gate(h, silu=True)), onto=x)
 
 
+def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Logits [p, V] behind each prompt, and every layer's keys and values [T, key_heads, D]."""
+    device = m.embedding.device
+    plan, positions = prompts.plan.to(device), prompts.positions.to(device)
+    cos, sin = m.cos[positions][:, None], m.sin[positions][:, None]
+    x, kept = m.embedding.index_select(0, prompts.tokens.to(device)), []
+    for i, layer in enumerate(m.layers):
+        q, k, v = m.qkv(layer, x, cos, sin)
+        kept.append((k, v))
+        q_, k_, v_ = (y.transpose(0, 1)[None] for y in (q, k, v))
+        out = plan.attend(i, q_, k_, v_, scaling=1.0, window=0, softcap=0.0)
+        x = m.finish(layer, x, out.reshape(len(x), -1))
+    return m.head(m.rms(x.index_select(0, prompts.last.to(device)), m.norm)), kept
+
+
 class Decoder:
     """One call's decoding state (`native.Decoding`)."""
 
@@ -120,18 +135,9 @@ class Decoder:
         )
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
-        m, plan = self.model, prompts.plan.to(self.device)
-        positions = prompts.positions.to(self.device)
-        cos, sin = m.cos[positions][:, None], m.sin[positions][:, None]
-        x, kept = m.embedding.index_select(0, prompts.tokens.to(self.device)), []
-        for i, layer in enumerate(m.layers):
-            q, k, v = m.qkv(layer, x, cos, sin)
-            kept.append((k, v))
-            q_, k_, v_ = (y.transpose(0, 1)[None] for y in (q, k, v))
-            out = plan.attend(i, q_, k_, v_, scaling=1.0, window=0, softcap=0.0)
-            x = m.finish(layer, x, out.reshape(len(x), -1))
+        logits, kept = read(self.model, prompts)
         self.store.add(prompts, kept, first)
-        return m.head(m.rms(x.index_select(0, prompts.last.to(self.device)), m.norm))
+        return logits
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         m, A = self.model, len(tokens_A)

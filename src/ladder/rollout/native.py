@@ -21,6 +21,7 @@ from torch import nn
 
 from ladder.errors import UserError
 from ladder.head import Head
+from ladder.rollout import compiled
 from ladder.rollout.llama import Decoder, Llama, fits
 from ladder.rollout.modules import Modules
 from ladder.rollout.prompts import Prompts
@@ -121,7 +122,12 @@ class NativeSampler:
             return lambda slots, length: Modules(self.base, self.head, slots, length)
         rows = min(self.slots, sum(r.n for r in requests))
         length = max(min(len(r.prompt) + r.sampling.max_tokens, self.context) for r in requests)
-        model = Llama.of(self.base, self.head, length, pack=rows >= PACK_FROM)
+        many = rows >= PACK_FROM
+        in_c = many and compiled.fits(self.base)
+        model = Llama.of(self.base, self.head, length, pack=many and not in_c)
+        if in_c:
+            weights = compiled.pack(model)
+            return lambda slots, length: compiled.Compiled(model, weights, slots)
         return lambda slots, length: Decoder(model, slots)
 
     def _check(self, r: Request) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ladder.kernels import decode
 from ladder.types import Sampling
 
 BLOCK = 128
@@ -42,17 +43,26 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Tokens int64 [A] and the log-probabilities they were drawn with, float32 [A]. logits is overwritten."""
+    plain = not (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+    if plain and sampling.temperature > 0 and compiled(logits_AV):
+        return decode.draw(logits_AV, uniform_A, sampling.temperature)
     z = logits_AV.float()
     if sampling.temperature == 0:
         tokens = z.argmax(-1)
         return tokens, z.softmax(-1).gather(1, tokens[:, None])[:, 0].log()
     if sampling.temperature != 1:
         z = z.div_(sampling.temperature)
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+    if not plain:
         z = truncate(z, sampling)
     p = z.softmax(-1)
     tokens, total = inverse_cdf(p, uniform_A)
     return tokens, (p.gather(1, tokens[:, None])[:, 0] / total).log()
+
+
+def compiled(logits_AV: Tensor) -> bool:
+    """Whether the kernel draws from these."""
+    fits = logits_AV.device.type == "cpu" and logits_AV.dtype == torch.float32 and logits_AV.stride(1) == 1
+    return fits and decode.kernels() is not None
 
 
 def inverse_cdf(weights_AV: Tensor, uniform_A: Tensor) -> tuple[Tensor, Tensor]:

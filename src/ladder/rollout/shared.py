@@ -1,12 +1,10 @@
-"""The keys and values of rows that share prompts: a prompt is kept once, an answer's own tokens by row.
+"""Attention of one decoding step over rows that share prompts (`store.py`), in torch's operators.
 
-A decoding step attends twice and takes one softmax over both: the queries of all answers to a prompt against its
-keys, one matrix product for the group; and each row's against its own tokens. Keys lie with their tokens last, as the
-products read them. Rows stand in the order in which they began, so that the longest come first: attention over
-their own tokens runs span by span, each as long as its first row.
+A step attends twice and takes one softmax over both: the queries of all answers to a prompt against its keys, one
+matrix product for the group; and each row's against its own tokens. Rows stand in the order in which they began, so
+that the longest come first: attention over their own tokens runs span by span, each as long as its first row.
 
-Left out: sliding windows and soft caps (`modules.py` has them), and paging: room doubles when it is used up.
-Prompts of one call are padded to the longest that is still in use.
+Left out: sliding windows and soft caps (`modules.py` has them).
 """
 
 from __future__ import annotations
@@ -16,15 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ladder.rollout.prompts import Prompts
+from ladder.rollout.store import ROOM, Store
 
 SPAN_COST = 20_000
 """What one more span costs, in entries of scores (measured on a CPU; only speed depends on it)."""
-ROOM = 32
-"""Tokens that a row has room for at first."""
 TINY = 400
 """Multiply-adds in a product of a batch below which torch takes a kernel three times slower than for a larger one."""
 
@@ -54,72 +49,23 @@ class Turn:
     value_at: Tensor | None  # [A * H_kv]
 
 
-class Shared:
-    """One call's store for `slots` rows. Stores: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
-    [slots * H, D, room] and values [slots * H, room, D], with H key heads."""
+class Shared(Store):
+    """A store with its own attention, in torch's operators."""
 
     def __init__(self, layers: int, heads: int, group: int, width: int, slots: int, like: Tensor) -> None:
-        """group: query heads that read one of the `heads` key heads. like: a tensor of the stores' type and device."""
-        self.heads, self.width, self.slots, self.like = heads, width, slots, like
+        """group: query heads that read one of the `heads` key heads."""
+        super().__init__(layers, heads, width, slots, like)
         self.least = min(ROOM, math.ceil(TINY / (group * width)))  # keys to read even where a row has fewer
-        self.prompts: list[tuple[Tensor, Tensor]] = []
-        self.prompt_lengths = np.zeros(0, np.int64)  # [p]
-        self.owner = np.zeros(0, np.int64)  # [A] each row's prompt
-        self.room = ROOM
-        self.own = [self._own(ROOM) for _ in range(layers)]
         self.turn: Turn | None = None
 
-    def _own(self, room: int) -> tuple[Tensor, Tensor]:
-        n = self.slots * self.heads
-        return self.like.new_zeros(n, self.width, room), self.like.new_zeros(n, room, self.width)
-
-    # ------------------------------------------------------------ who is here
-
-    def add(self, prompts: Prompts, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
-        """Takes in prompts with their keys and values, [T, H, D] per layer, and the rows first, ... of them."""
-        line = torch.from_numpy(prompts.line).to(self.like.device)
-        fresh = [(_heads(k, line).transpose(1, 2).contiguous(), _heads(v, line)) for k, v in kept]
-        if len(self.prompt_lengths):
-            width = max(self.prompts[0][0].shape[2], fresh[0][0].shape[2])
-            fresh = [
-                (_stack(old_k, new_k, 2, width), _stack(old_v, new_v, 1, width))
-                for (old_k, old_v), (new_k, new_v) in zip(self.prompts, fresh, strict=True)
-            ]
-        assert first == len(self.owner), "rows are added behind those that are there"
-        self.owner = np.concatenate([self.owner, prompts.owner + len(self.prompt_lengths)])
-        self.prompt_lengths = np.concatenate([self.prompt_lengths, prompts.lengths])
-        self.prompts, self.turn = fresh, None
-
-    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
-        """Leaves only the rows `kept`, at positions_A, in slots 0, 1, ..., and the prompts they use."""
-        self.owner, self.turn = self.owner[kept], None
-        to = np.flatnonzero(kept != np.arange(len(kept)))
-        if len(to):
-            length = int((positions_A - self.prompt_lengths[self.owner]).max())
-            origin, to_ = self._rows(kept[to]), self._rows(to)
-            for keys, values in self.own:
-                keys[to_, :, :length] = keys[origin, :, :length]
-                values[to_, :length] = values[origin, :length]
-        used = np.unique(self.owner)
-        if len(used) < len(self.prompt_lengths):
-            self.prompt_lengths = self.prompt_lengths[used]
-            longest = int(self.prompt_lengths.max()) if len(used) else 0
-            rows = self._rows(used)
-            self.prompts = [(k[rows][:, :, :longest], v[rows][:, :longest]) for k, v in self.prompts]
-            self.owner = np.searchsorted(used, self.owner)
-
-    def _rows(self, of: np.ndarray) -> Tensor:
-        """Row and head of slots or prompts, flat."""
-        flat = of[:, None] * self.heads + np.arange(self.heads)
-        return torch.from_numpy(flat.ravel()).to(self.like.device)
+    def changed(self) -> None:
+        self.turn = None
 
     # ------------------------------------------------------------ one step
 
     def begin(self, positions_A: np.ndarray) -> None:
         """Prepares a step that writes one token for every row."""
-        own = positions_A - self.prompt_lengths[self.owner]  # where the new token goes
-        if int(own.max()) >= self.room:
-            self._grow(int(own.max()) + 1)
+        own = self.places(positions_A)
         if self.turn is None:
             self.turn = Turn(len(own), *self._groups(), self._prompt_bias(), [], None, None, None)
         turn = self.turn
@@ -130,12 +76,6 @@ class Shared:
             at = torch.from_numpy(own.repeat(self.heads)).to(self.like.device)
             turn.key_at = at.repeat_interleave(self.width)[:, None]
             turn.value_at = at + torch.arange(len(at), device=at.device) * self.room
-
-    def _grow(self, needed: int) -> None:
-        old, self.room = self.room, max(needed, 2 * self.room)
-        for i, (keys, values) in enumerate(self.own):
-            self.own[i] = self._own(self.room)
-            self.own[i][0][:, :, :old], self.own[i][1][:, :old] = keys, values
 
     def _groups(self) -> tuple[Tensor | None, Tensor | None]:
         A, p, H = len(self.owner), len(self.prompt_lengths), self.heads
@@ -216,19 +156,3 @@ def _regroup(x: Tensor, index: Tensor | None, n: int) -> Tensor:
     """Rows [m, g, ...] at `index` (all, if None), as [n, rest * g, ...]."""
     return (x if index is None else x.index_select(0, index)).reshape(n, -1, x.shape[2])
 
-
-def _heads(x: Tensor, line: Tensor) -> Tensor:
-    """[T, H, D] at line [p, P] -> [p * H, P, D]."""
-    picked = x.index_select(0, line.flatten()).view(*line.shape, *x.shape[1:])  # [p, P, H, D]
-    return picked.transpose(1, 2).reshape(-1, line.shape[1], x.shape[2])
-
-
-def _stack(a: Tensor, b: Tensor, dim: int, width: int) -> Tensor:
-    """Both, one behind the other, with dimension `dim` of `width`."""
-    return torch.cat([_wide(a, dim, width), _wide(b, dim, width)])
-
-
-def _wide(x: Tensor, dim: int, width: int) -> Tensor:
-    """Zeros behind dimension `dim` of a three-dimensional x up to `width`."""
-    room = width - x.shape[dim]
-    return x if not room else F.pad(x, (0, room) if dim == 2 else (0, 0, 0, room))

@@ -1,0 +1,253 @@
+/* One decoding step of the Llama layout, and drawing a token: what the processor does between two tokens.
+
+     x = x + O attend(rope(Q h), rope(K h), V h),  h = norm(x)
+     x = x + D (silu(G h) * U h),                  h = norm(x)                  logits = E norm(x)
+
+   The mathematics is rollout/llama.py's, which is the oracle; the stores of keys and values are rollout/store.py's.
+   Attention takes the rows of one prompt together: their queries meet the prompt's keys in one product. */
+#include "gemm.h"
+
+typedef struct {
+  int64_t layers, D, H, KH, W, I, V, threads;
+  float eps;
+  const float *embedding, *norm, *head, *head_bias, *cos, *sin;
+  const float **norm1, **qkv, **qkv_bias, **q_norm, **k_norm, **out, **out_bias;
+  const float **norm2, **gate, **gate_bias, **up, **up_bias, **down, **down_bias;
+} Model;
+
+typedef struct {
+  int64_t A, room, P, units; /* P: columns of a prompt's keys */
+  const int64_t *tokens, *positions, *own; /* own: where each row's new token goes */
+  const int64_t *rows, *unit_first, *unit_rows, *unit_prompt, *prompt_lengths;
+  float **own_keys, **own_values;          /* [slots * KH, W, room], [slots * KH, room, W] a layer */
+  const float **prompt_keys, **prompt_values; /* [p * KH, W, P], [p * KH, P, W] a layer */
+} Turn;
+
+/* Weights [N, K] into panels [ceil(N / NB)][K][NB], zeros behind the last column. */
+void pack(const float *w, int64_t N, int64_t K, float *to, int64_t threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t p = 0; p < (N + NB - 1) / NB; p++) {
+    float *out = to + p * K * NB;
+    int64_t n = N - p * NB < NB ? N - p * NB : NB;
+    for (int64_t k0 = 0; k0 < K; k0 += 16) { /* in squares: both sides by lines of the cache */
+      int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
+      for (int64_t j = 0; j < NB; j++)
+        for (int64_t k = k0; k < k1; k++) out[k * NB + j] = j < n ? w[(p * NB + j) * K + k] : 0;
+    }
+  }
+}
+
+int64_t panel_width(void) { return NB; }
+int64_t vector_width(void) { return VL; }
+
+static void norm_row(const float *x, const float *w, int64_t D, float eps, float *to) {
+  vf s = {};
+  for (int64_t d = 0; d < D; d += VL) s += vload(x + d) * vload(x + d);
+  float r = 1 / sqrtf(vsum(s) / D + eps);
+  for (int64_t d = 0; d < D; d += VL) vstore(to + d, vload(x + d) * r * vload(w + d));
+}
+
+static void rotate(float *x, const float *cos, const float *sin, int64_t W) {
+  int64_t half = W / 2; /* sin has the sign that its half of the pair has */
+  for (int64_t i = 0; i < half; i++) {
+    float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] + b * sin[i];
+    x[i + half] = b * cos[i + half] + a * sin[i + half];
+  }
+}
+
+/* C [A, N] (+)= h W + bias: the threads share the panels. Inside a parallel region. */
+static void product(const float *h, int64_t lda, int64_t A, int64_t K, int64_t N, const float *w, const float *bias,
+                    float *C, int64_t ldc, int add) {
+  int64_t panels = (N + NB - 1) / NB;
+#pragma omp for schedule(static)
+  for (int64_t p = 0; p < panels; p++) {
+    const float *B = w + p * K * NB;
+    for (int64_t m = 0; m < A; m += TILE) {
+      int64_t M = A - m < TILE ? A - m : TILE;
+      panel(h + m * lda, lda, M, K, B, C + m * ldc + p * NB, ldc, add, p + 1 < panels ? B + K * NB : 0);
+    }
+    if (bias)
+      for (int64_t m = 0; m < A; m++)
+        for (int64_t j = p * NB; j < (p + 1) * NB && j < N; j++) C[m * ldc + j] += bias[j];
+  }
+}
+
+/* C [A, I] = silu(h G + g) * (h U + u), panel by panel. Inside a parallel region. */
+static void gated(const float *h, int64_t lda, int64_t A, int64_t K, int64_t I, const float *gate, const float *g,
+                  const float *up, const float *u, float *C, int64_t ldc) {
+  int64_t panels = (I + NB - 1) / NB;
+#pragma omp for schedule(static)
+  for (int64_t p = 0; p < panels; p++) {
+    const float *G = gate + p * K * NB, *U = up + p * K * NB;
+    float a[TILE * NB], b[TILE * NB];
+    for (int64_t m = 0; m < A; m += TILE) {
+      int64_t M = A - m < TILE ? A - m : TILE;
+      panel(h + m * lda, lda, M, K, G, a, NB, 0, U);
+      panel(h + m * lda, lda, M, K, U, b, NB, 0, p + 1 < panels ? G + K * NB : 0);
+      for (int64_t i = 0; i < M; i++)
+        for (int64_t j = 0; j < NB; j += VL) {
+          vf x = vload(a + i * NB + j), y = vload(b + i * NB + j);
+          if (g || u)
+            for (int l = 0; l < VL; l++) {
+              int64_t c = p * NB + j + l;
+              if (c < I) x[l] += g ? g[c] : 0, y[l] += u ? u[c] : 0;
+            }
+          vstore(C + (m + i) * ldc + p * NB + j, x / (1.0f + vexp(-x)) * y);
+        }
+    }
+  }
+}
+
+/* Asks for a row's own keys or values ahead of time: `lines` pieces of `n` floats, `apart` floats from each other. */
+static inline void ahead(const float *p, int64_t lines, int64_t n, int64_t apart) {
+  for (int64_t i = 0; i < lines; i++)
+    for (int64_t j = 0; j < n; j += 16) __builtin_prefetch(p + i * apart + j, 0, 2);
+}
+
+/* Attention of the rows of one unit (all of one prompt) through one key head. S: room for the scores. */
+static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, int64_t h, const float *qkv, int64_t ldq,
+                   float *out, int64_t ldo, float *S) {
+  int64_t g = m->H / m->KH, W = m->W, P = t->P, R = t->unit_rows[unit], p = t->unit_prompt[unit];
+  const int64_t *rows = t->rows + t->unit_first[unit];
+  int64_t longest = 0, plen = t->prompt_lengths[p];
+  for (int64_t r = 0; r < R; r++) longest = t->own[rows[r]] + 1 > longest ? t->own[rows[r]] + 1 : longest;
+  int64_t own = (longest + VL - 1) / VL * VL, L = P + own;
+  float *Q = S + R * g * L, *O = Q + R * g * W;
+  for (int64_t r = 0; r < R; r++) memcpy(Q + r * g * W, qkv + rows[r] * ldq + h * g * W, g * W * 4);
+  plain(Q, W, R * g, W, P, t->prompt_keys[layer] + (p * m->KH + h) * W * P, P, S, L, 0);
+  float top[R * g], sum[R * g];
+  for (int64_t r = 0; r < R; r++) {
+    int64_t n = t->own[rows[r]] + 1, to = (n + VL - 1) / VL * VL, slot = rows[r] * m->KH + h;
+    ahead(t->own_values[layer] + slot * t->room * W, 1, n * W, 0);
+    if (r + 1 < R) ahead(t->own_keys[layer] + (rows[r + 1] * m->KH + h) * W * t->room, W, to, t->room);
+    plain(Q + r * g * W, W, g, W, to, t->own_keys[layer] + slot * W * t->room, t->room, S + r * g * L + P, L, 0);
+    for (int64_t i = r * g; i < (r + 1) * g; i++) {
+      float *s = S + i * L;
+      for (int64_t c = plen; c < P; c++) s[c] = -INFINITY;
+      for (int64_t c = P + n; c < P + to; c++) s[c] = -INFINITY;
+      vf high = vset(-INFINITY), all = {};
+      for (int64_t c = 0; c < P + to; c += VL) high = vmax(high, vload(s + c));
+      top[i] = vtop(high);
+      for (int64_t c = 0; c < P + to; c += VL) {
+        vf e = vexp(vload(s + c) - top[i]);
+        all += e;
+        vstore(s + c, e);
+      }
+      sum[i] = vsum(all);
+    }
+  }
+  plain(S, L, R * g, plen, W, t->prompt_values[layer] + (p * m->KH + h) * P * W, W, O, W, 0);
+  for (int64_t r = 0; r < R; r++) {
+    int64_t n = t->own[rows[r]] + 1, slot = rows[r] * m->KH + h;
+    plain(S + r * g * L + P, L, g, n, W, t->own_values[layer] + slot * t->room * W, W, O + r * g * W, W, 1);
+    for (int64_t i = 0; i < g; i++) {
+      float *to = out + rows[r] * ldo + (h * g + i) * W, *from = O + (r * g + i) * W, part = 1 / sum[r * g + i];
+      for (int64_t d = 0; d < W; d += VL) vstore(to + d, vload(from + d) * part);
+    }
+  }
+}
+
+/* Finishes a row's queries and keys, and puts its new key and value where they belong. */
+static void place(const Model *m, const Turn *t, int64_t layer, int64_t a, float *x) {
+  int64_t W = m->W, both = m->H + m->KH, at = t->own[a];
+  const float *cos = m->cos + t->positions[a] * W, *sin = m->sin + t->positions[a] * W;
+  for (int64_t h = 0; h < both; h++) {
+    const float **norms = h < m->H ? m->q_norm : m->k_norm;
+    if (norms[layer]) norm_row(x + h * W, norms[layer], W, m->eps, x + h * W);
+    rotate(x + h * W, cos, sin, W);
+  }
+  for (int64_t h = 0; h < m->KH; h++) {
+    int64_t slot = a * m->KH + h;
+    float *keys = t->own_keys[layer] + slot * W * t->room + at;
+    const float *k = x + (m->H + h) * W, *v = x + (both + h) * W;
+    for (int64_t d = 0; d < W; d++) keys[d * t->room] = k[d];
+    memcpy(t->own_values[layer] + (slot * t->room + at) * W, v, W * 4);
+  }
+}
+
+/* Logits [A, wide(V)] of every row's next token. work: [A, wide(D) * 2 + wide((H + 2 KH) W) + wide(H W) + wide(I)]
+   floats in all; scratch: [threads, ...] for attention, `per_thread` floats each. */
+void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t per_thread, float *logits) {
+  int64_t A = t->A, D = m->D, Q = (m->H + 2 * m->KH) * m->W, HW = m->H * m->W;
+  int64_t ldx = wide(D), ldq = wide(Q), ldo = wide(HW), ldi = wide(m->I);
+  float *x = work, *h = x + A * ldx, *qkv = h + A * ldx, *att = qkv + A * ldq, *act = att + A * ldo;
+#pragma omp parallel num_threads(m->threads) if (m->threads > 1)
+  {
+    int thread = 0;
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    thread = omp_get_thread_num();
+#endif
+    float *S = scratch + thread * per_thread;
+#pragma omp for
+    for (int64_t a = 0; a < A; a++) memcpy(x + a * ldx, m->embedding + t->tokens[a] * D, D * 4);
+    for (int64_t l = 0; l < m->layers; l++) {
+#pragma omp for
+      for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm1[l], D, m->eps, h + a * ldx);
+      product(h, ldx, A, D, Q, m->qkv[l], m->qkv_bias[l], qkv, ldq, 0);
+#pragma omp for
+      for (int64_t a = 0; a < A; a++) place(m, t, l, a, qkv + a * ldq);
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < t->units * m->KH; i++)
+        attend(m, t, l, i / m->KH, i % m->KH, qkv, ldq, att, ldo, S);
+      product(att, ldo, A, HW, D, m->out[l], m->out_bias[l], x, ldx, 1);
+#pragma omp for
+      for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm2[l], D, m->eps, h + a * ldx);
+      gated(h, ldx, A, D, m->I, m->gate[l], m->gate_bias[l], m->up[l], m->up_bias[l], act, ldi);
+      product(act, ldi, A, m->I, D, m->down[l], m->down_bias[l], x, ldx, 1);
+    }
+#pragma omp for
+    for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm, D, m->eps, h + a * ldx);
+    product(h, ldx, A, D, m->V, m->head, m->head_bias, logits, wide(m->V), 0);
+  }
+}
+
+/* Draws from softmax(logits / temperature): the token whose stretch of the cumulative weights holds u * total, found
+   block by block, and its log-probability. logits [A, ld], u [A] in [0, 1). */
+void draw(const float *logits, int64_t A, int64_t V, int64_t ld, double temperature, const double *u, int64_t *tokens,
+          float *logps, int64_t threads) {
+  enum { BLOCK = 128 };
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t a = 0; a < A; a++) {
+    const float *z = logits + a * ld;
+    float scale = (float)(1 / temperature), top = -INFINITY;
+    vf high = vset(-INFINITY);
+    int64_t whole = V / VL * VL, blocks = (V + BLOCK - 1) / BLOCK;
+    for (int64_t v = 0; v < whole; v += VL) high = vmax(high, vload(z + v));
+    top = vtop(high);
+    for (int64_t v = whole; v < V; v++) top = z[v] > top ? z[v] : top;
+    double ends[blocks], total = 0;
+    float e[BLOCK];
+#define WEIGHTS(b)                                                                          \
+  int64_t from = (b) * BLOCK, n = V - from < BLOCK ? V - from : BLOCK;                      \
+  for (int64_t i = 0; i < BLOCK; i += VL) {                                                 \
+    vf x = vset(-INFINITY);                                                                 \
+    if (i + VL <= n) x = vload(z + from + i);                                               \
+    else                                                                                    \
+      for (int64_t l = 0; i + l < n; l++) x[l] = z[from + i + l];                           \
+    vstore(e + i, vexp((x - top) * scale));                                                 \
+  }
+    for (int64_t b = 0; b < blocks; b++) {
+      WEIGHTS(b)
+      vf s = {};
+      for (int64_t i = 0; i < BLOCK; i += VL) s += vload(e + i);
+      total += vsum(s);
+      ends[b] = total;
+    }
+    double target = u[a] * total;
+    int64_t b = 0, last = 0;
+    while (b < blocks - 1 && ends[b] <= target) b++;
+    WEIGHTS(b)
+    double at = b ? ends[b - 1] : 0;
+    int64_t token = -1;
+    for (int64_t i = 0; i < n; i++) {
+      if (e[i] > 0) last = i;
+      at += e[i];
+      if (token < 0 && at > target) token = i;
+    }
+    if (token < 0 || e[token] <= 0) token = last; /* rounding can leave the target behind the block's end */
+    tokens[a] = from + token;
+    logps[a] = (float)(((double)z[from + token] - top) * scale - log(total));
+  }
+}

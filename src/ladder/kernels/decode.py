@@ -1,0 +1,224 @@
+"""The decoding kernels (`decode.c`) as functions of tensors: packed matrices, one step of a model, drawing tokens."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladder.kernels import memory
+from ladder.kernels.library import address, library
+
+Address = ctypes.c_void_p
+Int = ctypes.c_int64
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((n, Int) for n in ("layers", "D", "H", "KH", "W", "I", "V", "threads")),
+        ("eps", ctypes.c_float),
+        *((n, Address) for n in ("embedding", "norm", "head", "head_bias", "cos", "sin")),
+        *((n, Address) for n in ("norm1", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias")),
+        *((n, Address) for n in ("norm2", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
+    )
+
+
+class _Turn(ctypes.Structure):
+    _fields_ = (
+        *((n, Int) for n in ("A", "room", "P", "units")),
+        *((n, Address) for n in ("tokens", "positions", "own")),
+        *((n, Address) for n in ("rows", "unit_first", "unit_rows", "unit_prompt", "prompt_lengths")),
+        *((n, Address) for n in ("own_keys", "own_values", "prompt_keys", "prompt_values")),
+    )
+
+
+def kernels() -> Any:
+    """The library, or None (`library.why` says why)."""
+    lib = library("decode")
+    if lib is not None and lib.draw.argtypes is None:
+        lib.panel_width.restype = lib.vector_width.restype = Int
+        lib.pack.argtypes = [Address, Int, Int, Address, Int]
+        lib.step.argtypes = [Address, Address, Address, Address, Int, Address]
+        lib.draw.argtypes = [Address, Int, Int, Int, ctypes.c_double, Address, Address, Address, Int]
+    return lib
+
+
+def vector() -> int:
+    """Floats in one vector: what widths have to be multiples of."""
+    return kernels().vector_width()
+
+
+def wide(n: int) -> int:
+    """Columns in whole panels."""
+    width = kernels().panel_width()
+    return -(-n // width) * width
+
+
+class Arena:
+    """Room for many matrices in one piece of memory, in the order in which a step reads them."""
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        """shapes: [N, K] of all that will be packed."""
+        self.memory = memory.empty(sum(wide(n) * k for n, k in shapes))
+        self.used = 0
+
+    def pack(self, weight_NK: Tensor) -> Tensor:
+        """Weights [N, K], float32, laid out for `step`."""
+        N, K = weight_NK.shape
+        weight = weight_NK.contiguous()
+        out = self.memory[self.used : self.used + wide(N) * K]
+        self.used += out.numel()
+        kernels().pack(address(weight), N, K, address(out), torch.get_num_threads())
+        return out
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer's, matrices `packed`. The queries' scale is in their weights (or in q_norm)."""
+
+    norm1: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    norm2: Tensor
+    gate: Tensor
+    gate_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """D: of the hidden state; H query heads and KH key heads of width W; I: of the MLP; V: of the vocabulary."""
+
+    D: int
+    H: int
+    KH: int
+    W: int
+    I: int
+    V: int
+
+
+class Weights:
+    """A model's weights as the kernels read them; what they point to is kept alive here."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        layers: Sequence[LayerWeights],
+        *,
+        eps: float,
+        embedding: Tensor,
+        norm: Tensor,
+        head: Tensor,
+        head_bias: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        """cos, sin [length, W], sin with the sign that its half of the pair has."""
+        self.sizes, self.kept = sizes, [layers, embedding, norm, head, head_bias, cos, sin]
+        self.threads = torch.get_num_threads()
+        m = _Model(len(layers), sizes.D, sizes.H, sizes.KH, sizes.W, sizes.I, sizes.V, self.threads, eps)
+        whole = {"embedding": embedding, "norm": norm, "head": head, "head_bias": head_bias, "cos": cos, "sin": sin}
+        for name, x in whole.items():
+            setattr(m, name, address(x))
+        for name in LayerWeights.__slots__:  # pyright: ignore[reportGeneralTypeIssues]
+            table = addresses([getattr(layer, name) for layer in layers])
+            self.kept.append(table)
+            setattr(m, name, ctypes.addressof(table))
+        self.struct = m
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> Any:
+    """A table of where tensors lie."""
+    return (Address * len(tensors))(*(address(x) for x in tensors))
+
+
+ROWS = 16
+"""Most rows of one prompt that attend in one piece: their scores stay in the second cache, and pieces are dealt out."""
+
+
+class Units:
+    """Rows by the prompt that they continue, in pieces. owner [A], lengths [p]."""
+
+    def __init__(self, owner: np.ndarray, lengths: np.ndarray) -> None:
+        self.rows = np.argsort(owner, kind="stable")
+        counts = np.bincount(owner, minlength=len(lengths))
+        first, many, prompt, at = [], [], [], 0
+        for p in np.flatnonzero(counts):
+            end = at + int(counts[p])
+            while at < end:
+                n = min(ROWS, end - at)
+                first.append(at)
+                many.append(n)
+                prompt.append(int(p))
+                at += n
+        self.first, self.many, self.prompt = (np.array(x, np.int64) for x in (first, many, prompt))
+        self.lengths = lengths.astype(np.int64)
+        self.most = max(many)
+
+
+class Step:
+    """One decoding step after another over stores that stay where they are; made anew when rows or stores change."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        units: Units,
+        A: int,
+        room: int,
+        own: Sequence[tuple[Tensor, Tensor]],
+        prompts: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """own: keys [slots * KH, W, room] and values [slots * KH, room, W] a layer; prompts: keys [p * KH, W, P] and
+        values [p * KH, P, W]; room and P multiples of `vector()`."""
+        s, self.weights, self.units, self.A = weights.sizes, weights, units, A
+        P = prompts[0][0].shape[2]
+        tables = [addresses([pair[i] for pair in some]) for some in (own, prompts) for i in (0, 1)]
+        arrays = (units.rows, units.first, units.many, units.prompt, units.lengths)
+        self.kept = [tables, arrays, own, prompts]
+        self.struct = _Turn(A, room, P, len(units.first), 0, 0, 0, *(x.ctypes.data for x in arrays))
+        for name, table in zip(("own_keys", "own_values", "prompt_keys", "prompt_values"), tables, strict=True):
+            setattr(self.struct, name, ctypes.addressof(table))
+        qkv, heads = wide((s.H + 2 * s.KH) * s.W), wide(s.H * s.W)
+        self.work = torch.empty(A * (2 * wide(s.D) + qkv + heads + wide(s.I)))
+        g = s.H // s.KH
+        self.per_thread = -(-(units.most * g * (P + room + 2 * s.W)) // 16) * 16
+        self.scratch = torch.empty(weights.threads * self.per_thread)
+
+    def __call__(self, tokens_A: np.ndarray, positions_A: np.ndarray, own_A: np.ndarray) -> Tensor:
+        """Logits [A, V] (rows may lie apart). own_A: where each row's new token goes among its own. int64 arrays."""
+        arrays = [np.ascontiguousarray(x, np.int64) for x in (tokens_A, positions_A, own_A)]
+        t = self.struct
+        t.tokens, t.positions, t.own = (x.ctypes.data for x in arrays)
+        V = self.weights.sizes.V
+        logits = torch.empty(self.A, wide(V))
+        kernels().step(
+            ctypes.addressof(self.weights.struct), ctypes.addressof(t), address(self.work), address(self.scratch),
+            self.per_thread, address(logits),
+        )  # fmt: skip
+        return logits[:, :V]
+
+
+def draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [A] from softmax(logits / temperature) and their log-probabilities, float32 [A].
+
+    logits: float32 on the CPU, each row in one piece. uniform_A: float64 in [0, 1)."""
+    A, V = logits_AV.shape
+    assert logits_AV.stride(1) == 1 and logits_AV.dtype == torch.float32 and uniform_A.dtype == torch.float64
+    tokens, logps, u = torch.empty(A, dtype=torch.int64), torch.empty(A), uniform_A.contiguous()
+    kernels().draw(
+        logits_AV.data_ptr(), A, V, logits_AV.stride(0), temperature, address(u), address(tokens), address(logps),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens, logps

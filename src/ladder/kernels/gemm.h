@@ -1,0 +1,98 @@
+/* Matrix products for a few to some hundred rows with weights that are read once.
+
+   C [M, N] (+)= A [M, K] B [K, N]. Weights lie in panels of NB columns, [panel][K][NB], so that a product reads them
+   from front to back; while one block of a panel is in use, the next is fetched, which hides the memory's time behind
+   the arithmetic. A row's result is one chain of multiply-adds over k, whatever rows stand beside it. */
+#pragma once
+#include "vec.h"
+
+#if VL == 16
+#define MR 8 /* rows and vectors of columns of one register tile */
+#else
+#define MR 4
+#endif
+#define NR 3
+#define NB (NR * VL)
+#define KC 192 /* a block of a panel stays in the first cache */
+#define TILE 64 /* rows that meet a panel at a time */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* One register tile: mr rows, nr vectors of columns. ahead: what to fetch meanwhile, or null. */
+INLINE void micro(const int mr, const int nr, const float *A, int64_t lda, int64_t K, const float *B, int64_t ldb,
+                  float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
+  vf c[MR][NR];
+#pragma GCC unroll 8
+  for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) c[i][j] = add ? vload(C + i * ldc + j * VL) : (vf){};
+  for (int64_t k = 0; k < K; k++) {
+    vf b[NR];
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) b[j] = vload(B + k * ldb + j * VL);
+    if (fetch) __builtin_prefetch(ahead + k * 64, 0, 2);
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+      vf a = vset(A[i * lda + k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) vstore(C + i * ldc + j * VL, c[i][j]);
+}
+
+#define ROWS(n)                                                                                      \
+  case n:                                                                                            \
+    if (nr == 3) micro(n, 3, A, lda, K, B, ldb, C, ldc, add, 0, 0);                                  \
+    else if (nr == 2) micro(n, 2, A, lda, K, B, ldb, C, ldc, add, 0, 0);                             \
+    else micro(n, 1, A, lda, K, B, ldb, C, ldc, add, 0, 0);                                          \
+    break;
+
+static void tile(int mr, int nr, const float *A, int64_t lda, int64_t K, const float *B, int64_t ldb, float *C,
+                 int64_t ldc, int add) {
+  switch (mr) {
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4)
+#if MR == 8
+    ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+#endif
+  }
+}
+
+static void fetching(const float *A, int64_t lda, int64_t K, const float *B, float *C, int64_t ldc, int add,
+                     const char *ahead) {
+  micro(MR, NR, A, lda, K, B, NB, C, ldc, add, 1, ahead);
+}
+
+/* C [M, NB] (+)= A [M, K] panel; `behind` is what will be read next, or null. */
+static void panel(const float *A, int64_t lda, int64_t M, int64_t K, const float *B, float *C, int64_t ldc, int add,
+                  const float *behind) {
+  int64_t blocks = (K + KC - 1) / KC, kc = (K + blocks - 1) / blocks;
+  for (int64_t k = 0; k < K; k += kc) {
+    int64_t n = k + kc < K ? kc : K - k;
+    const char *next = (const char *)(k + kc < K ? B + (k + kc) * NB : behind);
+    const char *end = next ? next + kc * NB * 4 : 0;
+    for (int64_t m = 0; m < M; m += MR) {
+      int mr = M - m < MR ? (int)(M - m) : MR;
+      if (mr == MR && next < end) {
+        fetching(A + m * lda + k, lda, n, B + k * NB, C + m * ldc, ldc, add || k, next);
+        next += n * 64;
+      } else
+        tile(mr, NR, A + m * lda + k, lda, n, B + k * NB, NB, C + m * ldc, ldc, add || k);
+    }
+  }
+}
+
+/* C [M, N] (+)= A [M, K] B [K, N] with B as it lies and N a multiple of VL. */
+static void plain(const float *A, int64_t lda, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb, float *C,
+                  int64_t ldc, int add) {
+  for (int64_t j = 0; j < N; j += NB) {
+    int nr = N - j < NB ? (int)((N - j) / VL) : NR;
+    for (int64_t m = 0; m < M; m += MR)
+      tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * lda, lda, K, B + j, ldb, C + m * ldc + j, ldc, add);
+  }
+}
+
+static inline int64_t wide(int64_t n) { return (n + NB - 1) / NB * NB; }
