@@ -51,6 +51,8 @@ def pack(model: Llama) -> decode.Weights:
 class Compiled(Store):
     """One call's decoding state (`native.Decoding`)."""
 
+    ordered = False
+
     def __init__(self, model: Llama, weights: decode.Weights, slots: int) -> None:
         super().__init__(
             len(model.layers), model.key_heads, model.width, slots, model.embedding, align=decode.vector()

@@ -127,6 +127,8 @@ def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]
 class Decoder:
     """One call's decoding state (`native.Decoding`)."""
 
+    ordered = True  # attention goes span by span
+
     def __init__(self, model: Llama, slots: int) -> None:
         self.model = model
         self.device = model.embedding.device

@@ -18,6 +18,8 @@ from ladder.rollout.prompts import Prompts
 class Modules:
     """One call's decoding state (`native.Decoding`). slots, length: room of the cache."""
 
+    ordered = False
+
     def __init__(self, base: nn.Module, head: Head, slots: int, length: int) -> None:
         self.base, self.head = base, head
         self.cache = Cache(slots, length)

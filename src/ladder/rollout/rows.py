@@ -163,12 +163,12 @@ class Rows:
         live = self.drawn[: self.active][~self.over[: self.active]]
         return bool((live == live[:1]).all())
 
-    def drop(self) -> tuple[np.ndarray, np.ndarray]:
+    def drop(self, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
         """Frees finished slots: the rows that stay (their old slots, none of which is below the new) and their
-        positions. Rows alike fill the holes from behind; others keep their order, the longest first."""
+        positions. ordered: they stay in their order, the longest first; else the last fill the holes."""
         kept = np.flatnonzero(~self.over[: self.active])
         n = len(kept)
-        if self.alike:
+        if not ordered:
             holes, behind = np.flatnonzero(self.over[:n]), kept[kept >= n]
             kept = np.arange(n)
             kept[holes] = behind
