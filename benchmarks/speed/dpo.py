@@ -1,0 +1,57 @@
+"""DPO: pairs of hh-rlhf, 4 a step, the reference's cost included; all weights, or an adapter, the reference without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import ours, rows
+from benchmarks.speed.workload import Side, Workload, own, trl
+
+from ladder.losses import DPO
+from ladder.signals.examples import Examples
+from ladder.signals.preferences import Preferences
+
+BATCH = 4
+FULL = {"model": "base", "rows": "pairs.jsonl", "lr": 5e-6, "batch": BATCH, "steps": 5, "lora": False}
+LORA = FULL | {"lr": 5e-5, "lora": True}
+LONGEST = 512
+
+
+def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
+    loaded = ours.load(work, options)
+    n = options["steps"] * options["batch"]
+    engine = ours.engine(loaded, options)
+    reference = (lambda u: engine.forward(u, reference=True)) if options["lora"] else engine.freeze().forward
+    examples = Examples(rows.pairs(work / options["rows"], n), options["batch"], order=lambda _: range(n))
+    done = ours.steps(Preferences(examples, reference), engine, DPO(beta=0.1), options["steps"])
+    tokens = sum(map(rows.pair_tokens, rows.read(work / options["rows"], n)[options["batch"] :]))
+    # forward, backward to what is trained (all weights, or activations alone), and the reference's forward
+    passes = (4.0 if options["lora"] else 6.0) + 2.0
+    return {
+        "amount": {"pairs": n - options["batch"]},
+        "seconds": ours.seconds(done),
+        "losses": [row["loss"] for row in done],
+        "flops": passes * ours.parameters(loaded) * tokens,
+    }
+
+
+def peers(**options: Any) -> list[Side]:
+    script = "trl_dpo.py"
+    return [
+        trl("TRL tuned", "tuned", script, checkpointing=False, **options),
+        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, **options),
+        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, **options),
+        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, **options),
+    ]
+
+
+def workload(name: str, title: str, options: dict[str, Any], **more: Any) -> Workload:
+    mine = [own("dpo", **options), own("dpo", "bf16", **options)]
+    return Workload(name, title, "pairs", [*mine, *peers(**options)], losses="TRL tuned", **more)
+
+
+WORKLOADS = [
+    workload("dpo", "DPO with reference, all weights", FULL, at_least={"tuned": 3.0}, memory=True),
+    workload("dpo_lora", "DPO with reference, LoRA r16", LORA, at_least={"tuned": 3.0}),
+]

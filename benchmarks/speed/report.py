@@ -1,0 +1,165 @@
+"""The figures as Markdown: ratios beside their targets, memory, phases, the processor's limit, losses.
+
+share: the least arithmetic of the work (6 N a token trained, 2 N a token read or drawn, N parameters) over the fastest
+fp32 matrix product of this run. A side in bf16 is measured against the same limit, so it can exceed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.speed.measure import shown
+from benchmarks.speed.workload import Workload
+from benchmarks.speed.workloads import WORKLOADS
+
+HEAD = ["workload", "precision", "ours", "peer", "its figure", "ratio", "asked", "peak GB, ours / peer"]
+MEMORY = 0.45
+Result = dict[str, Any]
+
+
+def markdown(document: Result) -> str:
+    results: list[Result] = list(document["results"].values())
+    parts = [_machine(document["machine"], results)]
+    for threads in sorted({r["threads"] for r in results}):
+        mine = [r for r in results if r["threads"] == threads]
+        limit = document["limits"].get(str(threads))
+        parts += [f"## {threads} thread{'s' if threads > 1 else ''}", _limit(limit), _ratios(mine)]
+        parts += [_shares(mine, limit), _phases(mine), _losses(mine), _failed(mine)]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    rows = [" | ".join(line) for line in lines]
+    if not rows:
+        return ""
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {row} |" for row in rows)])
+
+
+def _machine(machine: Result, results: list[Result]) -> str:
+    versions: Result = {}
+    for side in (s for r in results for s in r["sides"]):
+        for name, version in side.get("versions", {}).items():
+            versions.setdefault(name, set()).add(version)
+    told = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(versions.items()))
+    changed = " with changes" if machine["changed"] else ""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])}), {machine['memory_gb']} GB; "
+        f"{machine['system']}, Python {machine['python']}; {told}; commit {machine['commit']}{changed}."
+    )
+
+
+def _limit(limit: Result | None) -> str:
+    if limit is None:
+        return ""
+    return (
+        f"Limit: {limit['fp32_gflops']:.0f} GFLOP/s in fp32, {limit['bf16_gflops']:.0f} in bf16, "
+        f"{limit['read_gb_s']:.1f} GB/s read."
+    )
+
+
+def _done(result: Result) -> tuple[Workload, Result | None, list[Result]]:
+    """The workload, our side and the peers', those that came to their end."""
+    sides = [s for s in result["sides"] if "rate" in s]
+    ours = next((s for s in sides if s["role"] == "ours" and s["precision"] == "fp32"), None)
+    return WORKLOADS[result["workload"]], ours, [s for s in sides if s["role"] != "ours"]
+
+
+def _ratios(results: list[Result]) -> str:
+    lines: list[list[str]] = []
+    for result in results:
+        workload, ours, peers = _done(result)
+        in_bf16 = [s for s in result["sides"] if (s["role"], s["precision"]) == ("ours", "bf16") and "rate" in s]
+        short = in_bf16[0] if in_bf16 else ours
+        for peer in peers:
+            mine = ours if peer["precision"] == "fp32" else short
+            lines += [_ratio(workload, mine, peer, peers)] if mine is not None else []
+    return table(HEAD, lines)
+
+
+def _ratio(workload: Workload, ours: Result, peer: Result, peers: list[Result]) -> list[str]:
+    best = fastest(peers, peer["role"]) is peer
+    asked = workload.at_least.get(peer["role"]) if best else None
+    ratio = ours["rate"] / peer["rate"]
+    memory = f"{ours['peak_gb']:.1f} / {peer['peak_gb']:.1f}"
+    if workload.memory and fastest(peers, "tuned") is peer:
+        memory += f" = {ours['peak_gb'] / peer['peak_gb']:.2f}× (asked {MEMORY}×)"
+    return [
+        workload.title,
+        peer["precision"] if peer["precision"] == ours["precision"] else f"{ours['precision']} / {peer['precision']}",
+        shown(workload, ours["rate"]),
+        f"**{peer['name']}**" if asked else peer["name"],
+        shown(workload, peer["rate"]),
+        f"{ratio:.2f}×",
+        f"{asked:g}× {'✓' if ratio >= asked else '✗'}" if asked else "",
+        memory,
+    ]
+
+
+def fastest(peers: list[Result], role: str) -> Result | None:
+    """Of a role."""
+    return max((p for p in peers if p["role"] == role), key=lambda p: p["rate"], default=None)
+
+
+def _shares(results: list[Result], limit: Result | None) -> str:
+    if limit is None:
+        return ""
+    lines: list[list[str]] = []
+    for result in results:
+        workload, ours, peers = _done(result)
+        if ours is None or "flops" not in ours:
+            continue
+        best = max(peers, key=lambda p: (p["precision"] == "fp32", p["rate"]), default=None)
+        of_work = [_share(ours, ours["rate"], limit), _share(ours, best["rate"], limit) if best else ""]
+        lines.append([workload.title, *of_work, *_by_phase(ours, limit), _asked(workload)])
+    head = ["share of the fp32 limit", "ours", "fastest fp32 peer", "our update", "our drawing", "asked"]
+    return table(head, lines)
+
+
+def _share(ours: Result, rate: float, limit: Result) -> str:
+    """Of the limit, at a rate of the same work."""
+    return f"{ours['flops'] / ours['amount'] * rate / 1e9 / limit['fp32_gflops']:.0%}"
+
+
+def _by_phase(ours: Result, limit: Result) -> list[str]:
+    if "update_flops" not in ours:
+        return ["", ""]
+    peak = 1e9 * limit["fp32_gflops"]
+    phases = {"training": "update_flops", "generation": "drawing_flops"}
+    return [f"{ours[flops] / ours['parts'][phase] / peak:.0%}" for phase, flops in phases.items()]
+
+
+def _asked(workload: Workload) -> str:
+    return f"{workload.share:.0%}" if workload.share else ""
+
+
+def _phases(results: list[Result]) -> str:
+    lines: list[list[str]] = []
+    for result in results:
+        workload, ours, peers = _done(result)
+        for side in [ours, *peers]:
+            if side is not None and "parts" in side:
+                seconds = [f"{side['parts'][k]:.3g}" for k in ("generation", "logprob", "training")]
+                lines.append([workload.title, side["name"], side["precision"], *seconds])
+    return table(["seconds a step", "side", "precision", "generation", "reference", "training"], lines)
+
+
+def _losses(results: list[Result]) -> str:
+    lines = []
+    for result in results:
+        found = result["losses"]
+        if found is not None and found["apart"]:
+            title = WORKLOADS[result["workload"]].title
+            apart = ", ".join(f"{d:.1e}" for d in found["apart"][:4])
+            lines.append([title, found["against"], apart, "yes" if found["equal"] else "**no**"])
+    return table(["first losses", "against", "apart by", "equal"], lines)
+
+
+def _failed(results: list[Result]) -> str:
+    lines = [
+        f"- {WORKLOADS[r['workload']].title}, {s['name']} ({s['precision']}): {s['error'].splitlines()[0]}"
+        for r in results
+        for s in r["sides"]
+        if s["error"]
+    ]
+    return "\n".join(["Did not come to its end:", *lines]) if lines else ""

@@ -1,0 +1,52 @@
+"""A reward model: the pairs of the DPO workload, a scalar head, all weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import ours, rows
+from benchmarks.speed.workload import Side, Workload, own, trl
+
+from ladder.losses import BradleyTerry
+from ladder.signals.preferences import at_end
+
+OPTIONS = {"model": "scorer", "rows": "pairs.jsonl", "lr": 1e-5, "batch": 4, "steps": 5}
+
+
+def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
+    loaded: Any = ours.load(work, options, scalar=True)
+    n = options["steps"] * options["batch"]
+    units = [at_end(p, int(loaded.model.config.pad_token_id)) for p in rows.pairs(work / options["rows"], n)]
+    signal = ours.InOrder(units, options["batch"])
+    done = ours.steps(signal, ours.engine(loaded, options), BradleyTerry(), options["steps"])
+    tokens = sum(map(rows.pair_tokens, rows.read(work / options["rows"], n)[options["batch"] :]))
+    body = ours.parameters(loaded) - loaded.model.get_input_embeddings().weight.numel()  # looked up, not multiplied
+    return {
+        "amount": {"pairs": n - options["batch"]},
+        "seconds": ours.seconds(done),
+        "losses": [row["loss"] for row in done],
+        "flops": 6.0 * body * tokens,
+    }
+
+
+def peers(**options: Any) -> list[Side]:
+    script = "trl_reward.py"
+    return [
+        trl("TRL tuned", "tuned", script, checkpointing=False, **options),
+        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, **options),
+        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, **options),
+        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, **options),
+    ]
+
+
+WORKLOADS = [
+    Workload(
+        "reward",
+        "reward model, same pairs",
+        "pairs",
+        [own("reward_model", **OPTIONS), own("reward_model", "bf16", **OPTIONS), *peers(**OPTIONS)],
+        at_least={"tuned": 2.8},
+        losses="TRL tuned",
+    )
+]
