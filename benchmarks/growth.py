@@ -5,8 +5,8 @@
 
 Random weights in the shape of a Llama, by default 6 layers of SmolLM2-135M's widths (576, 9 heads, 3 of keys, 1536)
 with 49,152 tokens: rates do not depend on what the weights are. One thing is varied at a time. Each point is the median
-of a few rounds; `share` is the rate times the multiply-adds that a token needs (6 N or 2 N, with what attention adds), over
-the processor's own rate for matrix products, measured in between.
+of a few rounds; `share` is the rate times the multiply-adds that a token needs (6 N or 2 N, with what attention adds),
+over the processor's own rate for matrix products, measured in between.
 """
 
 from __future__ import annotations
