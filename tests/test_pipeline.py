@@ -326,6 +326,24 @@ def test_threads_are_the_recipes(copy: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
+def test_rounded_products_are_the_recipes_and_ask_for_a_correction(copy: Path, tmp_path: Path) -> None:
+    """engine.matmul: stages whose loss has a ratio to what was drawn must say how the difference is corrected."""
+    with pytest.raises(UserError) as error:
+        plan(copy, "engine.matmul=medium")
+    assert error.value.field == "engine.matmul" and "importance_cap" in str(error.value.mend)
+    cap = "loss={kind: PolicyClip, importance_cap: 2.0}"
+    try:
+        run(tmp_path / "m", "engine.matmul=medium", f"r1_zero.{cap}", f"rl.{cap}")
+        assert torch.get_float32_matmul_precision() == "medium"
+        rows = read_lines(tmp_path / "m" / "rl" / "metrics.jsonl")
+        assert all(abs(row["importance/mean"] - 1) < 0.05 for row in rows if "importance/mean" in row)
+        assert any("importance/mean" in row for row in rows)
+        run(copy)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_until_takes_nothing_away_from_a_finished_run(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "r1"
     shutil.copytree(small, out)

@@ -58,6 +58,7 @@ def run(
     except OSError as err:
         raise checkpoint.disk_error(err, out, 0) from err
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    torch.set_float32_matmul_precision(recipe.engine.matmul)
     with locked(out), interruptible(console) as stop:
         write_recipe(recipe, planned, out / "recipe.yaml")
         parents: dict[str, Path] = {}
