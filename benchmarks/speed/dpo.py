@@ -23,13 +23,15 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     n = options["steps"] * options["batch"]
     engine = ours.engine(loaded, options)
     reference = (lambda u: engine.forward(u, reference=True)) if options["lora"] else engine.freeze().forward
-    examples = Examples(rows.pairs(work / options["rows"], n), options["batch"], order=lambda _: range(n))
+    pairs = rows.pairs(work / options["rows"], n)
+    examples = Examples(pairs, options["batch"], epochs=None, order=lambda _: range(len(pairs)))
     done = ours.steps(Preferences(examples, reference), engine, DPO(beta=0.1), options["steps"])
-    tokens = sum(map(rows.pair_tokens, rows.read(work / options["rows"], n)[options["batch"] :]))
+    timed = ours.timed(rows.read(work / options["rows"], n), options["batch"], options["steps"])
+    tokens = sum(map(rows.pair_tokens, timed))
     # forward, backward to what is trained (all weights, or activations alone), and the reference's forward
     passes = (4.0 if options["lora"] else 6.0) + 2.0
     return {
-        "amount": {"pairs": n - options["batch"]},
+        "amount": {"pairs": len(timed)},
         "seconds": ours.seconds(done),
         "losses": [row["loss"] for row in done],
         "flops": passes * ours.parameters(loaded) * tokens,
@@ -47,7 +49,7 @@ def peers(**options: Any) -> list[Side]:
 
 
 def workload(name: str, title: str, options: dict[str, Any], **more: Any) -> Workload:
-    mine = [own("dpo", **options), own("dpo", "bf16", **options)]
+    mine = own("dpo", **options)
     return Workload(name, title, "pairs", [*mine, *peers(**options)], losses="TRL tuned", **more)
 
 

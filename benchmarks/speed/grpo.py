@@ -22,22 +22,21 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options)
     engine = ours.engine(loaded, options)
     never = loaded.model.config.vocab_size  # no token has this id: every answer runs to the limit, here as there
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=(never,), workers=options.get("workers", 1))
+    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=(never,), workers=ours.workers(options))
     asked = rows.read(work / options["rows"], options["prompts"] * options["steps"])
-    tasks = [Task(str(i), "", meta={"ids": row["ids"]}) for i, row in enumerate(asked)]
-    by_prompt = {t.id: t.meta["ids"] for t in tasks}
-    for t in tasks:
-        t.prompt = t.id
+    ids = {str(i): row["ids"] for i, row in enumerate(asked)}
+    tasks = [Task(name, name) for name in ids]
+    sampling = Sampling(options["tokens"])
+    rounded = options["precision"] != "fp32"  # then the sampler, in float32, computes otherwise than the engine
     signal = Rewards(
         prompts=lambda step: tasks[step * options["prompts"] : (step + 1) * options["prompts"]],
-        collect=Collector(
-            sampler, lambda prompt: by_prompt[prompt], options["group"], Sampling(options["tokens"]), ours.SEED, "rl"
-        ),
+        collect=Collector(sampler, lambda name: ids[name], options["group"], sampling, ours.SEED, "rl"),
         reward=reward,
         reference=engine.freeze().forward if options["beta"] else None,
         load=sampler.load,
+        rescore=engine.forward if rounded else None,
     )
-    loss = PolicyClip(kl_coef=options["beta"], kl="k3")
+    loss = PolicyClip(kl_coef=options["beta"], kl="k3", importance_cap=2.0 if rounded else None)
     done = ours.steps(signal, engine, loss, options["steps"])
     return {
         "amount": {"steps": len(done) - 1},
@@ -45,7 +44,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
         "parts": parts(done[1:]),
         "losses": [row["loss"] for row in done],
         "no_signal": [row["groups/no_signal"] for row in done],
-        **flops(ours.parameters(loaded), tasks[options["prompts"] :], options),
+        **flops(ours.parameters(loaded), [len(x) for x in ids.values()][options["prompts"] :], options),
     }
 
 
@@ -61,14 +60,14 @@ def parts(done: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def flops(n: int, tasks: list[Task], options: dict[str, Any]) -> dict[str, float]:
+def flops(n: int, prompt_lengths: list[int], options: dict[str, Any]) -> dict[str, float]:
     """The least arithmetic of the steps: every prompt read once, also where eight answers follow it."""
-    answers = len(tasks) * options["group"] * options["tokens"]
-    prompts = sum(len(t.meta["ids"]) for t in tasks)
+    answers = len(prompt_lengths) * options["group"] * options["tokens"]
+    prompts = sum(prompt_lengths)
     update = 6.0 * n * (answers + prompts)
     drawing = 2.0 * n * (answers + prompts)
     reference = 2.0 * n * (answers + prompts) if options["beta"] else 0.0
-    steps = len(tasks) / options["prompts"]
+    steps = len(prompt_lengths) / options["prompts"]
     return {"flops": update + drawing + reference, "update_flops": update / steps, "drawing_flops": drawing / steps}
 
 
@@ -85,7 +84,7 @@ def peers(**options: Any) -> list[Side]:
 
 def workload(name: str, title: str, options: dict[str, Any], **more: Any) -> Workload:
     mine = own("grpo", **options)
-    return Workload(name, title, "steps", [mine, *peers(**options)], inverse=True, **more)
+    return Workload(name, title, "steps", [*mine, *peers(**options)], inverse=True, **more)
 
 
 TARGETS: dict[Any, float] = {"tuned": 2.3, "default": 2.9}

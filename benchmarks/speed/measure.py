@@ -67,13 +67,15 @@ def summary(workload: Workload, side: Side, reports: Sequence[dict[str, Any]], e
     return made
 
 
-def losses(workload: Workload, sides: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The largest difference of the first losses from those of the side that does the same steps; None if not asked."""
-    if workload.losses is None:
-        return None
-    ours = next(s for s in sides if s["role"] == "ours")
-    other = next(s for s in sides if s["name"] == workload.losses and s["precision"] == "fp32")
-    if "losses" not in ours or "losses" not in other:
-        return {"against": workload.losses, "apart": None, "equal": False}
-    apart = [abs(a - b) for a, b in zip(ours["losses"], other["losses"], strict=False)]
-    return {"against": workload.losses, "apart": apart, "equal": max(apart[:3]) <= workload.tolerance}
+def losses(workload: Workload, sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How far each of our sides' first losses are from those of the peer that does the same steps in fp32.
+
+    In fp32 they must be equal within the workload's tolerance; in shorter types they are shown.
+    """
+    other = next((s for s in sides if s["name"] == workload.losses and s["precision"] == "fp32"), {})
+    found = []
+    for ours in (s for s in sides if s["role"] == "ours" and "losses" in s and "losses" in other):
+        apart = [abs(a - b) for a, b in zip(ours["losses"], other["losses"], strict=False)][:8]
+        equal = max(apart[:3]) <= workload.tolerance if ours["precision"] == "fp32" else None
+        found.append({"against": other["name"], "precision": ours["precision"], "apart": apart, "equal": equal})
+    return found

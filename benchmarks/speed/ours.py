@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, adapter_off, attach
 from ladder.engine.model import LoadedModel, load_model
 from ladder.engine.optim import Optim
+from ladder.train import Learner, train
 from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
+SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}
-"""Ours keeps float32 tensors; products alone are computed in shorter numbers (`matmul` in a recipe)."""
+"""Our precisions in torch's words, as a recipe's engine.matmul has them."""
 
 
 def optimiser(lr: float) -> Optim:
@@ -43,20 +47,28 @@ def engine(loaded: LoadedModel, options: dict[str, Any]) -> Engine:
         model,
         optimiser(options["lr"]),
         budget=options.get("budget", 8192),
-        workers=options.get("workers", 1),
+        workers=workers(options),
         without=without,
     )
 
 
+def workers(options: dict[str, Any]) -> int:
+    """Threads side by side: as many as there are for a small model, whose operators are then left one each."""
+    if options["model"] not in SMALL:
+        return 1
+    wanted = int(os.environ["OMP_NUM_THREADS"])
+    torch.set_num_threads(1)
+    return wanted
+
+
 class InOrder:
-    """Units as they stand, `batch` a step (`types.Signal`)."""
+    """Units as they stand, `batch` a step, over and over (`types.Signal`)."""
 
     def __init__(self, units: Sequence[Unit], batch: int) -> None:
         self.units, self.batch = units, batch
 
     def batches(self) -> Any:
-        for i in range(0, len(self.units), self.batch):
-            yield list(self.units[i : i + self.batch])
+        yield from batches(self.units, self.batch)
 
     def observe(self, weights: Any, version: int) -> None: ...
     def metrics(self) -> dict[str, float]:
@@ -68,10 +80,20 @@ class InOrder:
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+def batches(units: Sequence[Any], batch: int) -> Iterator[list[Any]]:
+    """Of equal size, without end. The units are a whole number of them."""
+    while True:
+        for i in range(0, len(units), batch):
+            yield list(units[i : i + batch])
+
+
+def timed(units: Sequence[Any], batch: int, n: int) -> list[Any]:
+    """The units of n steps but the first, which is not timed."""
+    return [unit for step in itertools.islice(batches(units, batch), 1, n) for unit in step]
+
+
 def steps(signal: Signal, engine: Engine, loss: Loss, n: int) -> list[dict[str, float]]:
     """Trains n steps; each step's figures, with "ended", the time when it was over."""
-    from ladder.train import Learner, train
-
     rows: list[dict[str, float]] = []
 
     def on_step(step: int, figures: dict[str, float]) -> bool:

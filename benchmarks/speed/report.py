@@ -58,22 +58,26 @@ def _limit(limit: Result | None) -> str:
     )
 
 
-def _done(result: Result) -> tuple[Workload, Result | None, list[Result]]:
-    """The workload, our side and the peers', those that came to their end."""
+def _done(result: Result) -> tuple[Workload, list[Result], list[Result]]:
+    """The workload, our sides and the peers', those that came to their end."""
     sides = [s for s in result["sides"] if "rate" in s]
-    ours = next((s for s in sides if s["role"] == "ours" and s["precision"] == "fp32"), None)
+    ours = [s for s in sides if s["role"] == "ours"]
     return WORKLOADS[result["workload"]], ours, [s for s in sides if s["role"] != "ours"]
+
+
+def _of(precision: str, sides: list[Result]) -> Result | None:
+    """The side of a precision."""
+    return next((s for s in sides if s["precision"] == precision), None)
 
 
 def _ratios(results: list[Result]) -> str:
     lines: list[list[str]] = []
     for result in results:
         workload, ours, peers = _done(result)
-        in_bf16 = [s for s in result["sides"] if (s["role"], s["precision"]) == ("ours", "bf16") and "rate" in s]
-        short = in_bf16[0] if in_bf16 else ours
         for peer in peers:
-            mine = ours if peer["precision"] == "fp32" else short
-            lines += [_ratio(workload, mine, peer, peers)] if mine is not None else []
+            mine = _of(peer["precision"], ours) or _of("fp32", ours)
+            if mine is not None:
+                lines.append(_ratio(workload, mine, peer, peers))
     return table(HEAD, lines)
 
 
@@ -83,7 +87,8 @@ def _ratio(workload: Workload, ours: Result, peer: Result, peers: list[Result]) 
     ratio = ours["rate"] / peer["rate"]
     memory = f"{ours['peak_gb']:.1f} / {peer['peak_gb']:.1f}"
     if workload.memory and fastest(peers, "tuned") is peer:
-        memory += f" = {ours['peak_gb'] / peer['peak_gb']:.2f}× (asked {MEMORY}×)"
+        share = ours["peak_gb"] / peer["peak_gb"]
+        memory += f" = {share:.2f}× (asked {MEMORY}× {_mark(share <= MEMORY)})"
     return [
         workload.title,
         peer["precision"] if peer["precision"] == ours["precision"] else f"{ours['precision']} / {peer['precision']}",
@@ -91,9 +96,13 @@ def _ratio(workload: Workload, ours: Result, peer: Result, peers: list[Result]) 
         f"**{peer['name']}**" if asked else peer["name"],
         shown(workload, peer["rate"]),
         f"{ratio:.2f}×",
-        f"{asked:g}× {'✓' if ratio >= asked else '✗'}" if asked else "",
+        f"{asked:g}× {_mark(ratio >= asked)}" if asked else "",
         memory,
     ]
+
+
+def _mark(good: bool) -> str:
+    return "✓" if good else "✗"
 
 
 def fastest(peers: list[Result], role: str) -> Result | None:
@@ -106,12 +115,13 @@ def _shares(results: list[Result], limit: Result | None) -> str:
         return ""
     lines: list[list[str]] = []
     for result in results:
-        workload, ours, peers = _done(result)
-        if ours is None or "flops" not in ours:
-            continue
-        best = max(peers, key=lambda p: (p["precision"] == "fp32", p["rate"]), default=None)
-        of_work = [_share(ours, ours["rate"], limit), _share(ours, best["rate"], limit) if best else ""]
-        lines.append([workload.title, *of_work, *_by_phase(ours, limit), _asked(workload)])
+        workload, sides, peers = _done(result)
+        best = max((p for p in peers if p["precision"] == "fp32"), key=lambda p: p["rate"], default=None)
+        for ours in sides:
+            if "flops" in ours:
+                of_work = [_share(ours, ours["rate"], limit), _share(ours, best["rate"], limit) if best else ""]
+                title = f"{workload.title} ({ours['precision']})"
+                lines.append([title, *of_work, *_by_phase(ours, limit), _asked(workload)])
     head = ["share of the fp32 limit", "ours", "fastest fp32 peer", "our update", "our drawing", "asked"]
     return table(head, lines)
 
@@ -137,22 +147,21 @@ def _phases(results: list[Result]) -> str:
     lines: list[list[str]] = []
     for result in results:
         workload, ours, peers = _done(result)
-        for side in [ours, *peers]:
-            if side is not None and "parts" in side:
-                seconds = [f"{side['parts'][k]:.3g}" for k in ("generation", "logprob", "training")]
-                lines.append([workload.title, side["name"], side["precision"], *seconds])
-    return table(["seconds a step", "side", "precision", "generation", "reference", "training"], lines)
+        for side in (s for s in [*ours, *peers] if "parts" in s):
+            seconds = [f"{side['parts'][k]:.3g}" for k in ("generation", "logprob", "training")]
+            lines.append([workload.title, side["name"], side["precision"], *seconds])
+    return table(["seconds a step", "side", "precision", "drawing", "log-probabilities", "training"], lines)
 
 
 def _losses(results: list[Result]) -> str:
     lines = []
     for result in results:
-        found = result["losses"]
-        if found is not None and found["apart"]:
-            title = WORKLOADS[result["workload"]].title
+        for found in result["losses"]:
+            title = f"{WORKLOADS[result['workload']].title} ({found['precision']})"
             apart = ", ".join(f"{d:.1e}" for d in found["apart"][:4])
-            lines.append([title, found["against"], apart, "yes" if found["equal"] else "**no**"])
-    return table(["first losses", "against", "apart by", "equal"], lines)
+            verdict = {True: "yes", False: "**no**", None: ""}[found["equal"]]
+            lines.append([title, found["against"], apart, verdict])
+    return table(["first losses", "against, in fp32", "apart by", "equal"], lines)
 
 
 def _failed(results: list[Result]) -> str:

@@ -20,10 +20,11 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     units = [at_end(p, int(loaded.model.config.pad_token_id)) for p in rows.pairs(work / options["rows"], n)]
     signal = ours.InOrder(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), BradleyTerry(), options["steps"])
-    tokens = sum(map(rows.pair_tokens, rows.read(work / options["rows"], n)[options["batch"] :]))
+    timed = ours.timed(rows.read(work / options["rows"], n), options["batch"], options["steps"])
+    tokens = sum(map(rows.pair_tokens, timed))
     body = ours.parameters(loaded) - loaded.model.get_input_embeddings().weight.numel()  # looked up, not multiplied
     return {
-        "amount": {"pairs": n - options["batch"]},
+        "amount": {"pairs": len(timed)},
         "seconds": ours.seconds(done),
         "losses": [row["loss"] for row in done],
         "flops": 6.0 * body * tokens,
@@ -45,7 +46,7 @@ WORKLOADS = [
         "reward",
         "reward model, same pairs",
         "pairs",
-        [own("reward_model", **OPTIONS), own("reward_model", "bf16", **OPTIONS), *peers(**OPTIONS)],
+        [*own("reward_model", **OPTIONS), *peers(**OPTIONS)],
         at_least={"tuned": 2.8},
         losses="TRL tuned",
     )

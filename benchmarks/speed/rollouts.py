@@ -19,7 +19,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options)
     asked = rows.read(work / options["rows"], options["prompts"])
     eos = loaded.eos if options.get("ends", True) else (loaded.model.config.vocab_size,)
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=eos, workers=options.get("workers", 1))
+    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=eos, workers=ours.workers(options))
     drawn, seconds = [], []
     for repetition in range(options["repetitions"]):
         requests = [
@@ -68,7 +68,7 @@ WORKLOADS = [
         "rollouts",
         "rollouts 4x16x128, natural ends",
         "tokens",
-        [own("rollouts", **OPTIONS), *peers(**OPTIONS)],
+        [*own("rollouts", precisions=("fp32",), **OPTIONS), *peers(**OPTIONS)],
         at_least={"tuned": 1.2, "default": 2.0},
         share=0.55,
     )

@@ -19,7 +19,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     units = rows.samples(work / options["rows"], options["steps"] * options["batch"])
     signal = ours.InOrder(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), CrossEntropy(), options["steps"])
-    tokens = sum(len(u.tokens) for u in units[options["batch"] :])
+    tokens = sum(len(u.tokens) for u in ours.timed(units, options["batch"], options["steps"]))
     return {
         "amount": {"tokens": tokens},
         "seconds": ours.seconds(done),
@@ -46,7 +46,7 @@ WORKLOADS = [
         "sft",
         "SFT, 64 Alpaca-style rows",
         "tokens",
-        [own("sft", **OPTIONS), own("sft", "bf16", **OPTIONS), *peers(**OPTIONS)],
+        [*own("sft", **OPTIONS), *peers(**OPTIONS)],
         at_least={"tuned": 2.0, "default": 4.0},
         share=0.75,
         memory=True,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["ours", "tuned", "default", "other"]
+Precision = Literal["fp32", "bf16"]
 
 TUNED_MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -35,7 +36,7 @@ class Side:
     program: str  # our module, or the peer's script
     options: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     rounds: int | None = None
 
     def told(self, **more: Any) -> Side:
@@ -60,8 +61,12 @@ class Workload:
     tolerance: float = 1e-4
 
 
-def own(program: str, precision: Literal["fp32", "bf16"] = "fp32", **options: Any) -> Side:
-    return Side("ours", "ours", "ours", program, {"precision": precision} | options, precision=precision)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def own(program: str, *, precisions: Sequence[Precision] = PRECISIONS, **options: Any) -> list[Side]:
+    """Our side, once in each precision."""
+    return [Side("ours", "ours", "ours", program, options | {"precision": p}, {}, p) for p in precisions]
 
 
 def trl(name: str, role: Role, program: str, *, bf16: bool = False, tune: bool = True, **options: Any) -> Side:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.speed import dpo, grpo, reward_model, rollouts, sft
+from benchmarks.speed import dpo, grpo, reward_model, rollouts, sft, tiny, unequal
 from benchmarks.speed.workload import Workload
 
-MODULES = (sft, dpo, reward_model, grpo, rollouts)
+MODULES = (sft, dpo, reward_model, grpo, rollouts, unequal, tiny)
 WORKLOADS: dict[str, Workload] = {w.name: w for module in MODULES for w in module.WORKLOADS}
 
 
