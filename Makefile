@@ -18,6 +18,11 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_house.py
 
+# make bench MODEL=SmolLM2-135M-Instruct.gguf DATA=directory BENCH='--only sft --threads 1': beside the peers, whose
+# environments it makes first; see benchmarks/README.md
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.speed $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(BENCH)
+
 setup: $(VENV)/.dev
 
 # torch comes first and pinned: a resolver that meets it unpinned may pull a build for other hardware

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import environments, machine, measure, processes, report, workloads
+from benchmarks.speed import environments, machine, measure, processes, r1_zero, report, workloads
 from benchmarks.speed.prepare import Sources, prepare
 from benchmarks.speed.processes import ROOT, Place
 from benchmarks.speed.workload import Side, Workload
@@ -32,6 +32,8 @@ def main() -> None:
     chosen = [shorn(w, args.sides) for w in chosen]
     environments.provide(chosen)
     prepare(args.work, Sources(args.model, args.data))
+    if any(w.name == "r1_zero" for w in chosen):
+        r1_zero.prepare(args.work)
     path = RESULTS / f"{args.name}.json"
     document = json.loads(path.read_text()) if path.exists() else {"limits": {}, "results": {}}
     document["machine"] = machine.describe(ROOT)
@@ -75,7 +77,7 @@ def quick(workload: Workload) -> Workload:
 
     least = {"steps": 2, "repetitions": 2, "tokens": 8}
     sides = [s.told(**{k: v for k, v in least.items() if k in s.options}) for s in workload.sides]
-    return replace(workload, sides=sides)
+    return replace(workload, sides=sides, judge=None)
 
 
 def shorn(workload: Workload, sides: str | None) -> Workload:

@@ -26,13 +26,25 @@ def measure(workload: Workload, work: Path, place: Place, rounds: int, limit: fl
         for i, side in enumerate(sides):
             if errors[i] is None and number < (side.rounds or rounds):
                 try:
-                    got[i].append(run(side, work, f"{workload.name}/{slug(side)}-{place.threads}", place, limit))
+                    name = f"{workload.name}/{slug(side)}-{place.threads}"
+                    got[i].append(judged(workload, run(side, work, name, place, limit), work, name, place, limit))
                     say(f"  {side.name} ({side.precision}): {shown(workload, rate(workload, got[i][-1]))}")
                 except Failed as err:
                     errors[i] = str(err)
                     say(f"  {side.name} ({side.precision}) FAILED: {err}")
     made = [summary(workload, *each) for each in zip(sides, got, errors, strict=True)]
     return {"workload": workload.name, "threads": place.threads, "sides": made, "losses": losses(workload, made)}
+
+
+def judged(
+    workload: Workload, report: dict[str, Any], work: Path, name: str, place: Place, limit: float
+) -> dict[str, Any]:
+    """The report with what the workload's judge says of it, if it has one."""
+    if workload.judge is None:
+        return report
+    judge = Side("judge", "ours", "ours", workload.judge, {"checkpoints": report["checkpoints"]})
+    said = run(judge, work, f"{name}/judge", place, limit)
+    return report | {k: v for k, v in said.items() if k not in ("peak_gb", "wall", "versions")}
 
 
 def slug(side: Side) -> str:
@@ -60,7 +72,7 @@ def summary(workload: Workload, side: Side, reports: Sequence[dict[str, Any]], e
     last = reports[-1]
     made |= {"rate": median(rates), "rates": rates, "peak_gb": max(r["peak_gb"] for r in reports)}
     made |= {"amount": last["amount"][workload.unit], "wall": [r["wall"] for r in reports]}
-    kept = ("losses", "flops", "update_flops", "drawing_flops", "versions", "each", "start")
+    kept = ("losses", "flops", "update_flops", "drawing_flops", "versions", "each", "start", "curve")
     made |= {k: last[k] for k in kept if k in last}
     if "parts" in last:
         made["parts"] = {k: median([r["parts"][k] for r in reports]) for k in last["parts"]}

@@ -47,7 +47,8 @@ class Side:
 class Workload:
     """unit: of the rate, a key of "amount". inverse: shown as seconds a unit. at_least: our rate over that of the
     fastest side of a role, by role. share: of the processor's limit that ours has to reach. memory: whether the
-    issue bounds the peak. losses: the side whose first losses ours must equal."""
+    issue bounds the peak. losses: the side whose first losses ours must equal. judge: our program that turns a side's
+    report into its figure, outside every clock."""
 
     name: str
     title: str
@@ -59,6 +60,7 @@ class Workload:
     memory: bool = False
     losses: str | None = None
     tolerance: float = 1e-4
+    judge: str | None = None
 
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.speed import dpo, grpo, reward_model, rollouts, sft, tiny, unequal
+from benchmarks.speed import dpo, grpo, r1_zero, reward_model, rollouts, sft, tiny, unequal
 from benchmarks.speed.workload import Workload
 
-MODULES = (sft, dpo, reward_model, grpo, rollouts, unequal, tiny)
+MODULES = (sft, dpo, reward_model, grpo, rollouts, unequal, tiny, r1_zero)
 WORKLOADS: dict[str, Workload] = {w.name: w for module in MODULES for w in module.WORKLOADS}
 
 
