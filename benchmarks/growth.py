@@ -66,6 +66,9 @@ class Rollouts:
     shape: Shape = Shape()
 
 
+LONG = 5.0
+"""Seconds from which warming up does not show, so that the first round counts."""
+
 SIZES = (
     Shape(2, 64, 4, 4, 168), Shape(4, 128, 4, 2, 352), Shape(6, 256, 4, 2, 704), Shape(),
     Shape(4, 1024, 16, 4, 2816), Shape(2, 2048, 32, 8, 5632),
@@ -194,9 +197,11 @@ def peak() -> float:
 
 def measure(case: Update | Rollouts, seconds: float) -> dict[str, Any]:
     work, tokens, flops = updating(case) if isinstance(case, Update) else rolling(case)
+    begun = time.perf_counter()
     work()
-    times, begun = [], time.perf_counter()
-    while len(times) < 2 or (time.perf_counter() - begun < seconds and len(times) < 30):
+    first = time.perf_counter() - begun
+    times, begun = [first] if first > LONG else [], time.perf_counter()
+    while not times or (time.perf_counter() - begun < seconds and len(times) < 30):
         at = time.perf_counter()
         work()
         times.append(time.perf_counter() - at)

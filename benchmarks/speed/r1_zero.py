@@ -55,8 +55,9 @@ def prepare(work: Path) -> None:
     if (work / OPTIONS["rows"]).exists():
         return
     made = work / "r1"
-    command = [sys.executable, "-m", "ladder.cli", "run", "r1", "--until", "pretrain", "--out", str(made), "eval=null"]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "ladder.cli", "run", "r1", "--until", "pretrain", "--out", str(made), "--quiet"]
+    print("pretraining the base of R1-Zero ...", flush=True)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     loaded = load_model(str(made / "pretrain" / "model"))
     save_model(loaded, work / OPTIONS["model"])
     dealt = Prompts(Chain(steps=(3, 6)).tasks("train"), OPTIONS["prompts"], ours.SEED)

@@ -2,24 +2,30 @@
 
     z = head(h) / temperature,  logp_t = z_t - logsumexp(z),  entropy = logsumexp(z) - sum softmax(z) z
 
-The logits of a whole batch never exist: [chunk, V] at a time. Backward needs softmax(z) again; it is kept when
-all of it is small (`KEEP` numbers: a tiny vocabulary) and recomputed chunk by chunk otherwise. Both outputs are
-differentiable. Everything is computed in float32 (float64 for float64 models), whatever the model's dtype.
+Backward needs the logits again. They are kept when there are few of them (`KEEP` numbers); otherwise the logits of a
+whole batch never exist, [chunk, V] at a time, and are recomputed chunk by chunk. Where the head is frozen and no
+entropy asked for, the forward pass takes the gradient by the hidden state but for its factor, W_t - sum_v p_v W_v, and
+backward costs nothing. Both outputs are differentiable. Everything is computed in float32 (float64 for float64
+models), whatever the model's dtype. On the CPU in float32 a kernel reads the logits twice and writes their gradient
+once (`kernels/layers.c`); heads that bound their logits, other types and other devices take torch's operators, which
+are its oracle.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ladder.head import Head
+from ladder.kernels import layers
 
 CHUNK = 1 << 24
 """Logits computed at a time (numbers, not bytes)."""
-KEEP = 1 << 23
-"""Probabilities kept for backward when there are at most this many."""
+KEEP = 1 << 26
+"""Logits kept for backward when there are at most this many; recomputing them is a fourth product with the head."""
 
 
 def token_logps(
@@ -37,20 +43,59 @@ def token_logps(
     scale = head.scale / temperature
     cap = head.softcap / temperature
     logps, ents = _TokenLogps.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        hidden_ND, head.weight, head.bias, targets_N, scale, cap, entropy
+        hidden_ND, head.weight, head.bias, targets_N, scale, cap, entropy, torch.is_grad_enabled()
     )
     return logps, ents if entropy else None
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float) -> Tensor:
-    """Scaled, capped logits in float32 (or float64): scale multiplies, then cap * tanh(z / cap) when cap > 0."""
-    z = torch.nn.functional.linear(h, weight, bias)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    if scale != 1.0:
-        z = z * scale
-    if cap:
-        z = cap * torch.tanh(z / cap)
-    return z
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """What stands behind the hidden states: z = cap(scale (h W' + b)), cap(z) = cap * tanh(z / cap) when cap > 0."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    cap: float
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernels compute it."""
+        return not self.cap and layers.usable(self.weight)
+
+    def raw(self, h: Tensor) -> Tensor:
+        """Logits in float32 (or float64), not scaled and not capped."""
+        z = torch.nn.functional.linear(h, self.weight, self.bias)
+        return z.to(torch.promote_types(z.dtype, torch.float32))
+
+    def finish_(self, z: Tensor) -> Tensor:
+        """Scales and caps raw logits, in place as far as that goes."""
+        if self.scale != 1.0:
+            z = z.mul_(self.scale)
+        return z.div_(self.cap).tanh_().mul_(self.cap) if self.cap else z
+
+    def read(self, z: Tensor, t: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(log sum exp, log-probabilities, entropies) of raw logits, which stay as they are."""
+        if self.fused:
+            return layers.logps(z, t, self.scale, entropy)
+        z = self.finish_(z.clone())
+        lse = z.logsumexp(-1)
+        logp = z.sub_(lse[:, None])
+        found = logp.gather(1, t[:, None])[:, 0]
+        return lse, found, -(logp.exp() * logp).sum(-1) if entropy else None
+
+    def gradient_(self, z: Tensor, t: Tensor, lse: Tensor, g: Tensor, ge: Tensor | None, ent: Tensor | None) -> Tensor:
+        """The gradient by raw logits, in their place, given those by log-probabilities and entropies:
+        d logp_t / dz = onehot - p, d entropy / dz = -p (logp + entropy)."""
+        if self.fused:
+            return layers.logps_backward_(z, t, self.scale, lse, g, ge, ent)
+        slope = 1 - torch.tanh(z * (self.scale / self.cap)).square() if self.cap else None
+        logp = self.finish_(z).sub_(lse[:, None])
+        weight_of_p = g[:, None] if ge is None or ent is None else ge[:, None] * (logp + ent[:, None]) + g[:, None]
+        dz = logp.exp().mul_(weight_of_p).neg_()
+        dz.scatter_add_(1, t[:, None], g[:, None])
+        if slope is not None:
+            dz.mul_(slope)
+        return dz.mul_(self.scale) if self.scale != 1.0 else dz
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -64,63 +109,60 @@ class _TokenLogps(torch.autograd.Function):
         scale: float,
         cap: float,
         entropy: bool,
+        differentiable: bool,
     ) -> tuple[Tensor, Tensor]:
         N, V = hidden.shape[0], weight.shape[0]
-        keep = N * V <= KEEP and any(ctx.needs_input_grad)
-        rows = max(1, CHUNK // V)
-        logps, ents, kept = [], [], []
-        for at in range(0, N, rows):
-            z = _logits(hidden[at : at + rows], weight, bias, scale, cap)
-            lse = z.logsumexp(-1, keepdim=True)
-            logp = z.sub_(lse)  # log-softmax in place
-            logps.append(logp.gather(1, targets[at : at + rows, None])[:, 0])
-            if entropy:
-                ents.append(-(logp.exp() * logp).sum(-1))
-            if keep:
-                kept.append(logp)
-        out = torch.cat(logps) if logps else hidden.new_zeros(0)
-        ent = torch.cat(ents) if ents else out.new_zeros(0)
-        stored = torch.cat(kept) if kept else None
-        ctx.save_for_backward(hidden, weight, bias, targets, ent, stored)
-        ctx.scale, ctx.cap, ctx.entropy, ctx.rows = scale, cap, entropy, rows
-        return out, ent
+        vocabulary = _Vocabulary(weight, bias, scale, cap)
+        need_h, need_w, need_b = ctx.needs_input_grad[:3]
+        # a frozen head: what backward does, but for a factor
+        ahead = differentiable and need_h and not need_w and not need_b and not entropy
+        keep = N * V <= KEEP and differentiable and not ahead
+        rows = N if keep else CHUNK // V
+        out = hidden.new_empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        lse, ent = torch.empty_like(out), torch.empty_like(out) if entropy else None
+        z: Tensor | None = None
+        slope = torch.empty_like(hidden) if ahead else None
+        for part in _parts(N, rows):
+            z = vocabulary.raw(hidden[part])
+            lse[part], out[part], e = vocabulary.read(z, targets[part], entropy)
+            if ent is not None and e is not None:
+                ent[part] = e
+            if slope is not None:
+                dz = vocabulary.gradient_(z, targets[part], lse[part], torch.ones_like(lse[part]), None, None)
+                torch.mm(dz.to(weight.dtype), weight, out=slope[part])
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, ent, slope)
+        ctx.logits = z if keep else None  # the first backward writes the gradient over them, a second recomputes them
+        ctx.scale, ctx.cap, ctx.rows = scale, cap, rows
+        return out, out.new_zeros(0) if ent is None else ent.clone()
 
     @staticmethod
     def backward(ctx: Any, g_logps: Tensor, g_ents: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, bias, targets, ent, stored = ctx.saved_tensors
+        hidden, weight, bias, targets, lse, ent, slope = ctx.saved_tensors
+        if slope is not None:
+            return (slope * g_logps[:, None]).to(slope.dtype), *[None] * 7
+        vocabulary = _Vocabulary(weight, bias, ctx.scale, ctx.cap)
+        kept, ctx.logits = ctx.logits, None
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
+        g_logps = g_logps.contiguous()
         # a gradient that is zero everywhere (entropy only logged) costs nothing
-        with_ent = ctx.entropy and bool(g_ents.any())
+        by_ents = g_ents.contiguous() if ent is not None and bool(g_ents.any()) else None
         g_hidden = torch.empty_like(hidden) if need_h else None
-        g_weight = torch.zeros_like(weight) if need_w else None
-        g_bias = torch.zeros_like(bias) if need_b and bias is not None else None
-        for at in range(0, hidden.shape[0], ctx.rows):
-            part = slice(at, at + ctx.rows)
-            h, t = hidden[part], targets[part, None]
-            if stored is None:
-                z = _logits(h, weight, bias, ctx.scale, ctx.cap)
-                logp = z.sub_(z.logsumexp(-1, keepdim=True))
-            else:
-                logp = stored[part]
-            dz = logp.exp()
-            if with_ent:
-                g = g_ents[part, None]
-                # d entropy / dz = -p (logp + entropy); d logp_t / dz = onehot - p
-                weight_of_p = g * (logp + ent[part, None]) + g_logps[part, None]
-                dz = dz.mul_(weight_of_p).neg_()
-            else:
-                dz = dz.mul_(-g_logps[part, None])
-            dz.scatter_add_(1, t, g_logps[part, None])
-            if ctx.cap:
-                raw = _logits(h, weight, bias, ctx.scale, 0.0)
-                dz.mul_(1 - torch.tanh(raw / ctx.cap).square())
-            if ctx.scale != 1.0:
-                dz.mul_(ctx.scale)
-            dz = dz.to(weight.dtype)
+        g_weight: Tensor | None = None
+        g_bias: Tensor | None = None
+        for part in _parts(len(hidden), ctx.rows):
+            h = hidden[part]
+            z: Tensor = vocabulary.raw(h) if kept is None else kept  # pyright: ignore[reportAssignmentType]
+            some = (None, None) if by_ents is None or ent is None else (by_ents[part], ent[part])
+            dz = vocabulary.gradient_(z, targets[part], lse[part], g_logps[part], *some).to(weight.dtype)
             if g_hidden is not None:
                 torch.mm(dz, weight, out=g_hidden[part])
-            if g_weight is not None:
-                g_weight.addmm_(dz.t(), h)
-            if g_bias is not None:
-                g_bias += dz.sum(0)
-        return g_hidden, g_weight, g_bias, None, None, None, None
+            if need_w:
+                g_weight = dz.t() @ h if g_weight is None else g_weight.addmm_(dz.t(), h)
+            if need_b and bias is not None:
+                g_bias = dz.sum(0) if g_bias is None else g_bias.add_(dz.sum(0))
+        return g_hidden, g_weight, g_bias, *[None] * 5
+
+
+def _parts(n: int, rows: int) -> list[slice]:
+    """n rows in stretches; one empty stretch for none."""
+    return [slice(at, at + max(1, rows)) for at in range(0, max(1, n), max(1, rows))]

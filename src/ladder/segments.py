@@ -3,7 +3,8 @@
 On paper this is one block-sparse mask over the packed row. Computed so, it would cost the square of the pack;
 here segments of like size are gathered into small padded batches ("buckets"), each one call of SDPA. Only
 attention ever meets those pads, the rest of the model runs over the packed row. Segments that continue nothing
-need no mask at all: padded on the right, the causal rule hides the pads.
+need no mask at all: padded on the right, the causal rule hides the pads. The kernel for the CPU (`kernels/attend.c`)
+reads the packed row as it lies, family by family.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ladder.kernels.attend import Families
 from ladder.sdpa import masked_attention
 
 BUCKET_COST = 40_000
@@ -92,24 +94,20 @@ class _Return(torch.autograd.Function):
 
 
 @dataclass(slots=True)
-class PackedPlan:
-    """The plan (`attention.Plan`) of one packed row of T tokens. Rows of all buckets stand one after another.
+class _Rows:
+    """Segments laid out as buckets. Rows of all buckets stand one after another.
 
     q_index [R]: the packed token of each padded query row. inverse [T]: the query row of each packed token.
-    k_index [K]: the packed token of each padded key row. shared: some token is a key of several segments.
+    k_index [K]: the packed token of each padded key row.
     """
 
     buckets: list[_Bucket]
     q_index: Tensor
     inverse: Tensor
     k_index: Tensor
-    shared: bool
-    single: bool  # one plain segment: no gathering at all
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
-        """The plan of segments that tile a packed row of `tokens` tokens."""
-        assert tokens == sum(s.length for s in segments), "segments must tile the packed row"
+    def of(cls, segments: Sequence[Segment], tokens: int) -> _Rows:
         buckets, q_rows, k_rows = [], [], []
         inverse = np.empty(tokens, dtype=np.int64)
         row = 0
@@ -125,11 +123,9 @@ class PackedPlan:
             torch.from_numpy(np.concatenate(q_rows)),
             torch.from_numpy(inverse),
             torch.from_numpy(np.concatenate(k_rows)),
-            shared=any(s.parent is not None for s in segments),
-            single=len(segments) == 1 and segments[0].parent is None,
         )
 
-    def to(self, device: torch.device) -> PackedPlan:
+    def to(self, device: torch.device) -> _Rows:
         moved = [
             _Bucket(
                 b.n,
@@ -140,27 +136,62 @@ class PackedPlan:
             )
             for b in self.buckets
         ]
-        return PackedPlan(
-            moved,
-            self.q_index.to(device),
-            self.inverse.to(device),
-            self.k_index.to(device),
-            self.shared,
-            self.single,
+        return _Rows(moved, self.q_index.to(device), self.inverse.to(device), self.k_index.to(device))
+
+
+@dataclass(slots=True)
+class PackedPlan:
+    """The plan (`attention.Plan`) of one packed row of T tokens.
+
+    shared: some token is a key of several segments. What attention reads is laid out when it first asks: `rows` for
+    torch's operators on any device, `families` for the kernel, whichever meets the plan.
+    """
+
+    segments: Sequence[Segment]
+    shared: bool
+    single: bool  # one plain segment: no gathering at all
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _rows: _Rows | None = None
+    _families: Families | None = None
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
+        """The plan of segments that tile a packed row of `tokens` tokens."""
+        assert tokens == sum(s.length for s in segments), "segments must tile the packed row"
+        return cls(
+            segments,
+            shared=any(s.parent is not None for s in segments),
+            single=len(segments) == 1 and segments[0].parent is None,
         )
+
+    def to(self, device: torch.device) -> PackedPlan:
+        return PackedPlan(self.segments, self.shared, self.single, device)
+
+    @property
+    def rows(self) -> _Rows:
+        if self._rows is None:
+            tokens = sum(s.length for s in self.segments)
+            self._rows = _Rows.of(self.segments, tokens).to(self.device)
+        return self._rows
+
+    @property
+    def families(self) -> Families:
+        if self._families is None:
+            self._families = _families(self.segments)
+        return self._families
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
         """See `attention.Plan`; here B is 1 and L is the packed length T."""
         T, H, D = q.shape[2], q.shape[1], q.shape[3]
+        laid = self.rows
         if self.single:
-            bucket = self.buckets[0]
-            return _attend(bucket, q, k, v, scaling, window, softcap).transpose(1, 2)
-        q_R = _Gather.apply(q[0].transpose(0, 1), self.q_index, self.inverse)
+            return _attend(laid.buckets[0], q, k, v, scaling, window, softcap).transpose(1, 2)
+        q_R = _Gather.apply(q[0].transpose(0, 1), laid.q_index, laid.inverse)
         k_K, v_K = self._keys(k[0].transpose(0, 1)), self._keys(v[0].transpose(0, 1))
         rows, q_at, k_at = [], 0, 0
-        for b in self.buckets:
+        for b in laid.buckets:
             q_to, k_to = q_at + b.n * b.Lq, k_at + b.n * b.Lk
             q_b = q_R[q_at:q_to].view(b.n, b.Lq, H, D).transpose(1, 2)
             k_b = k_K[k_at:k_to].view(b.n, b.Lk, -1, D).transpose(1, 2)
@@ -169,18 +200,16 @@ class PackedPlan:
             rows.append(out.transpose(1, 2).reshape(b.n * b.Lq, H, v.shape[3]))
             q_at, k_at = q_to, k_to
         out_R = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return _Return.apply(out_R, self.inverse).view(1, T, H, v.shape[3])  # pyright: ignore
+        return _Return.apply(out_R, laid.inverse).view(1, T, H, v.shape[3])  # pyright: ignore
 
     def _keys(self, x: Tensor) -> Tensor:
         """[T, H_kv, D] -> [K, H_kv, D]."""
         if self.shared:
-            return x.index_select(0, self.k_index)
-        return _Gather.apply(x, self.k_index, self.inverse)  # pyright: ignore[reportReturnType]
+            return x.index_select(0, self.rows.k_index)
+        return _Gather.apply(x, self.rows.k_index, self.rows.inverse)  # pyright: ignore[reportReturnType]
 
 
-def _attend(
-    b: _Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
-) -> Tensor:
+def _attend(b: _Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float) -> Tensor:
     """One bucket: q [n, H, Lq, D] -> [n, H, Lq, D]."""
     plain = b.qpos is None and not softcap and not (window and window < b.Lk)
     if plain:
@@ -191,6 +220,21 @@ def _attend(
         line = torch.arange(b.Lq, device=q.device).expand(b.n, -1)
         b = _Bucket(b.n, b.Lq, b.Lk, line, line)
     return masked_attention(q, k, v, b.visible(window), scaling=scaling, softcap=softcap)
+
+
+def _families(segments: Sequence[Segment]) -> Families:
+    """Roots, each with all that continue it; the most work first."""
+    members: dict[Segment, list[Segment]] = {}
+    for s in segments:
+        members.setdefault(s.parent or s, []).append(s)
+    some = [sorted(group, key=lambda s: s.parent is not None) for group in members.values()]
+    some.sort(key=lambda group: -sum(s.length * s.keys for s in group))
+    spans = [
+        (s.start, s.length, s.parent.start if s.parent else 0, s.parent.length if s.parent else 0)
+        for group in some
+        for s in group
+    ]
+    return Families(np.array(spans), np.cumsum([0, *map(len, some)]))
 
 
 def _bucketed(segments: Sequence[Segment]) -> list[list[Segment]]:

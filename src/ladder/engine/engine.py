@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ladder import rng
 from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
+from ladder.engine import fused
 from ladder.engine.optim import NotFinite, Optim, Optimizer
 from ladder.head import ScalarHead, head_of
 from ladder.ops import token_logps
@@ -59,6 +60,7 @@ class Engine:
         self.model = model
         self.base: nn.Module = model.get_decoder()  # pyright: ignore[reportCallIssue]
         self.head = head_of(model)
+        self.fused = None if checkpointing else fused.of(self.base, self.head.weight)
         self.budget = budget
         self.share_prefix = share_prefix
         self.temperature = temperature
@@ -108,19 +110,25 @@ class Engine:
         return columns
 
     def _out(self, packed: Packed, entropy: bool) -> Out:
-        hidden = self.base(
-            input_ids=packed.tokens_T[None],
-            position_ids=packed.positions_T[None],
-            use_cache=False,
-            plan=packed.plan,
-        )[0][0]
-        asked = hidden.index_select(0, packed.src_N)
+        asked = self._hidden(packed)
         if isinstance(self.head, ScalarHead):
             values = self.head.values(asked)
             return Out(values.new_full(values.shape, math.nan), None, values)  # no loss may read a log-probability
         return Out(
             *token_logps(asked, self.head, packed.tgt_N, temperature=self.temperature, entropy=entropy)
         )
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        """[N, D]: the last hidden states of the positions that predict."""
+        if self.fused is not None:
+            return self.fused.hidden(packed.tokens_T, packed.positions_T, packed.plan, packed.src_N)
+        states = self.base(
+            input_ids=packed.tokens_T[None],
+            position_ids=packed.positions_T[None],
+            use_cache=False,
+            plan=packed.plan,
+        )[0][0]
+        return states.index_select(0, packed.src_N)
 
     # ------------------------------------------------------------ update
 

@@ -21,15 +21,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from ladder.head import Head
+from ladder.llama import known
 from ladder.rollout.packed import Matrix, effective
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.shared import Shared
 
-FAMILIES = (LlamaModel, Qwen2Model, Qwen3Model, MistralModel)
-ROTATIONS = ("default", "linear", "llama3", "yarn")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -162,15 +160,10 @@ class Decoder:
 
 def fits(base: nn.Module, head: Head, context: int) -> bool:
     """Whether `Llama.of` knows the model (the decoder of one) and everything in it."""
-    if type(base) not in FAMILIES or head.weight.dtype != torch.float32 or head.scale != 1.0 or head.softcap:
+    if not known(base, context) or head.weight.dtype != torch.float32 or head.scale != 1.0 or head.softcap:
         return False
-    config: Any = base.config
-    values = config.to_dict()
-    window = values.get("sliding_window") or context
-    slides = isinstance(base, MistralModel) or "sliding_attention" in values.get("layer_types", ())
-    plain = values["hidden_act"] == "silu" and values["rope_parameters"]["rope_type"] in ROTATIONS
     found = (effective(m) for name, m in base.named_modules() if name.rsplit(".", 1)[-1] in LINEAR)
-    return plain and not (slides and window < context) and all(f is not None for f in found)
+    return all(f is not None for f in found)
 
 
 def _layer(module: Any, pack: bool) -> Layer:

@@ -1,0 +1,271 @@
+/* Attention over a packed row, forward and backward, where the projections leave queries, keys and values.
+
+     o_i = sum_j p_ij v_j,  p_i = softmax_j(scale q_i k_j) over j in the segment that i's continues, and in its own up to i
+
+   A family is a segment that continues nothing with all that continue it. One family and one key head are one piece of
+   work: whoever does it, the same sums are taken in the same order, so the number of threads changes no bit. Scores are
+   of ROWS queries at a time and never leave the second cache; backward computes them again from their log-sum-exp. */
+#include "vec.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define ROWS 32
+#if VL == 16
+#define MR 8 /* rows and vectors of columns of one register tile */
+#else
+#define MR 4
+#endif
+
+static inline int64_t up(int64_t n) { return (n + VL - 1) / VL * VL; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline vi lanes(void) {
+  vi x;
+  for (int i = 0; i < VL; i++) x[i] = i;
+  return x;
+}
+static inline vi below(int64_t n) { return lanes() < (vi){} + (int)n; } /* the first n lanes */
+
+/* ---------------------------------------------------------------- small matrix products */
+
+/* A tile of C (+)= A B; A's rows lie rs apart and its columns cs. */
+INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb,
+                  float *C, int64_t ldc, int add) {
+  vf c[MR][3];
+#pragma GCC unroll 8
+  for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) c[i][j] = add ? vload(C + i * ldc + j * VL) : (vf){};
+  for (int64_t k = 0; k < K; k++) {
+    vf b[3];
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) b[j] = vload(B + k * ldb + j * VL);
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+      vf a = vset(A[i * rs + k * cs]);
+#pragma GCC unroll 4
+      for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < nr; j++) vstore(C + i * ldc + j * VL, c[i][j]);
+}
+
+#define TILE(n)                                                    \
+  case n:                                                          \
+    if (nr == 3) micro(n, 3, A, rs, cs, K, B, ldb, C, ldc, add);   \
+    else if (nr == 2) micro(n, 2, A, rs, cs, K, B, ldb, C, ldc, add); \
+    else micro(n, 1, A, rs, cs, K, B, ldb, C, ldc, add);           \
+    break;
+
+static void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb, float *C,
+                 int64_t ldc, int add) {
+  switch (mr) {
+    TILE(1) TILE(2) TILE(3) TILE(4)
+#if MR == 8
+    TILE(5) TILE(6) TILE(7) TILE(8)
+#endif
+  }
+}
+
+/* C [M, N] (+)= A [M, K] B [K, N], N a multiple of VL. */
+static void product(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb,
+                    float *C, int64_t ldc, int add) {
+  for (int64_t j = 0, left = N / VL; left; ) {
+    int nr = left == 4 ? 2 : (int)least(left, 3); /* two halves rather than three and one */
+    for (int64_t m = 0; m < M; m += MR)
+      tile((int)least(MR, M - m), nr, A + m * rs, rs, cs, K, B + j, ldb, C + m * ldc + j, ldc, add);
+    j += nr * VL, left -= nr;
+  }
+}
+
+/* ---------------------------------------------------------------- laying out */
+
+/* n rows of W numbers, `stride` apart, times scale -> rows of Wp, zeros behind. */
+static void take(const float *x, int64_t stride, int64_t n, int64_t W, int64_t Wp, float scale, float *to) {
+  for (int64_t i = 0; i < n; i++) {
+    for (int64_t d = 0; d < W; d++) to[i * Wp + d] = x[i * stride + d] * scale;
+    for (int64_t d = W; d < Wp; d++) to[i * Wp + d] = 0;
+  }
+}
+
+static void give(const float *x, int64_t Wp, int64_t n, int64_t W, float scale, float *to, int64_t stride, int add) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t d = 0; d < W; d++) to[i * stride + d] = (add ? to[i * stride + d] : 0) + x[i * Wp + d] * scale;
+}
+
+/* x [n, Wp] -> to [Wp, Kp], zeros behind the first n columns. */
+static void turn(const float *x, int64_t n, int64_t Wp, int64_t Kp, float *to) {
+#if defined(__GNUC__) && !defined(__clang__)
+  vi line = lanes();
+  for (int64_t i = 0; i < Kp; i += VL)
+    for (int64_t d = 0; d < Wp; d += VL) {
+      vf r[VL];
+#pragma GCC unroll 16
+      for (int a = 0; a < VL; a++) r[a] = i + a < n ? vload(x + (i + a) * Wp + d) : (vf){};
+#pragma GCC unroll 4
+      for (int s = 1; s < VL; s *= 2) {
+        vi far = ((line & s) != 0) & (VL - s), low = line + far, high = line + s + far;
+#pragma GCC unroll 16
+        for (int a = 0; a < VL; a++)
+          if (!(a & s)) {
+            vf p = r[a], q = r[a + s];
+            r[a] = __builtin_shuffle(p, q, low), r[a + s] = __builtin_shuffle(p, q, high);
+          }
+      }
+#pragma GCC unroll 16
+      for (int a = 0; a < VL; a++) vstore(to + (d + a) * Kp + i, r[a]);
+    }
+#else
+  for (int64_t d = 0; d < Wp; d++)
+    for (int64_t i = 0; i < Kp; i++) to[d * Kp + i] = i < n ? x[i * Wp + d] : 0;
+#endif
+}
+
+/* ---------------------------------------------------------------- one segment */
+
+typedef struct { /* of packed positions; a segment that continues nothing has a parent of length 0 */
+  int64_t start, length, parent, parent_length;
+} span;
+
+typedef struct { /* where the numbers lie: rows of q and o are H W long, of k and v KH W */
+  int64_t H, KH, W;
+  float scale;
+} shape;
+
+/* Rows of the keys of a segment, the parent's first. */
+static void gather(const float *x, const shape *s, const span *g, int64_t head, int64_t Wp, float *to) {
+  int64_t row = s->KH * s->W;
+  take(x + g->parent * row + head * s->W, row, g->parent_length, s->W, Wp, 1, to);
+  take(x + g->start * row + head * s->W, row, g->length, s->W, Wp, 1, to + g->parent_length * Wp);
+}
+
+static float *cut(float **room, int64_t n) {
+  float *x = *room;
+  *room += up(n);
+  return x;
+}
+
+/* Numbers that one thread needs for segments of at most `keys` keys. */
+int64_t attend_room(int64_t keys, int64_t W) {
+  int64_t Wp = up(W), Kp = up(keys);
+  return 6 * Kp * Wp + 2 * ROWS * Kp + 4 * ROWS * Wp + 2 * ROWS + 16 * VL;
+}
+
+/* Row i of the scores [rows, width] sees its first `limit` + i columns: they become exp(x - top), the others 0. */
+static void soften(float *S, int64_t width, int64_t rows, int64_t limit, float *lse, int64_t stride, float *scale) {
+  for (int64_t i = 0; i < rows; i++, limit++) {
+    float *row = S + i * width;
+    int64_t whole = limit / VL * VL;
+    vi seen = below(limit - whole);
+    vf high = vset(-INFINITY), sum = {};
+    for (int64_t v = 0; v < whole; v += VL) high = vmax(high, vload(row + v));
+    if (whole < limit) high = vmax(high, (vf)(((vi)vload(row + whole) & seen) | ((vi)vset(-INFINITY) & ~seen)));
+    float top = vtop(high);
+    for (int64_t v = 0; v < whole; v += VL) {
+      vf e = vexp(vload(row + v) - top);
+      vstore(row + v, e), sum += e;
+    }
+    for (int64_t v = whole; v < width; v += VL) {
+      vf e = v < limit ? (vf)((vi)vexp(vload(row + v) - top) & seen) : (vf){};
+      vstore(row + v, e), sum += e;
+    }
+    float total = vsum(sum);
+    lse[i * stride] = top + logf(total), scale[i] = 1 / total;
+  }
+}
+
+static void forward(const float *q, const float *k, const float *v, const shape *s, const span *g, int64_t head, float *o,
+                    float *lse, float *room) {
+  int64_t W = s->W, Wp = up(W), P = g->parent_length, keys = P + g->length, Kp = up(keys), row = s->H * W;
+  float *V = cut(&room, keys * Wp), *K = cut(&room, keys * Wp), *KT = cut(&room, Wp * Kp), *S = cut(&room, ROWS * Kp);
+  float *Q = cut(&room, ROWS * Wp), *O = cut(&room, ROWS * Wp), *each = cut(&room, ROWS);
+  gather(v, s, g, head, Wp, V), gather(k, s, g, head, Wp, K), turn(K, keys, Wp, Kp, KT);
+  int64_t group = s->H / s->KH;
+  for (int64_t h = head * group; h < (head + 1) * group; h++)
+    for (int64_t at = 0; at < g->length; at += ROWS) {
+      int64_t n = least(ROWS, g->length - at), seen = P + at + n, width = up(seen), t = g->start + at;
+      take(q + t * row + h * W, row, n, W, Wp, s->scale, Q);
+      product(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0);
+      soften(S, width, n, P + at + 1, lse + t * s->H + h, s->H, each);
+      product(S, width, 1, n, seen, Wp, V, Wp, O, Wp, 0);
+      for (int64_t i = 0; i < n; i++) give(O + i * Wp, Wp, 1, W, each[i], o + (t + i) * row + h * W, row, 0);
+    }
+}
+
+/* From scores and dO V^T to the probabilities (in S) and the gradient by the scores (in D). */
+static void harden(float *S, float *D, int64_t width, int64_t rows, int64_t limit, const float *lse, int64_t stride,
+                   const float *delta) {
+  for (int64_t i = 0; i < rows; i++, limit++) {
+    float *p = S + i * width, *d = D + i * width, l = lse[i * stride];
+    for (int64_t v = 0; v < width; v += VL) {
+      vf e = v < limit ? vexp(vload(p + v) - l) : (vf){};
+      if (v < limit && v + VL > limit) e = (vf)((vi)e & below(limit - v));
+      vstore(p + v, e), vstore(d + v, e * (vload(d + v) - delta[i]));
+    }
+  }
+}
+
+static void backward(const float *q, const float *k, const float *v, const float *o, const float *lse, const float *go,
+                     const shape *s, const span *g, int64_t head, float *dq, float *dk, float *dv, float *room) {
+  int64_t W = s->W, Wp = up(W), P = g->parent_length, keys = P + g->length, Kp = up(keys), row = s->H * W;
+  float *K = cut(&room, keys * Wp), *KT = cut(&room, Wp * Kp), *VT = cut(&room, Wp * Kp), *V = cut(&room, keys * Wp);
+  float *dK = cut(&room, keys * Wp), *dV = V, *S = cut(&room, ROWS * Kp), *D = cut(&room, ROWS * Kp);
+  float *Q = cut(&room, ROWS * Wp), *dO = cut(&room, ROWS * Wp), *dQ = cut(&room, ROWS * Wp), *delta = cut(&room, ROWS);
+  gather(k, s, g, head, Wp, K), turn(K, keys, Wp, Kp, KT);
+  gather(v, s, g, head, Wp, V), turn(V, keys, Wp, Kp, VT); /* from here on its place is dV's */
+  memset(dK, 0, keys * Wp * 4), memset(dV, 0, keys * Wp * 4);
+  int64_t group = s->H / s->KH;
+  for (int64_t h = head * group; h < (head + 1) * group; h++)
+    for (int64_t at = 0; at < g->length; at += ROWS) {
+      int64_t n = least(ROWS, g->length - at), seen = P + at + n, width = up(seen), t = g->start + at;
+      take(q + t * row + h * W, row, n, W, Wp, s->scale, Q), take(go + t * row + h * W, row, n, W, Wp, 1, dO);
+      for (int64_t i = 0; i < n; i++) {
+        const float *a = o + (t + i) * row + h * W;
+        float sum = 0;
+        for (int64_t d = 0; d < W; d++) sum += dO[i * Wp + d] * a[d];
+        delta[i] = sum;
+      }
+      product(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0), product(dO, Wp, 1, n, Wp, width, VT, Kp, D, width, 0);
+      harden(S, D, width, n, P + at + 1, lse + t * s->H + h, s->H, delta);
+      product(D, width, 1, n, seen, Wp, K, Wp, dQ, Wp, 0);
+      give(dQ, Wp, n, W, s->scale, dq + t * row + h * W, row, 0);
+      product(D, 1, width, seen, n, Wp, Q, Wp, dK, Wp, 1), product(S, 1, width, seen, n, Wp, dO, Wp, dV, Wp, 1);
+    }
+  int64_t narrow = s->KH * W, own = g->start * narrow + head * W, other = g->parent * narrow + head * W;
+  give(dK + P * Wp, Wp, g->length, W, 1, dk + own, narrow, 0), give(dV + P * Wp, Wp, g->length, W, 1, dv + own, narrow, 0);
+  give(dK, Wp, P, W, 1, dk + other, narrow, 1), give(dV, Wp, P, W, 1, dv + other, narrow, 1);
+}
+
+/* ---------------------------------------------------------------- all of them */
+
+/* families [n + 1]: where each begins among the spans, its root first. scratch [threads, room]. */
+#define PIECES(CALL)                                                                                     \
+  _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")               \
+  for (int64_t piece = 0; piece < n * KH; piece++) {                                                     \
+    int64_t family = piece / KH, head = piece % KH;                                                      \
+    float *mine = scratch + thread_number() * room;                                                      \
+    for (int64_t i = families[family]; i < families[family + 1]; i++) { CALL; }                          \
+  }
+
+#ifdef _OPENMP
+#include <omp.h>
+static int64_t thread_number(void) { return omp_get_thread_num(); }
+#else
+static int64_t thread_number(void) { return 0; }
+#endif
+
+void attend_forward(const float *q, const float *k, const float *v, const span *spans, const int64_t *families, int64_t n,
+                    int64_t H, int64_t KH, int64_t W, float scale, float *o, float *lse, float *scratch, int64_t room,
+                    int64_t threads) {
+  shape s = {H, KH, W, scale};
+  PIECES(forward(q, k, v, &s, spans + i, head, o, lse, mine))
+}
+
+void attend_backward(const float *q, const float *k, const float *v, const float *o, const float *lse, const float *go,
+                     const span *spans, const int64_t *families, int64_t n, int64_t H, int64_t KH, int64_t W, float scale,
+                     float *dq, float *dk, float *dv, float *scratch, int64_t room, int64_t threads) {
+  shape s = {H, KH, W, scale};
+  PIECES(backward(q, k, v, o, lse, go, &s, spans + i, head, dq, dk, dv, mine))
+}

@@ -1,0 +1,85 @@
+"""Attention over a packed row in C (`attend.c`), forward and backward, on float32 tensors on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladder.kernels.library import address, library
+
+Address, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+ARGUMENTS = {
+    "attend_forward": [Address] * 5 + [Int] * 4 + [Float, Address, Address, Address, Int, Int],
+    "attend_backward": [Address] * 8 + [Int] * 4 + [Float, Address, Address, Address, Address, Int, Int],
+}
+
+
+def kernels() -> Any:
+    """The library, or None (`library.why` says why)."""
+    lib = library("attend")
+    if lib is not None and lib.attend_backward.argtypes is None:
+        for name, kinds in ARGUMENTS.items():
+            getattr(lib, name).argtypes = kinds
+            getattr(lib, name).restype = None
+        lib.attend_room.argtypes, lib.attend_room.restype = [Int, Int], Int
+    return lib
+
+
+class Families:
+    """Segments as the kernels read them: families that share a prompt, the most work first: threads end together.
+
+    spans [S, 4]: start, length, and the same of the segment that is continued (0, 0 for none); a root before what
+    continues it. families [n + 1]: where each begins."""
+
+    def __init__(self, spans: np.ndarray, families: np.ndarray) -> None:
+        self.spans, self.families = np.ascontiguousarray(spans, np.int64), np.ascontiguousarray(families, np.int64)
+        self.keys = int((self.spans[:, 1] + self.spans[:, 3]).max())
+        self.scratch: Tensor | None = None
+
+    def room(self, W: int, threads: int) -> tuple[Tensor, int]:
+        """Scratch for all threads, and how much of it each has."""
+        each = kernels().attend_room(self.keys, W)
+        if self.scratch is None or self.scratch.numel() < each * threads:
+            self.scratch = torch.empty(each * threads)
+        return self.scratch, each
+
+
+def attend(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, families: Families, scale: float) -> tuple[Tensor, Tensor]:
+    """(attention [T, H, W], log-sum-exp of the scores [T, H])."""
+    T, H, W = q_THW.shape
+    threads = torch.get_num_threads()
+    scratch, each = families.room(W, threads)
+    out, lse = torch.empty_like(q_THW), q_THW.new_empty(T, H)
+    kernels().attend_forward(
+        address(q_THW), address(k_TKW), address(v_TKW), families.spans.ctypes.data, families.families.ctypes.data,
+        len(families.families) - 1, H, k_TKW.shape[1], W, scale, address(out), address(lse), address(scratch), each,
+        threads,
+    )  # fmt: skip
+    return out, lse
+
+
+def attend_backward(
+    q_THW: Tensor,
+    k_TKW: Tensor,
+    v_TKW: Tensor,
+    out_THW: Tensor,
+    lse_TH: Tensor,
+    grad_THW: Tensor,
+    families: Families,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by q, k and v."""
+    H, W = q_THW.shape[1:]
+    threads = torch.get_num_threads()
+    scratch, each = families.room(W, threads)
+    dq, dk, dv = torch.empty_like(q_THW), torch.empty_like(k_TKW), torch.empty_like(v_TKW)
+    kernels().attend_backward(
+        address(q_THW), address(k_TKW), address(v_TKW), address(out_THW), address(lse_TH), address(grad_THW),
+        families.spans.ctypes.data, families.families.ctypes.data, len(families.families) - 1, H, k_TKW.shape[1], W,
+        scale, address(dq), address(dk), address(dv), address(scratch), each, threads,
+    )  # fmt: skip
+    return dq, dk, dv

@@ -1,0 +1,209 @@
+"""The fused decoder computes what the model's own modules do: the loss and every gradient, for every family that it
+knows, with adapters, shared prompts, pairs, scalar heads, frozen parts; and it really runs, or says why not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import families as fam
+from ladder.batch import sequences
+from ladder.engine import fused
+from ladder.engine.engine import Engine
+from ladder.engine.lora import LoRA, adapter_off, attach
+from ladder.engine.optim import Optim
+from ladder.kernels import library
+from ladder.losses import BradleyTerry
+from ladder.types import Loss, Sample, Unit
+from test_engine import LOSSES, group, same, units_of, weights
+
+needs_kernels = pytest.mark.skipif(fused.missing() is not None, reason=str(fused.missing()))
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+SHAPES: dict[str, dict[str, Any]] = {
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "one key head": {"num_key_value_heads": 1},
+    "wide heads": {"head_dim": 16},
+    "yarn": {"rope_parameters": YARN},
+}
+FROZEN = [
+    ("embed_tokens",),
+    ("embed_tokens", "layers.0."),
+    ("embed_tokens", "layers."),
+    ("proj", "embed", "lm_head"),
+    ("layers.1.", "norm"),
+]
+KNOWN = ("llama", "qwen2", "qwen3", "mistral")
+
+
+def build(name: str, **changes: Any) -> Any:
+    return fam.build(name, **({"sliding_window": None} if name == "mistral" else {}), **changes)
+
+
+def pair(make: Any, **options: Any) -> tuple[Engine, Engine]:
+    """The same model twice: fused, and by its modules."""
+    ours, theirs = (Engine(make(), Optim(lr=1e-3), **options) for _ in range(2))
+    assert ours.fused is not None, "not fused"
+    theirs.fused = None
+    return ours, theirs
+
+
+def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance: float = 1e-5) -> dict[str, Tensor]:
+    (got, a), (want, b) = (fam.gradients(e, units, loss) for e in (ours, theirs))
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+    assert got.keys() == want.keys() and got
+    for name in want:
+        assert not got[name].is_sparse and got[name].is_contiguous()
+        worst = float((got[name] - want[name]).abs().max() / want[name].abs().max().clamp(min=1e-6))
+        assert worst < tolerance, f"{name}: off by {worst:.2g}"
+    return got
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("loss", ["token", "everything", "pair"])
+@pytest.mark.parametrize("split", [(40, 1, True), (999, 1, True), (999, 1, False), (999, 2, True)])
+def test_loss_and_gradients_are_the_modules(name: str, tied: bool, loss: str, split: tuple[int, int, bool]) -> None:
+    options = dict(zip(("budget", "workers", "share_prefix"), split, strict=True))
+    got = agree(*pair(lambda: build(name, tie_word_embeddings=tied), **options), units_of(LOSSES[loss]), LOSSES[loss])
+    assert ("lm_head.weight" in got) != tied
+    assert any("q_norm" in n for n in got) == (name == "qwen3")
+    assert any("q_proj.bias" in n for n in got) == (name == "qwen2")
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_shapes_of_llama(shape: str) -> None:
+    agree(*pair(lambda: build("llama", **SHAPES[shape])), units_of(LOSSES["token"]), LOSSES["token"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_pads_row_gets_no_gradient_where_it_is_read(tied: bool) -> None:
+    samples = group(0, 3, prompt=6)
+    for s in samples:
+        s.tokens[2] = fam.PAD
+    ours, theirs = pair(lambda: build("llama", tie_word_embeddings=tied))
+    got = agree(ours, theirs, list(samples), LOSSES["token"])
+    assert tied or not got["model.embed_tokens.weight"][fam.PAD].any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear"])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_adapters(targets: str, name: str) -> None:
+    def make() -> Any:
+        wrapped = attach(build(name), LoRA(rank=3, alpha=7, targets=targets), seed=1)
+        g = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for n, p in wrapped.named_parameters():
+                if "lora_B" in n:
+                    p.copy_(0.3 * torch.randn(p.shape, generator=g))
+        return wrapped
+
+    ours, theirs = pair(make, budget=60)
+    got = agree(ours, theirs, units_of(LOSSES["everything"]), LOSSES["everything"])
+    assert all("lora_" in n for n in got)
+    for e in (ours, theirs):
+        e.without = lambda e=e: adapter_off(e.model)  # pyright: ignore[reportArgumentType]
+    units = units_of(LOSSES["token"])
+    off, on, plain = (ours.forward(units, reference=r) for r in (True, False)), None, None
+    off, on = off
+    plain = Engine(build(name)).forward(units)
+    for a, b, c in zip(off, plain, on, strict=True):
+        torch.testing.assert_close(a["logps"], b["logps"], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(a["logps"], c["logps"], atol=1e-3)
+
+
+@needs_kernels
+def test_a_scalar_head() -> None:
+    import transformers as tf
+
+    def make() -> Any:
+        config = build("llama").config
+        config.num_labels = 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return tf.LlamaForSequenceClassification(config).eval()
+
+    units = units_of(LOSSES["pair"])
+    for s in sequences(units):
+        s.mask[:] = False
+        s.mask[-1] = True
+    agree(*pair(make), units, BradleyTerry())
+
+
+@needs_kernels
+@pytest.mark.parametrize("frozen", FROZEN, ids=" ".join)
+def test_what_is_frozen_gets_nothing_and_costs_the_rest_nothing(frozen: tuple[str, ...]) -> None:
+    def make() -> Any:
+        model = build("llama")
+        for n, p in model.named_parameters():
+            p.requires_grad_(not any(part in n for part in frozen))
+        return model
+
+    got = agree(*pair(make), units_of(LOSSES["token"]), LOSSES["token"])
+    assert not any(part in n for n in got for part in frozen)
+
+
+@needs_kernels
+def test_one_token_answers_and_repeated_positions() -> None:
+    """Every answer's first token is predicted by the one hidden state of the shared prompt's end."""
+    prompt = torch.arange(10, 20)
+    units: list[Unit] = [Sample(torch.cat([prompt, torch.tensor([t])]), torch.arange(11) >= 10) for t in (30, 31, 32)]
+    agree(*pair(lambda: build("llama")), units, LOSSES["token"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_steps_lead_to_the_same_bytes(workers: int) -> None:
+    ends = []
+    for _ in range(2):
+        e = Engine(build("llama"), Optim(lr=1e-2), budget=60, workers=workers)
+        for _ in range(3):
+            e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
+        ends.append(weights(e))
+    assert same(*ends)
+
+
+@needs_kernels
+def test_what_backward_needs_is_used_up_by_it() -> None:
+    e = Engine(build("llama"), Optim())
+    assert e.fused is not None
+    from ladder.batch import pack
+
+    (packed,) = pack(group(0, 2), (), 999)
+    states = e.fused.hidden(packed.tokens_T, packed.positions_T, packed.plan, packed.src_N)
+    states.sum().backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="one backward a forward"):
+        states.sum().backward()
+
+
+def test_what_is_not_known_goes_through_the_modules() -> None:
+    others = ("gemma2", "gemma3", "phi3", "gpt2", "smollm3", "mistral")  # this mistral has a window
+    assert not any(Engine(fam.build(n)).fused for n in others)
+    assert Engine(fam.build("llama").double()).fused is None
+    assert Engine(fam.build("llama").bfloat16()).fused is None
+    assert Engine(fam.build("llama"), Optim(), checkpointing=True).fused is None
+    assert Engine(fam.build("llama", hidden_act="gelu")).fused is None
+    dropout = attach(build("llama"), LoRA(rank=2), seed=0)
+    for m in dropout.modules():
+        if hasattr(m, "lora_dropout"):
+            m.lora_dropout["default"] = torch.nn.Dropout(0.1)  # pyright: ignore
+    assert Engine(dropout).fused is None
+
+
+def test_without_kernels_it_says_why_and_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.library.cache_clear()
+    monkeypatch.setenv("LADDER_KERNELS", "0")
+    try:
+        e = Engine(build("llama"), Optim())
+        assert e.fused is None and fused.missing() == "LADDER_KERNELS=0 turns compiled kernels off"
+        assert e.update(units_of(LOSSES["token"]), LOSSES["token"])["loss"] > 0
+    finally:
+        library.library.cache_clear()
+        library._reasons.clear()
