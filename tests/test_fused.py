@@ -4,6 +4,9 @@ knows, with adapters, shared prompts, pairs, scalar heads, frozen parts; and it 
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -207,3 +210,33 @@ def test_without_kernels_it_says_why_and_the_modules_compute(monkeypatch: pytest
     finally:
         library.library.cache_clear()
         library._reasons.clear()
+
+
+MEASURE = """
+import resource, sys, torch
+from ladder.engine.allocator import keep_pages
+if sys.argv[1] == "keep":
+    assert keep_pages()
+def step():
+    [torch.ones(1 << 20) for _ in range(20)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("ladder.engine.engine.keep_pages", lambda: told.append(1))
+    Engine(build("llama"))
+    assert not told
+    Engine(build("llama"), Optim())
+    assert told
+    faults = [
+        int(subprocess.run([sys.executable, "-c", MEASURE, word], capture_output=True, text=True, check=True).stdout)
+        for word in ("keep", "default")
+    ]
+    assert faults[0] < 2_000 < faults[1]  # 20 blocks of 1,024 pages, ten times

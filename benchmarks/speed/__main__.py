@@ -75,7 +75,7 @@ def quick(workload: Workload) -> Workload:
     """As little as shows that everything runs. Its figures mean nothing."""
     from dataclasses import replace
 
-    least = {"steps": 2, "repetitions": 2, "tokens": 8}
+    least = {"steps": 2, "repetitions": 2, "tokens": 8, "limits": [8, 1] * 32}
     sides = [s.told(**{k: v for k, v in least.items() if k in s.options}) for s in workload.sides]
     return replace(workload, sides=sides, judge=None)
 

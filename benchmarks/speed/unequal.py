@@ -26,7 +26,7 @@ OPTIONS = {
     "limits": [LONG if i % 10 == 9 else SHORT for i in range(PROMPTS * GROUP)],
     "ends": False,
     "tokens": LONG,
-    "repetitions": 3,
+    "repetitions": 2,
 }
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ladder import rng
 from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
 from ladder.engine import fused
+from ladder.engine.allocator import keep_pages
 from ladder.engine.optim import NotFinite, Optim, Optimizer
 from ladder.head import ScalarHead, head_of
 from ladder.ops import token_logps
@@ -78,6 +79,8 @@ class Engine:
         if optim is not None:
             if not self.trained:
                 raise ValueError("the model has no trainable parameter")
+            if self.device.type == "cpu":
+                keep_pages()
             self.optimizer = Optimizer(self.trained, optim, total_steps)
 
     # ------------------------------------------------------------ forward
