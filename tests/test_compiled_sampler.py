@@ -11,16 +11,15 @@ import pytest
 import torch
 
 import families as fam
+from drawn import TOKENIZER, draw, same
 from ladder.engine.lora import LoRA, attach
 from ladder.kernels import decode, library
 from ladder.rollout import compiled, llama, native, sampling, store
 from ladder.rollout.native import NativeSampler
-from ladder.types import Completion, Request, Sampling
+from ladder.types import Request, Sampling
 
 pytestmark = pytest.mark.skipif(decode.kernels() is None, reason="no C compiler here")
 
-TOKENIZER = fam.tokenizer()
-TOLERANCE = 1e-4
 WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 112}
 """Widths that the kernels know on any processor, none of them a whole number of panels."""
 BIASED = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": False}
@@ -32,27 +31,6 @@ MODELS = [
 
 def build(name: str, **changes: Any) -> Any:
     return fam.build(name, **(WIDE | changes)).requires_grad_(False)
-
-
-def requests(longest: int = 40) -> list[Request]:
-    """Prompts and limits of very different lengths; one prompt with more rows than attend in one piece."""
-    g = torch.Generator().manual_seed(3)
-    shapes = ((3, 5, longest), (40, 1, 7), (1, 7, 12), (12, 2, longest), (25, decode.ROWS + 3, 9))
-    return [
-        Request(torch.randint(20, fam.VOCAB, (length,), generator=g).tolist(), n, Sampling(limit), i)
-        for i, (length, n, limit) in enumerate(shapes)
-    ]
-
-
-def draw(model: Any, **options: Any) -> list[Completion]:
-    sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS, 11], **options)
-    return [c for group in sampler.generate(requests()) for c in group]
-
-
-def same(mine: list[Completion], theirs: list[Completion]) -> None:
-    assert [c.tokens for c in mine] == [c.tokens for c in theirs]
-    for a, b in zip(mine, theirs, strict=True):
-        assert float((torch.tensor(a.logps) - torch.tensor(b.logps)).abs().max()) < TOLERANCE
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -54,6 +54,24 @@ class Ordered:
 
     def _get_train_sampler(self, dataset=None):
         return SequentialSampler(self.train_dataset if dataset is None else dataset)
+
+
+class Recorded(Ordered):
+    """That keeps the loss of every step to all its digits (one trainer a process)."""
+
+    losses: ClassVar[list[float]] = []
+
+    def compute_loss(self, *args, **kwargs):
+        out = super().compute_loss(*args, **kwargs)
+        self.losses.append(float((out[0] if isinstance(out, tuple) else out).detach()))
+        return out
+
+
+class Unprepared(Recorded):
+    """Whose rows are token ids already."""
+
+    def _prepare_dataset(self, dataset, *_, **__):
+        return dataset
 
 
 def settings(work: Path, options: dict[str, Any], **more: Any) -> dict[str, Any]:

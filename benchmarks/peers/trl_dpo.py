@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import common
 import torch
 from datasets import Dataset
@@ -12,16 +10,8 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 
-class Trainer(common.Ordered, DPOTrainer):
-    losses: ClassVar[list[float]] = []
-
-    def compute_loss(self, *args, **kwargs):
-        out = super().compute_loss(*args, **kwargs)
-        self.losses.append(float((out[0] if isinstance(out, tuple) else out).detach()))
-        return out
-
-    def _prepare_dataset(self, dataset, *_, **__):
-        return dataset
+class Trainer(common.Unprepared, DPOTrainer):
+    """With the rows as they are."""
 
 
 def main() -> None:

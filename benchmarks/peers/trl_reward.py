@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import common
 import torch
 from datasets import Dataset
@@ -11,16 +9,8 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 
-class Trainer(common.Ordered, RewardTrainer):
-    losses: ClassVar[list[float]] = []
-
-    def compute_loss(self, *args, **kwargs):
-        out = super().compute_loss(*args, **kwargs)
-        self.losses.append(float((out[0] if isinstance(out, tuple) else out).detach()))
-        return out
-
-    def _prepare_dataset(self, dataset, *_, **__):
-        return dataset
+class Trainer(common.Unprepared, RewardTrainer):
+    """With the rows as they are."""
 
 
 def main() -> None:

@@ -14,16 +14,13 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 
-class Trainer(common.Ordered, SFTTrainer):
-    losses: ClassVar[list[float]] = []
+class Trainer(common.Recorded, SFTTrainer):
     tokens: ClassVar[list[int]] = []
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         mask = inputs.get("attention_mask")
         self.tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
-        out = super().compute_loss(model, inputs, *args, **kwargs)
-        self.losses.append(float((out[0] if isinstance(out, tuple) else out).detach()))
-        return out
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def main() -> None:

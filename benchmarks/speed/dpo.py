@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import ours, rows
-from benchmarks.speed.workload import Side, Workload, own, trl
+from benchmarks.speed.workload import Workload, own, trl_sides
 
 from ladder.losses import DPO
 from ladder.signals.examples import Examples
@@ -22,7 +23,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded = ours.load(work, options)
     n = options["steps"] * options["batch"]
     engine = ours.engine(loaded, options)
-    reference = (lambda u: engine.forward(u, reference=True)) if options["lora"] else engine.freeze().forward
+    reference = partial(engine.forward, reference=True) if options["lora"] else engine.freeze().forward
     pairs = rows.pairs(work / options["rows"], n)
     examples = Examples(pairs, options["batch"], epochs=None, order=lambda _: range(len(pairs)))
     done = ours.steps(Preferences(examples, reference), engine, DPO(beta=0.1), options["steps"])
@@ -38,19 +39,9 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def peers(**options: Any) -> list[Side]:
-    script = "trl_dpo.py"
-    return [
-        trl("TRL tuned", "tuned", script, checkpointing=False, **options),
-        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, **options),
-        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, **options),
-        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, **options),
-    ]
-
-
 def workload(name: str, title: str, options: dict[str, Any], **more: Any) -> Workload:
     mine = own("dpo", **options)
-    return Workload(name, title, "pairs", [*mine, *peers(**options)], losses="TRL tuned", **more)
+    return Workload(name, title, "pairs", [*mine, *trl_sides("trl_dpo.py", **options)], losses="TRL tuned", **more)
 
 
 WORKLOADS = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.speed import ours, rows
 from benchmarks.speed.rewards import reward
-from benchmarks.speed.workload import Side, Workload, own, trl
+from benchmarks.speed.workload import Workload, own, trl_sides
 
 from ladder.losses import PolicyClip
 from ladder.rollout.collect import Collector
@@ -71,20 +71,9 @@ def flops(n: int, prompt_lengths: list[int], options: dict[str, Any]) -> dict[st
     return {"flops": update + drawing + reference, "update_flops": update / steps, "drawing_flops": drawing / steps}
 
 
-
-def peers(**options: Any) -> list[Side]:
-    script = "trl_grpo.py"
-    return [
-        trl("TRL tuned", "tuned", script, checkpointing=False, micro=8, **options),
-        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, micro=8, **options),
-        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, micro=8, **options),
-        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, micro=8, **options),
-    ]
-
-
 def workload(name: str, title: str, options: dict[str, Any], **more: Any) -> Workload:
     mine = own("grpo", **options)
-    return Workload(name, title, "steps", [*mine, *peers(**options)], inverse=True, **more)
+    return Workload(name, title, "steps", [*mine, *trl_sides("trl_grpo.py", micro=8, **options)], inverse=True, **more)
 
 
 TARGETS: dict[Any, float] = {"tuned": 2.3, "default": 2.9}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import ours, rows
-from benchmarks.speed.workload import Side, Workload, own, trl
+from benchmarks.speed.workload import Workload, own, trl_sides
 
 from ladder.losses import BradleyTerry
 from ladder.signals.preferences import at_end
@@ -31,22 +31,12 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def peers(**options: Any) -> list[Side]:
-    script = "trl_reward.py"
-    return [
-        trl("TRL tuned", "tuned", script, checkpointing=False, **options),
-        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, **options),
-        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, **options),
-        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, **options),
-    ]
-
-
 WORKLOADS = [
     Workload(
         "reward",
         "reward model, same pairs",
         "pairs",
-        [*own("reward_model", **OPTIONS), *peers(**OPTIONS)],
+        [*own("reward_model", **OPTIONS), *trl_sides("trl_reward.py", **OPTIONS)],
         at_least={"tuned": 2.8},
         losses="TRL tuned",
     )

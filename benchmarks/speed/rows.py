@@ -27,8 +27,10 @@ def samples(path: Path, n: int | None = None) -> list[Sample]:
 
 
 def pairs(path: Path, n: int | None = None) -> list[Pair]:
-    sides = ("chosen_ids", "rejected_ids")
-    return [Pair(*(_sample(r["prompt_ids"], r[side]) for side in sides)) for r in read(path, n)]
+    def side(row: dict[str, Any], name: str) -> Sample:
+        return _sample(row["prompt_ids"], row[name])
+
+    return [Pair(side(r, "chosen_ids"), side(r, "rejected_ids")) for r in read(path, n)]
 
 
 def _sample(prompt: list[int], answer: list[int]) -> Sample:

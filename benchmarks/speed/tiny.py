@@ -6,7 +6,7 @@ What is measured is the program around the model. Our side gives each core a wor
 from __future__ import annotations
 
 from benchmarks.speed import dpo, grpo, rollouts, sft
-from benchmarks.speed.workload import Workload, own, trl
+from benchmarks.speed.workload import Workload, own, trl, trl_sides
 
 SFT = sft.OPTIONS | {"model": "tiny", "rows": "tiny_sft.jsonl", "lr": 1e-3, "steps": 24}
 DPO = dpo.FULL | {"model": "tiny", "rows": "tiny_pairs.jsonl", "lr": 1e-4, "steps": 20}
@@ -26,7 +26,7 @@ WORKLOADS = [
         "tiny_dpo",
         "tiny model: DPO",
         "pairs",
-        [*own("dpo", **DPO), *dpo.peers(**DPO)],
+        [*own("dpo", **DPO), *trl_sides("trl_dpo.py", **DPO)],
         at_least={"tuned": 2.5},
         losses="TRL tuned",
     ),
@@ -37,7 +37,7 @@ WORKLOADS = [
         [
             *own("grpo", **GRPO),
             trl("TRL tuned, 32 at once", "tuned", "trl_grpo.py", checkpointing=False, micro=32, **GRPO),
-            *grpo.peers(**GRPO),
+            *trl_sides("trl_grpo.py", micro=8, **GRPO),
         ],
         inverse=True,
         at_least={"tuned": 4.5},

@@ -82,3 +82,13 @@ def trl(name: str, role: Role, program: str, *, bf16: bool = False, tune: bool =
         TUNED_MALLOC if tune else {},
         "bf16" if bf16 else "fp32",
     )
+
+
+def trl_sides(script: str, **options: Any) -> list[Side]:
+    """TRL tuned and at its defaults, in either precision."""
+    return [
+        trl("TRL tuned", "tuned", script, checkpointing=False, **options),
+        trl("TRL default in fp32", "default", script, tune=False, checkpointing=True, **options),
+        trl("TRL tuned", "other", script, bf16=True, checkpointing=False, **options),
+        trl("TRL default", "other", script, bf16=True, tune=False, checkpointing=True, **options),
+    ]

@@ -5,7 +5,7 @@ which the system clears and the caches have never seen. Kept, they are memory th
 
 Set once for the process, where an engine is made that trains on the CPU. The peak stays where it was (measured: 3.1 and
 3.2 GB); between peaks the process holds what it had at its peak. Left out: other C libraries, which keep their
-defaults, and large pages, which brought nothing here (docs/LOG.md).
+defaults, and large pages, which brought nothing to training.
 """
 
 from __future__ import annotations

@@ -5,15 +5,9 @@
    A family is a segment that continues nothing with all that continue it. One family and one key head are one piece of
    work: whoever does it, the same sums are taken in the same order, so the number of threads changes no bit. Scores are
    of ROWS queries at a time and never leave the second cache; backward computes them again from their log-sum-exp. */
-#include "vec.h"
+#include "gemm.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define ROWS 32
-#if VL == 16
-#define MR 8 /* rows and vectors of columns of one register tile */
-#else
-#define MR 4
-#endif
 
 static inline int64_t up(int64_t n) { return (n + VL - 1) / VL * VL; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -24,61 +18,6 @@ static inline vi lanes(void) {
   return x;
 }
 static inline vi below(int64_t n) { return lanes() < (vi){} + (int)n; } /* the first n lanes */
-
-/* ---------------------------------------------------------------- small matrix products */
-
-/* A tile of C (+)= A B; A's rows lie rs apart and its columns cs. */
-INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb,
-                  float *C, int64_t ldc, int add) {
-  vf c[MR][3];
-#pragma GCC unroll 8
-  for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < nr; j++) c[i][j] = add ? vload(C + i * ldc + j * VL) : (vf){};
-  for (int64_t k = 0; k < K; k++) {
-    vf b[3];
-#pragma GCC unroll 4
-    for (int j = 0; j < nr; j++) b[j] = vload(B + k * ldb + j * VL);
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++) {
-      vf a = vset(A[i * rs + k * cs]);
-#pragma GCC unroll 4
-      for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < nr; j++) vstore(C + i * ldc + j * VL, c[i][j]);
-}
-
-#define TILE(n)                                                    \
-  case n:                                                          \
-    if (nr == 3) micro(n, 3, A, rs, cs, K, B, ldb, C, ldc, add);   \
-    else if (nr == 2) micro(n, 2, A, rs, cs, K, B, ldb, C, ldc, add); \
-    else micro(n, 1, A, rs, cs, K, B, ldb, C, ldc, add);           \
-    break;
-
-static void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb, float *C,
-                 int64_t ldc, int add) {
-  switch (mr) {
-    TILE(1) TILE(2) TILE(3) TILE(4)
-#if MR == 8
-    TILE(5) TILE(6) TILE(7) TILE(8)
-#endif
-  }
-}
-
-/* C [M, N] (+)= A [M, K] B [K, N], N a multiple of VL. */
-static void product(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb,
-                    float *C, int64_t ldc, int add) {
-  for (int64_t j = 0, left = N / VL; left; ) {
-    int nr = left == 4 ? 2 : (int)least(left, 3); /* two halves rather than three and one */
-    for (int64_t m = 0; m < M; m += MR)
-      tile((int)least(MR, M - m), nr, A + m * rs, rs, cs, K, B + j, ldb, C + m * ldc + j, ldc, add);
-    j += nr * VL, left -= nr;
-  }
-}
 
 /* ---------------------------------------------------------------- laying out */
 
@@ -187,9 +126,9 @@ static void forward(const float *q, const float *k, const float *v, const shape 
     for (int64_t at = 0; at < g->length; at += ROWS) {
       int64_t n = least(ROWS, g->length - at), seen = P + at + n, width = up(seen), t = g->start + at;
       take(q + t * row + h * W, row, n, W, Wp, s->scale, Q);
-      product(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0);
+      plain(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0);
       soften(S, width, n, P + at + 1, lse + t * s->H + h, s->H, each);
-      product(S, width, 1, n, seen, Wp, V, Wp, O, Wp, 0);
+      plain(S, width, 1, n, seen, Wp, V, Wp, O, Wp, 0);
       for (int64_t i = 0; i < n; i++) give(O + i * Wp, Wp, 1, W, each[i], o + (t + i) * row + h * W, row, 0);
     }
 }
@@ -227,11 +166,11 @@ static void backward(const float *q, const float *k, const float *v, const float
         for (int64_t d = 0; d < W; d++) sum += dO[i * Wp + d] * a[d];
         delta[i] = sum;
       }
-      product(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0), product(dO, Wp, 1, n, Wp, width, VT, Kp, D, width, 0);
+      plain(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0), plain(dO, Wp, 1, n, Wp, width, VT, Kp, D, width, 0);
       harden(S, D, width, n, P + at + 1, lse + t * s->H + h, s->H, delta);
-      product(D, width, 1, n, seen, Wp, K, Wp, dQ, Wp, 0);
+      plain(D, width, 1, n, seen, Wp, K, Wp, dQ, Wp, 0);
       give(dQ, Wp, n, W, s->scale, dq + t * row + h * W, row, 0);
-      product(D, 1, width, seen, n, Wp, Q, Wp, dK, Wp, 1), product(S, 1, width, seen, n, Wp, dO, Wp, dV, Wp, 1);
+      plain(D, 1, width, seen, n, Wp, Q, Wp, dK, Wp, 1), plain(S, 1, width, seen, n, Wp, dO, Wp, dV, Wp, 1);
     }
   int64_t narrow = s->KH * W, own = g->start * narrow + head * W, other = g->parent * narrow + head * W;
   give(dK + P * Wp, Wp, g->length, W, 1, dk + own, narrow, 0), give(dV + P * Wp, Wp, g->length, W, 1, dv + own, narrow, 0);
@@ -248,13 +187,6 @@ static void backward(const float *q, const float *k, const float *v, const float
     float *mine = scratch + thread_number() * room;                                                      \
     for (int64_t i = families[family]; i < families[family + 1]; i++) { CALL; }                          \
   }
-
-#ifdef _OPENMP
-#include <omp.h>
-static int64_t thread_number(void) { return omp_get_thread_num(); }
-#else
-static int64_t thread_number(void) { return 0; }
-#endif
 
 void attend_forward(const float *q, const float *k, const float *v, const span *spans, const int64_t *families, int64_t n,
                     int64_t H, int64_t KH, int64_t W, float scale, float *o, float *lse, float *scratch, int64_t room,

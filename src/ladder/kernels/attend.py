@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.kernels.library import address, library
+from ladder.kernels.library import Address, Float, Int, address, declared, library
 
-Address, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 ARGUMENTS = {
+    "attend_room": [Int, Int],
     "attend_forward": [Address] * 5 + [Int] * 4 + [Float, Address, Address, Address, Int, Int],
     "attend_backward": [Address] * 8 + [Int] * 4 + [Float, Address, Address, Address, Address, Int, Int],
 }
@@ -20,13 +19,7 @@ ARGUMENTS = {
 
 def kernels() -> Any:
     """The library, or None (`library.why` says why)."""
-    lib = library("attend")
-    if lib is not None and lib.attend_backward.argtypes is None:
-        for name, kinds in ARGUMENTS.items():
-            getattr(lib, name).argtypes = kinds
-            getattr(lib, name).restype = None
-        lib.attend_room.argtypes, lib.attend_room.restype = [Int, Int], Int
-    return lib
+    return declared(library("attend"), ARGUMENTS, {"attend_room": Int})
 
 
 class Families:

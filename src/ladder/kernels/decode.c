@@ -115,13 +115,13 @@ static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, i
   int64_t own = (longest + VL - 1) / VL * VL, L = P + own;
   float *Q = S + R * g * L, *O = Q + R * g * W;
   for (int64_t r = 0; r < R; r++) memcpy(Q + r * g * W, qkv + rows[r] * ldq + h * g * W, g * W * 4);
-  plain(Q, W, R * g, W, P, t->prompt_keys[layer] + (p * m->KH + h) * W * P, P, S, L, 0);
+  plain(Q, W, 1, R * g, W, P, t->prompt_keys[layer] + (p * m->KH + h) * W * P, P, S, L, 0);
   float top[R * g], sum[R * g];
   for (int64_t r = 0; r < R; r++) {
     int64_t n = t->own[rows[r]] + 1, to = (n + VL - 1) / VL * VL, slot = rows[r] * m->KH + h;
     ahead(t->own_values[layer] + slot * t->room * W, 1, n * W, 0);
     if (r + 1 < R) ahead(t->own_keys[layer] + (rows[r + 1] * m->KH + h) * W * t->room, W, to, t->room);
-    plain(Q + r * g * W, W, g, W, to, t->own_keys[layer] + slot * W * t->room, t->room, S + r * g * L + P, L, 0);
+    plain(Q + r * g * W, W, 1, g, W, to, t->own_keys[layer] + slot * W * t->room, t->room, S + r * g * L + P, L, 0);
     for (int64_t i = r * g; i < (r + 1) * g; i++) {
       float *s = S + i * L;
       for (int64_t c = plen; c < P; c++) s[c] = -INFINITY;
@@ -137,10 +137,10 @@ static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, i
       sum[i] = vsum(all);
     }
   }
-  plain(S, L, R * g, plen, W, t->prompt_values[layer] + (p * m->KH + h) * P * W, W, O, W, 0);
+  plain(S, L, 1, R * g, plen, W, t->prompt_values[layer] + (p * m->KH + h) * P * W, W, O, W, 0);
   for (int64_t r = 0; r < R; r++) {
     int64_t n = t->own[rows[r]] + 1, slot = rows[r] * m->KH + h;
-    plain(S + r * g * L + P, L, g, n, W, t->own_values[layer] + slot * t->room * W, W, O + r * g * W, W, 1);
+    plain(S + r * g * L + P, L, 1, g, n, W, t->own_values[layer] + slot * t->room * W, W, O + r * g * W, W, 1);
     for (int64_t i = 0; i < g; i++) {
       float *to = out + rows[r] * ldo + (h * g + i) * W, *from = O + (r * g + i) * W, part = 1 / sum[r * g + i];
       for (int64_t d = 0; d < W; d += VL) vstore(to + d, vload(from + d) * part);
@@ -174,12 +174,7 @@ void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t pe
   float *x = work, *h = x + A * ldx, *qkv = h + A * ldx, *att = qkv + A * ldq, *act = att + A * ldo;
 #pragma omp parallel num_threads(m->threads) if (m->threads > 1)
   {
-    int thread = 0;
-#ifdef _OPENMP
-    extern int omp_get_thread_num(void);
-    thread = omp_get_thread_num();
-#endif
-    float *S = scratch + thread * per_thread;
+    float *S = scratch + thread_number() * per_thread;
 #pragma omp for
     for (int64_t a = 0; a < A; a++) memcpy(x + a * ldx, m->embedding + t->tokens[a] * D, D * 4);
     for (int64_t l = 0; l < m->layers; l++) {

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from ladder.kernels import memory
-from ladder.kernels.library import address, library
+from ladder.kernels.library import Address, Double, Float, Int, address, declared, library
 
-Address = ctypes.c_void_p
-Int = ctypes.c_int64
+ARGUMENTS = {
+    "panel_width": [],
+    "vector_width": [],
+    "pack": [Address, Int, Int, Address, Int],
+    "step": [Address, Address, Address, Address, Int, Address],
+    "draw": [Address, Int, Int, Int, Double, Address, Address, Address, Int],
+}
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
         *((n, Int) for n in ("layers", "D", "H", "KH", "W", "I", "V", "threads")),
-        ("eps", ctypes.c_float),
+        ("eps", Float),
         *((n, Address) for n in ("embedding", "norm", "head", "head_bias", "cos", "sin")),
         *((n, Address) for n in ("norm1", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias")),
         *((n, Address) for n in ("norm2", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
@@ -39,13 +44,7 @@ class _Turn(ctypes.Structure):
 
 def kernels() -> Any:
     """The library, or None (`library.why` says why)."""
-    lib = library("decode")
-    if lib is not None and lib.draw.argtypes is None:
-        lib.panel_width.restype = lib.vector_width.restype = Int
-        lib.pack.argtypes = [Address, Int, Int, Address, Int]
-        lib.step.argtypes = [Address, Address, Address, Address, Int, Address]
-        lib.draw.argtypes = [Address, Int, Int, Int, ctypes.c_double, Address, Address, Address, Int]
-    return lib
+    return declared(library("decode"), ARGUMENTS, {"panel_width": Int, "vector_width": Int})
 
 
 def vector() -> int:

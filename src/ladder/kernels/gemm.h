@@ -18,9 +18,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One register tile: mr rows, nr vectors of columns. ahead: what to fetch meanwhile, or null. */
-INLINE void micro(const int mr, const int nr, const float *A, int64_t lda, int64_t K, const float *B, int64_t ldb,
-                  float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
+/* One register tile: mr rows, nr vectors of columns; A's rows lie rs apart and its columns cs. ahead: what to fetch
+   meanwhile, or null. */
+INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B,
+                  int64_t ldb, float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
   vf c[MR][NR];
 #pragma GCC unroll 8
   for (int i = 0; i < mr; i++)
@@ -33,7 +34,7 @@ INLINE void micro(const int mr, const int nr, const float *A, int64_t lda, int64
     if (fetch) __builtin_prefetch(ahead + k * 64, 0, 2);
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++) {
-      vf a = vset(A[i * lda + k]);
+      vf a = vset(A[i * rs + k * cs]);
 #pragma GCC unroll 4
       for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
     }
@@ -44,30 +45,43 @@ INLINE void micro(const int mr, const int nr, const float *A, int64_t lda, int64
     for (int j = 0; j < nr; j++) vstore(C + i * ldc + j * VL, c[i][j]);
 }
 
-#define ROWS(n)                                                                                      \
-  case n:                                                                                            \
-    if (nr == 3) micro(n, 3, A, lda, K, B, ldb, C, ldc, add, 0, 0);                                  \
-    else if (nr == 2) micro(n, 2, A, lda, K, B, ldb, C, ldc, add, 0, 0);                             \
-    else micro(n, 1, A, lda, K, B, ldb, C, ldc, add, 0, 0);                                          \
+#define OF_ROWS(n)                                                         \
+  case n:                                                                  \
+    if (nr == 3) micro(n, 3, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0);     \
+    else if (nr == 2) micro(n, 2, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0); \
+    else micro(n, 1, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0);             \
     break;
 
-static void tile(int mr, int nr, const float *A, int64_t lda, int64_t K, const float *B, int64_t ldb, float *C,
-                 int64_t ldc, int add) {
+static void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb,
+                 float *C, int64_t ldc, int add) {
   switch (mr) {
-    ROWS(1) ROWS(2) ROWS(3) ROWS(4)
+    OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4)
 #if MR == 8
-    ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+    OF_ROWS(5) OF_ROWS(6) OF_ROWS(7) OF_ROWS(8)
 #endif
   }
 }
 
-static void fetching(const float *A, int64_t lda, int64_t K, const float *B, float *C, int64_t ldc, int add,
+/* C [M, N] (+)= A [M, K] B [K, N] with B as it lies and N a multiple of VL. */
+static void plain(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb,
+                  float *C, int64_t ldc, int add) {
+  for (int64_t j = 0, left = N / VL; left;) {
+    int nr = left == 4 ? 2 : left < NR ? (int)left : NR; /* two halves rather than three and one */
+    for (int64_t m = 0; m < M; m += MR)
+      tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * rs, rs, cs, K, B + j, ldb, C + m * ldc + j, ldc, add);
+    j += nr * VL, left -= nr;
+  }
+}
+
+/* ---------------------------------------------------------------- weights in panels */
+
+static inline void fetching(const float *A, int64_t lda, int64_t K, const float *B, float *C, int64_t ldc, int add,
                      const char *ahead) {
-  micro(MR, NR, A, lda, K, B, NB, C, ldc, add, 1, ahead);
+  micro(MR, NR, A, lda, 1, K, B, NB, C, ldc, add, 1, ahead);
 }
 
 /* C [M, NB] (+)= A [M, K] panel; `behind` is what will be read next, or null. */
-static void panel(const float *A, int64_t lda, int64_t M, int64_t K, const float *B, float *C, int64_t ldc, int add,
+static inline void panel(const float *A, int64_t lda, int64_t M, int64_t K, const float *B, float *C, int64_t ldc, int add,
                   const float *behind) {
   int64_t blocks = (K + KC - 1) / KC, kc = (K + blocks - 1) / blocks;
   for (int64_t k = 0; k < K; k += kc) {
@@ -80,18 +94,8 @@ static void panel(const float *A, int64_t lda, int64_t M, int64_t K, const float
         fetching(A + m * lda + k, lda, n, B + k * NB, C + m * ldc, ldc, add || k, next);
         next += n * 64;
       } else
-        tile(mr, NR, A + m * lda + k, lda, n, B + k * NB, NB, C + m * ldc, ldc, add || k);
+        tile(mr, NR, A + m * lda + k, lda, 1, n, B + k * NB, NB, C + m * ldc, ldc, add || k);
     }
-  }
-}
-
-/* C [M, N] (+)= A [M, K] B [K, N] with B as it lies and N a multiple of VL. */
-static void plain(const float *A, int64_t lda, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb, float *C,
-                  int64_t ldc, int add) {
-  for (int64_t j = 0; j < N; j += NB) {
-    int nr = N - j < NB ? (int)((N - j) / VL) : NR;
-    for (int64_t m = 0; m < M; m += MR)
-      tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * lda, lda, K, B + j, ldb, C + m * ldc + j, ldc, add);
   }
 }
 

@@ -1,20 +1,18 @@
 """What a layer does between its matrix products (`layers.c`), on contiguous float32 tensors on the CPU.
 
 Each is one pass over memory where torch's operators take three to six. The gradients are functions of their own: who
-calls them (`engine/decoder.py`, `ops.py`) says what is kept for them.
+calls them (`engine/fused.py`, `ops.py`) says what is kept for them.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ladder.kernels.library import address, library
+from ladder.kernels.library import Address, Float, Int, address, declared, library
 
-Address, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 ARGUMENTS = {
     "norm_forward": [Address, Address, Address, Int, Int, Float, Address, Address, Address, Int],
     "norm_again": [Address, Address, Address, Int, Int, Address, Int],
@@ -29,12 +27,7 @@ ARGUMENTS = {
 
 def kernels() -> Any:
     """The library, or None (`library.why` says why)."""
-    lib = library("layers")
-    if lib is not None and lib.rotate.argtypes is None:
-        for name, kinds in ARGUMENTS.items():
-            getattr(lib, name).argtypes = kinds
-            getattr(lib, name).restype = None
-    return lib
+    return declared(library("layers"), ARGUMENTS)
 
 
 def usable(x: Tensor) -> bool:

@@ -21,7 +21,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch  # first: its OpenMP runtime is the one that the kernels share
 
@@ -30,6 +32,10 @@ FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wno-psabi",
 )  # fmt: skip
+
+Address, Int, Float, Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
+Types = dict[str, list[Any]]
+NONE: Mapping[str, Any] = {}
 
 _reasons: dict[str, str] = {}
 
@@ -57,6 +63,16 @@ def library(name: str) -> ctypes.CDLL | None:
         last = (said or str(err)).splitlines()[-1]
         _reasons[name] = f"{compiler} could not make {name}.c ({last}), so general operators are used"
         return None
+
+
+def declared(lib: ctypes.CDLL | None, arguments: Types, results: Mapping[str, Any] = NONE) -> ctypes.CDLL | None:
+    """The library with the types of its functions' arguments and results; None stays None."""
+    if lib is not None and getattr(lib, next(reversed(arguments))).argtypes is None:
+        for name, kinds in arguments.items():  # in order: whoever sees the last one's sees all
+            function = getattr(lib, name)
+            function.restype = results.get(name)
+            function.argtypes = kinds
+    return lib
 
 
 def _compiled(name: str, compiler: str) -> Path:

@@ -1,9 +1,15 @@
-/* Vectors of floats as wide as the processor has them, and exp over them. */
+/* Vectors of floats as wide as the processor has them, exp over them, and which thread this is. */
 #pragma once
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+static inline int64_t thread_number(void) { return omp_get_thread_num(); }
+#else
+static inline int64_t thread_number(void) { return 0; }
+#endif
 
 #if defined(__AVX512F__)
 #define VL 16
