@@ -8,8 +8,9 @@ weights as they lie. Here query, key and value are one product, additions and Si
 scale of the scores is part of the queries' weights, and prompts are shared (`shared.py`). The weights are packed anew
 for every call of the sampler, so none can be stale.
 
-Left out, and decoded by the modules: other families and types than float32, windows shorter than the context,
-rotations that depend on the length, other activations.
+Left out, and decoded by the modules: other families, other types than float32 (on CUDA: than it and the halves, and
+halves with an adapter, which rounding would swallow), windows shorter than the context, rotations that depend on the
+length, other activations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ladder.rollout.packed import Matrix, effective
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.shared import Shared
 
+TYPES = {"cuda": (torch.float32, torch.bfloat16, torch.float16)}
+"""Types that are decoded here, by device; float32 alone elsewhere."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -48,8 +51,9 @@ class Layer:
 
 @dataclass(slots=True)
 class Llama:
-    """A model's weights as they are now. heads: of queries; key_heads: of keys; width: of a head; cos, sin [length, D],
-    sin with the sign that its half of the pair has."""
+    """A model's weights as they are now. heads: of queries; key_heads: of keys; width: of a head; scaling: what
+    of the scores' scale the queries' weights do not hold; cos, sin [length, D], sin with the sign that its half of the
+    pair has."""
 
     layers: list[Layer]
     embedding: Tensor
@@ -59,6 +63,7 @@ class Llama:
     heads: int
     key_heads: int
     width: int
+    scaling: float
     cos: Tensor
     sin: Tensor
 
@@ -80,6 +85,7 @@ class Llama:
             config.num_attention_heads,
             config.num_key_value_heads,
             width,
+            1.0 if _scaled(head.weight) else attention.scaling,
             cos[0],
             sin,
         )
@@ -117,7 +123,7 @@ def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]
         q, k, v = m.qkv(layer, x, cos, sin)
         kept.append((k, v))
         q_, k_, v_ = (y.transpose(0, 1)[None] for y in (q, k, v))
-        out = plan.attend(i, q_, k_, v_, scaling=1.0, window=0, softcap=0.0)
+        out = plan.attend(i, q_, k_, v_, scaling=m.scaling, window=0, softcap=0.0)
         x = m.finish(layer, x, out.reshape(len(x), -1))
     return m.head(m.rms(x.index_select(0, prompts.last.to(device)), m.norm)), kept
 
@@ -128,6 +134,7 @@ class Decoder:
     ordered = True  # attention goes span by span
 
     def __init__(self, model: Llama, slots: int) -> None:
+        assert model.scaling == 1.0, "of float32 weights"
         self.model = model
         self.device = model.embedding.device
         self.store = Shared(
@@ -160,21 +167,33 @@ class Decoder:
 
 def fits(base: nn.Module, head: Head, context: int) -> bool:
     """Whether `Llama.of` knows the model (the decoder of one) and everything in it."""
-    if not known(base, context) or head.weight.dtype != torch.float32 or head.scale != 1.0 or head.softcap:
+    kind = head.weight.dtype
+    if kind not in TYPES.get(head.weight.device.type, (torch.float32,)) or head.scale != 1.0 or head.softcap:
         return False
-    found = (effective(m) for name, m in base.named_modules() if name.rsplit(".", 1)[-1] in LINEAR)
-    return all(f is not None for f in found)
+    if not known(base, context):
+        return False
+    linear = [m for name, m in base.named_modules() if name.rsplit(".", 1)[-1] in LINEAR]
+    if kind != torch.float32 and any(type(m) is not nn.Linear for m in linear):
+        return False  # an adapter's small change, added to a weight of 8 or 11 bits, would be rounded away
+    found = map(effective, linear)
+    return all(f is not None and f[0].dtype == kind for f in found)
+
+
+def _scaled(weight: Tensor) -> bool:
+    """Whether the scale of the scores is made part of the queries' weights: not where that would round them again."""
+    return weight.dtype == torch.float32
 
 
 def _layer(module: Any, pack: bool) -> Layer:
     attention, mlp = module.self_attn, module.mlp
     parts = [_effective(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
     q_norm = attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None
+    weight, bias = parts[0]
+    scaling = attention.scaling if _scaled(weight) else 1.0
     if q_norm is not None:
-        q_norm = q_norm * attention.scaling
+        q_norm = q_norm * scaling
     else:
-        weight, bias = parts[0]
-        parts[0] = weight * attention.scaling, None if bias is None else bias * attention.scaling
+        parts[0] = weight * scaling, None if bias is None else bias * scaling
     others = map(_effective, (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     matrices = [Matrix([w], [b], pack) for w, b in others]
     return Layer(

@@ -4,7 +4,7 @@ A prompt is read once for all its samples; a finished sequence leaves at once an
 depend on the request's key, the sample's index and the position alone (`sampling.py`), so scheduling changes
 nothing but speed, and the log-probabilities agree with the engine's to rounding because it is the same model.
 How the next logits come about is a `Decoding`: the modules themselves (`modules.py`), or for the families that it
-knows the same computation over packed weights (`llama.py`).
+knows the same computation over packed weights (`llama.py`; `compiled.py` on a processor, `graphed.py` on CUDA).
 
 Left out: paging, and beginning with the answers that will be longest: nobody knows them; longer limits go first.
 """
@@ -21,7 +21,7 @@ from torch import nn
 
 from ladder.errors import UserError
 from ladder.head import Head
-from ladder.rollout import compiled
+from ladder.rollout import compiled, graphed
 from ladder.rollout.llama import Decoder, Llama, fits
 from ladder.rollout.modules import Modules
 from ladder.rollout.prompts import Prompts
@@ -63,7 +63,7 @@ class NativeSampler:
 
     slots: most sequences decoded side by side. cache_tokens: bound on slots x length, and so on memory. eos:
     token ids that end an answer (kept as its last token). workers: threads with a share of the requests each, for
-    models too small to fill the cores. context: most tokens of prompt and answer (default: the model's own limit).
+    models too small to fill a processor's cores. context: most tokens of prompt and answer (default: the model's own).
     packed: decode over packed weights where the family is known; False: through the modules, whatever it is.
     """
 
@@ -126,6 +126,11 @@ class NativeSampler:
             return lambda slots, length: Modules(self.base, self.head, slots, length)
         rows = min(self.slots, sum(r.n for r in requests))
         length = max(min(len(r.prompt) + r.sampling.max_tokens, self.context) for r in requests)
+        if graphed.fits(self.device):
+            if self.workers > 1:
+                raise UserError("a GPU decodes with one worker", field="sampler.workers", mend="leave it at 1")
+            static = Llama.of(self.base, self.head, length, pack=False)
+            return lambda slots, length: graphed.Graphed(static, slots, length)
         many = rows >= PACK_FROM
         in_c = many and compiled.fits(self.base)
         model = Llama.of(self.base, self.head, length, pack=many and not in_c)

@@ -1,0 +1,282 @@
+"""The step that is captured on CUDA is the modules' decoding: same tokens and log-probabilities whatever the schedule,
+run as it stands and replayed from a recording; in halves it is as exact as they are; and the processor never takes it.
+
+None of this runs on CUDA: `recorded.py` stands for the graph, and `capture` itself meets a torch.cuda that is made up.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import families as fam
+import recorded
+from drawn import TOKENIZER, draw, requests, same
+from ladder.engine.lora import LoRA, attach
+from ladder.errors import UserError
+from ladder.head import Head
+from ladder.rollout import graphed, llama
+from ladder.rollout.graphed import Graphed, bucket
+from ladder.rollout.llama import Llama
+from ladder.rollout.modules import Modules
+from ladder.rollout.native import NativeSampler
+from ladder.rollout.prompts import Prompts
+
+ALL = sum(r.n for r in requests())
+BIASED = {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": False}
+MODELS = [
+    ("llama", {}), ("llama", BIASED), ("llama", {"num_key_value_heads": 4}), ("qwen2", {}), ("qwen3", {}),
+    ("mistral", {"sliding_window": None}),
+]  # fmt: skip
+
+
+def build(name: str, **changes: Any) -> Any:
+    return fam.build(name, **changes).requires_grad_(False)
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Graphed]:
+    """The sampler takes this path, as it does on CUDA; every state that it makes."""
+    states: list[Graphed] = []
+    plain = Graphed.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        plain(self, *args)
+        states.append(self)
+
+    monkeypatch.setattr(Graphed, "__init__", init)
+    monkeypatch.setattr(graphed, "fits", lambda device: True)
+    return states
+
+
+# ------------------------------------------------------------ against the modules
+
+
+@pytest.mark.parametrize("options", [{}, {"slots": 5}, {"slots": 1}], ids=str)
+@pytest.mark.parametrize(("name", "changes"), MODELS)
+def test_it_is_what_the_modules_draw(
+    name: str, changes: dict[str, Any], options: dict[str, Any], chosen: list[Graphed]
+) -> None:
+    model = build(name, **changes)
+    oracle = draw(model, packed=False)
+    assert not chosen
+    same(draw(model, **options), oracle)
+    assert [s.slots for s in chosen] == [min(ALL, options.get("slots", ALL))] and not chosen[0].captures
+
+
+@pytest.mark.parametrize("name", sorted(set(fam.NAMES) - {"llama", "qwen2", "qwen3"}))
+def test_other_families_go_through_the_modules(name: str, chosen: list[Graphed]) -> None:
+    draw(fam.cached(name), slots=4)
+    assert not chosen
+
+
+@pytest.mark.parametrize("slots", [3, 11, 100])
+def test_a_recorded_step_draws_the_same(slots: int, chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[recorded.Graph] = []
+    oracle = draw(fam.cached("qwen3"), packed=False)
+    monkeypatch.setattr(graphed, "ROOM", 16)
+    recorded.devices(monkeypatch, graphed, graphs)
+    same(draw(fam.cached("qwen3"), slots=slots), oracle)
+    assert len(graphs) > 2  # rooms, and numbers of rows
+    assert sum(g.replays for g in graphs) > 2 * len(graphs)
+
+
+def test_room_that_grows_is_captured_anew(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[recorded.Graph] = []
+    oracle = draw(fam.cached("llama"), packed=False)
+    monkeypatch.setattr(graphed, "ROOM", 1)
+    recorded.devices(monkeypatch, graphed, graphs)
+    rooms: list[tuple[int, int]] = []
+    plain = Graphed._run
+
+    def run(self: Any, rows: int) -> None:
+        rooms.append((self.room, rows))
+        plain(self, rows)
+
+    monkeypatch.setattr(Graphed, "_run", run)
+    same(draw(fam.cached("llama"), slots=7), oracle)
+    assert len({room for room, _ in rooms}) > 2
+    assert len(graphs) == len(set(rooms))
+    longest = max(len(r.prompt) + r.sampling.max_tokens for r in requests())
+    assert max(room for room, _ in rooms) <= longest
+
+
+def test_graphs_of_different_rows_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that was captured before another still reads and writes where everything lies."""
+    model = build("llama")
+    base, head = model.get_decoder(), Head.of(model)
+    graphs: list[recorded.Graph] = []
+    recorded.devices(monkeypatch, graphed, graphs)
+    states = Graphed(Llama.of(base, head, 64, pack=False), 6, 64), Modules(base, head, 6, 64)
+    for state in states:
+        state.read(Prompts.of([[30, 31, 32], [40, 41]], np.array([0, 0, 1, 1])), 0)
+    for i, rows in enumerate((4, 2, 4, 1, 4, 2)):
+        inputs = np.array([50, 51, 52, 53])[:rows] + i, np.array([3, 3, 2, 2])[:rows] + i
+        mine, theirs = (state.step(*inputs)[0] for state in states)  # the only row that never misses a place
+        assert torch.allclose(mine, theirs, atol=1e-4), i
+    assert [g.replays for g in graphs] == [3, 2, 1]
+
+
+def test_the_step_waits_for_nothing_and_a_recorder_would_see_it() -> None:
+    with pytest.raises(AssertionError, match="_local_scalar_dense"):
+        recorded.Graph(lambda: print(torch.ones(1).item()))
+
+
+# ------------------------------------------------------------ numbers of rows
+
+
+def test_rows_are_few_numbers_none_far_too_large() -> None:
+    assert [bucket(n, 999) for n in (1, 2, 3, 5, 8, 9, 12, 13, 17, 25, 33, 49, 65)] == [
+        1, 2, 4, 8, 8, 12, 12, 16, 24, 32, 48, 64, 96,
+    ]  # fmt: skip
+    for slots in (1, 7, 48, 300):
+        sizes = [bucket(n, slots) for n in range(1, slots + 1)]
+        assert all(n <= b <= min(slots, 2 * n) for n, b in enumerate(sizes, 1)) and sizes == sorted(sizes)
+    assert len({bucket(n, 256) for n in range(1, 257)}) == 14
+
+
+def test_steps_shrink_with_the_rows(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(graphed, "bucket", lambda rows, slots: seen.append(rows) or bucket(rows, slots))
+    computed: list[int] = []
+    plain = Graphed._compute
+    monkeypatch.setattr(Graphed, "_compute", lambda self, rows: computed.append(rows) or plain(self, rows))
+    draw(fam.cached("llama"))
+    assert computed == [bucket(n, ALL) for n in seen] and min(computed) < 8 < max(computed)
+
+
+# ------------------------------------------------------------ types
+
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def logits(state: Any, steps: int = 12) -> torch.Tensor:
+    """Of two prompts with two rows each, and of steps behind them."""
+    g = torch.Generator().manual_seed(1)
+    prompts, owner = [[30, 31, 32, 33, 34], [40, 41]], np.array([0, 0, 1, 1])
+    out = [state.read(Prompts.of(prompts, owner), 0)[owner]]
+    for i in range(steps):
+        tokens = torch.randint(20, fam.VOCAB, (4,), generator=g).numpy()
+        out.append(state.step(tokens, np.array([5, 5, 2, 2]) + i).clone())
+    return torch.stack(out).double()
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize(("name", "changes"), [("llama", {"num_hidden_layers": 1}), ("qwen3", {}), ("qwen2", {})])
+def test_halves_are_as_exact_as_the_modules_halves(name: str, changes: dict[str, Any], kind: torch.dtype) -> None:
+    """Against the same weights in float32. Head widths of 8 and 12: scales that are no powers of two."""
+    model = build(name, **changes).to(kind)
+    base, head = model.get_decoder(), Head.of(model)
+    mine = logits(Graphed(Llama.of(base, head, 64, pack=False), 6, 64))
+    theirs = logits(Modules(base, head, 6, 64))
+    exact = build(name, **changes).to(kind).float()
+    truth = logits(Modules(exact.get_decoder(), Head.of(exact), 6, 64))
+    error, allowed = ((x - truth).pow(2).mean().sqrt().item() for x in (mine, theirs))
+    assert 0 < error < 1.2 * allowed, (error, allowed)
+
+
+def test_float32_is_exact() -> None:
+    model = build("llama")
+    base, head = model.get_decoder(), Head.of(model)
+    mine = logits(Graphed(Llama.of(base, head, 64, pack=False), 6, 64))
+    assert torch.allclose(mine, logits(Modules(base, head, 6, 64)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+def test_halves_are_drawn_where_the_device_is_said_to_have_them(
+    kind: torch.dtype, chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama").to(kind)
+    draw(model)
+    assert not chosen  # the processor's halves go through the modules
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+    drawn = draw(model)
+    assert len(chosen) == 1 and chosen[0].logits.dtype == kind
+    assert all(len(c.tokens) and max(c.logps) <= 0 for c in drawn)
+    adapted = attach(build("llama").to(kind), LoRA(rank=2, targets="all-linear"), seed=1)
+    for wrapped in (adapted, adapted.to(kind)):  # whatever the adapter's own type
+        draw(wrapped)
+    assert len(chosen) == 1
+
+
+def test_halves_are_not_rounded_again() -> None:
+    model = build("llama").to(torch.bfloat16)
+    packed = Llama.of(model.get_decoder(), Head.of(model), 8, pack=False).layers[0].qkv.weight
+    plain = model.get_decoder().layers[0].self_attn.q_proj.weight
+    assert torch.equal(packed[: len(plain)], plain)
+
+
+# ------------------------------------------------------------ when
+
+
+def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("chosen on a processor")
+
+    monkeypatch.setattr(Graphed, "__init__", never)
+    for kind in (torch.float32, torch.bfloat16):
+        draw(build("llama").to(kind))
+    assert not graphed.fits(torch.device("cpu")) and graphed.fits(torch.device("cuda", 1))
+
+
+def test_several_workers_are_refused(chosen: list[Graphed]) -> None:
+    sampler = NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS], workers=2)
+    with pytest.raises(UserError, match="one worker"):
+        sampler.generate(requests())
+
+
+def test_adapters_are_drawn_with_and_weights_are_fresh(chosen: list[Graphed]) -> None:
+    wrapped = attach(fam.build("qwen2"), LoRA(rank=4, targets="all-linear"), seed=1)
+    before = draw(wrapped)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.1)
+    after = draw(wrapped)
+    assert [c.tokens for c in after] != [c.tokens for c in before] and len(chosen) == 2
+    same(after, draw(wrapped, packed=False))
+
+
+# ------------------------------------------------------------ the capture itself, on a torch.cuda that is made up
+
+
+def test_a_capture_warms_up_beside_and_shares_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            said.append((self.name, "waits for", other.name))
+
+    class CUDAGraph:
+        def pool(self) -> str:
+            return "pool"
+
+    @contextmanager
+    def on(stream: Stream) -> Any:
+        said.append(stream.name)
+        yield
+        said.append("back")
+
+    @contextmanager
+    def graph(_: CUDAGraph, pool: Any) -> Any:
+        said.append(("captures in", pool))
+        yield
+        said.append("captured")
+
+    for name, thing in (("Stream", Stream), ("stream", on), ("CUDAGraph", CUDAGraph), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, thing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    first = graphed.capture(lambda: said.append("step"), [])
+    warm = [("side", "waits for", "main"), "side", *["step"] * graphed.WARM_UP, "back", ("main", "waits for", "side")]
+    assert said == [*warm, ("captures in", None), "step", "captured"]
+    said.clear()
+    graphed.capture(lambda: said.append("step"), [first])
+    assert said == [*warm, ("captures in", "pool"), "step", "captured"]
