@@ -126,13 +126,12 @@ def test_an_adapter_is_drawn_with(steps: list[int]) -> None:
 def test_who_decodes_what_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     """Odd widths, few rows and machines without a compiler: torch's operators, with the same result."""
     odd = fam.cached("qwen3")  # heads of width 12
-    assert not compiled.fits(odd.get_decoder())
+    assert compiled.obstacle(odd.get_decoder())
     same(draw(odd), draw(odd, packed=False))
     wide = build("llama")
     oracle = draw(wide, slots=native.PACK_FROM - 1)
     assert not steps
-    monkeypatch.setattr(decode, "library", lambda _: None)
-    assert not compiled.fits(wide.get_decoder())
+    monkeypatch.setattr(compiled, "obstacle", lambda _: "no compiler")
     same(draw(wide), oracle)
     assert not steps
 

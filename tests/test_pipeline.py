@@ -18,6 +18,7 @@ import small_run
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import read_json, sha256
 from ladder.errors import UserError
+from ladder.kernels import decode
 from ladder.log import read_lines
 from ladder.pipeline import lineage
 from ladder.pipeline.run import locked
@@ -326,14 +327,28 @@ def test_threads_are_the_recipes(copy: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_rounded_products_are_the_recipes_and_ask_for_a_correction(copy: Path, tmp_path: Path) -> None:
-    """engine.matmul: stages whose loss has a ratio to what was drawn must say how the difference is corrected."""
+CAP = "loss={kind: PolicyClip, importance_cap: 2.0}"
+
+
+@pytest.mark.parametrize("what", ["engine.matmul=medium", "sampler.dtype=bfloat16"])
+def test_what_rounds_on_one_side_asks_for_a_correction(copy: Path, what: str) -> None:
+    """Stages whose loss has a ratio to what was drawn must say how the difference is corrected."""
     with pytest.raises(UserError) as error:
-        plan(copy, "engine.matmul=medium")
-    assert error.value.field == "engine.matmul" and "importance_cap" in str(error.value.mend)
-    cap = "loss={kind: PolicyClip, importance_cap: 2.0}"
+        plan(copy, what)
+    assert error.value.field == what.split("=")[0] and "importance_cap" in str(error.value.mend)
+
+
+def test_a_sampler_in_bfloat16_draws_and_is_corrected_for(tmp_path: Path) -> None:
+    if decode.kernels() is None:
+        pytest.skip("no C compiler here")
+    run(tmp_path / "m", "sampler.dtype=bfloat16", f"r1_zero.{CAP}", f"rl.{CAP}")
+    rows = [row for row in read_lines(tmp_path / "m" / "rl" / "metrics.jsonl") if "importance/mean" in row]
+    assert rows and all(0 < abs(row["importance/mean"] - 1) < 0.05 for row in rows)
+
+
+def test_rounded_products_are_the_recipes(copy: Path, tmp_path: Path) -> None:
     try:
-        run(tmp_path / "m", "engine.matmul=medium", f"r1_zero.{cap}", f"rl.{cap}")
+        run(tmp_path / "m", "engine.matmul=medium", f"r1_zero.{CAP}", f"rl.{CAP}")
         assert torch.get_float32_matmul_precision() == "medium"
         rows = read_lines(tmp_path / "m" / "rl" / "metrics.jsonl")
         assert all(abs(row["importance/mean"] - 1) < 0.05 for row in rows if "importance/mean" in row)

@@ -11,7 +11,6 @@ from benchmarks.speed.workload import Workload, own, trl_sides
 
 from ladder.losses import PolicyClip
 from ladder.rollout.collect import Collector
-from ladder.rollout.native import NativeSampler
 from ladder.signals.rewards import Rewards
 from ladder.types import Sampling, Task
 
@@ -22,12 +21,12 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options)
     engine = ours.engine(loaded, options)
     never = loaded.model.config.vocab_size  # no token has this id: every answer runs to the limit, here as there
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=(never,), workers=ours.workers(options))
+    sampler = ours.sampler(loaded, options, (never,))
     asked = rows.read(work / options["rows"], options["prompts"] * options["steps"])
     ids = {str(i): row["ids"] for i, row in enumerate(asked)}
     tasks = [Task(name, name) for name in ids]
     sampling = Sampling(options["tokens"])
-    rounded = options["precision"] != "fp32"  # then the sampler, in float32, computes otherwise than the engine
+    rounded = options["precision"] != "fp32"  # then the sampler does not round as the engine does
     signal = Rewards(
         prompts=lambda step: tasks[step * options["prompts"] : (step + 1) * options["prompts"]],
         collect=Collector(sampler, lambda name: ids[name], options["group"], sampling, ours.SEED, "rl"),

@@ -15,6 +15,7 @@ from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, adapter_off, attach
 from ladder.engine.model import LoadedModel, load_model
 from ladder.engine.optim import Optim
+from ladder.rollout.native import NativeSampler
 from ladder.train import Learner, train
 from ladder.types import Loss, Signal, Unit
 
@@ -25,6 +26,8 @@ BUDGET = 2048
 SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}
 """Our precisions in torch's words, as a recipe's engine.matmul has them."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The sampler's, as a recipe's sampler.dtype has them."""
 
 
 def optimiser(lr: float) -> Optim:
@@ -52,6 +55,11 @@ def engine(loaded: LoadedModel, options: dict[str, Any]) -> Engine:
         workers=workers(options),
         without=without,
     )
+
+
+def sampler(loaded: LoadedModel, options: dict[str, Any], eos: Sequence[int], **more: Any) -> NativeSampler:
+    dtype = DTYPES[options["precision"]]
+    return NativeSampler(loaded.model, loaded.tokenizer, eos=eos, workers=workers(options), dtype=dtype, **more)
 
 
 def workers(options: dict[str, Any]) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.speed import ours, rows
 from benchmarks.speed.workload import Side, Workload, own, trl
 
-from ladder.rollout.native import NativeSampler
 from ladder.types import Request, Sampling
 
 OPTIONS = {"model": "base", "rows": "prompts.jsonl", "prompts": 4, "group": 16, "tokens": 128, "repetitions": 3}
@@ -19,7 +18,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options)
     asked = rows.read(work / options["rows"], options["prompts"])
     eos = loaded.eos if options.get("ends", True) else (loaded.model.config.vocab_size,)
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=eos, workers=ours.workers(options))
+    sampler = ours.sampler(loaded, options, eos)
     drawn, seconds = [], []
     for repetition in range(options["repetitions"]):
         requests = [
@@ -68,7 +67,7 @@ WORKLOADS = [
         "rollouts",
         "rollouts 4x16x128, natural ends",
         "tokens",
-        [*own("rollouts", precisions=("fp32",), **OPTIONS), *peers(**OPTIONS)],
+        [*own("rollouts", **OPTIONS), *peers(**OPTIONS)],
         at_least={"tuned": 1.2, "default": 2.0},
         share=0.55,
     )

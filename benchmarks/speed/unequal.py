@@ -14,7 +14,6 @@ from benchmarks.speed import ours, rows
 from benchmarks.speed.rollouts import measured
 from benchmarks.speed.workload import Side, Workload, own, trl
 
-from ladder.rollout.native import NativeSampler
 from ladder.types import Request, Sampling
 
 PROMPTS, GROUP, SHORT, LONG = 16, 4, 32, 256
@@ -34,7 +33,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options)
     asked = rows.read(work / options["rows"], options["prompts"])
     never = (loaded.model.config.vocab_size,)
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=never, workers=ours.workers(options))
+    sampler = ours.sampler(loaded, options, never)
     drawn, seconds = [], []
     for repetition in range(options["repetitions"]):
         requests = requested(asked, options, 1000 * repetition)
@@ -69,7 +68,7 @@ WORKLOADS = [
         "unequal",
         "rollouts, a tenth 8 times longer",
         "tokens",
-        [*own("unequal", precisions=("fp32",), **OPTIONS), *peers(**OPTIONS)],
+        [*own("unequal", **OPTIONS), *peers(**OPTIONS)],
         at_least={"tuned": 4.0},
     )
 ]

@@ -4,23 +4,25 @@
      x = x + D (silu(G h) * U h),                  h = norm(x)                  logits = E norm(x)
 
    The mathematics is rollout/llama.py's, which is the oracle; the stores of keys and values are rollout/store.py's.
-   Attention takes the rows of one prompt together: their queries meet the prompt's keys in one product. */
-#include "gemm.h"
+   Attention takes the rows of one prompt together: their queries meet the prompt's keys in one product.
+
+   Matrices, keys and values are floats, or bfloat16s (`half`): then what a matrix multiplies is rounded too. */
+#include "half.h"
 
 typedef struct {
-  int64_t layers, D, H, KH, W, I, V, threads;
+  int64_t layers, D, H, KH, W, I, V, threads, half;
   float eps;
-  const float *embedding, *norm, *head, *head_bias, *cos, *sin;
-  const float **norm1, **qkv, **qkv_bias, **q_norm, **k_norm, **out, **out_bias;
-  const float **norm2, **gate, **gate_bias, **up, **up_bias, **down, **down_bias;
+  const float *embedding, *norm, *head_bias, *cos, *sin;
+  const void *head, **qkv, **out, **gate, **up, **down;
+  const float **norm1, **qkv_bias, **q_norm, **k_norm, **out_bias, **norm2, **gate_bias, **up_bias, **down_bias;
 } Model;
 
 typedef struct {
   int64_t A, room, P, units; /* P: columns of a prompt's keys */
   const int64_t *tokens, *positions, *own; /* own: where each row's new token goes */
   const int64_t *rows, *unit_first, *unit_rows, *unit_prompt, *prompt_lengths;
-  float **own_keys, **own_values;          /* [slots * KH, W, room], [slots * KH, room, W] a layer */
-  const float **prompt_keys, **prompt_values; /* [p * KH, W, P], [p * KH, P, W] a layer */
+  void **own_keys, **own_values;             /* [slots * KH, W, room], [slots * KH, room, W] a layer */
+  const void **prompt_keys, **prompt_values; /* [p * KH, W, P], [p * KH, P, W] a layer */
 } Turn;
 
 /* Weights [N, K] into panels [ceil(N / NB)][K][NB], zeros behind the last column. */
@@ -37,8 +39,25 @@ void pack(const float *w, int64_t N, int64_t K, float *to, int64_t threads) {
   }
 }
 
+/* The same in bfloat16, [ceil(N / NB)][deep(K) / 2][NB][2]. */
+void pack_half(const float *w, int64_t N, int64_t K, uint16_t *to, int64_t threads) {
+  int64_t d = deep(K);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t p = 0; p < (N + NB - 1) / NB; p++) {
+    uint16_t *out = to + p * d * NB;
+    int64_t n = N - p * NB < NB ? N - p * NB : NB;
+    memset(out, 0, d * NB * 2);
+    for (int64_t k0 = 0; k0 < K; k0 += 32)
+      for (int64_t j = 0; j < n; j++)
+        for (int64_t k = k0; k < k0 + 32 && k < K; k++)
+          out[k / 2 * 2 * NB + j * 2 + k % 2] = lower_one(w[(p * NB + j) * K + k]);
+  }
+}
+
 int64_t panel_width(void) { return NB; }
 int64_t vector_width(void) { return VL; }
+int64_t deep_width(void) { return DEEP; }
+int64_t tall_width(void) { return STRIDE; }
 
 static void norm_row(const float *x, const float *w, int64_t D, float eps, float *to) {
   vf s = {};
@@ -56,16 +75,39 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t W) {
   }
 }
 
-/* C [A, N] (+)= h W + bias: the threads share the panels. Inside a parallel region. */
-static void product(const float *h, int64_t lda, int64_t A, int64_t K, int64_t N, const float *w, const float *bias,
-                    float *C, int64_t ldc, int add) {
+/* A matrix's input in bfloat16: rows [A, deep(K)] of zeros behind K. Inside a parallel region. */
+static void lowered(const float *h, int64_t lda, int64_t A, int64_t K, uint16_t *low) {
+  int64_t d = deep(K), whole = K / VL * VL;
+#pragma omp for
+  for (int64_t a = 0; a < A; a++) {
+    lower(h + a * lda, whole, low + a * d);
+    for (int64_t k = whole; k < d; k++) low[a * d + k] = k < K ? lower_one(h[a * lda + k]) : 0;
+  }
+}
+
+/* C [A, NB] (+)= h panel p of w; `behind` will be read next, or null. */
+static void one_panel(int half, const float *h, int64_t lda, const uint16_t *low, int64_t A, int64_t K, const void *w,
+                      int64_t p, float *C, int64_t ldc, int add, const void *behind) {
+  int64_t d = deep(K);
+  if (half) half_panel(low, d, A, d, (const uint16_t *)w + p * d * NB, C, ldc, add, behind);
+  else panel(h, lda, A, K, (const float *)w + p * K * NB, C, ldc, add, behind);
+}
+static const void *panel_at(int half, const void *w, int64_t K, int64_t p, int64_t panels) {
+  if (p >= panels) return 0;
+  return half ? (const void *)((const uint16_t *)w + p * deep(K) * NB) : (const float *)w + p * K * NB;
+}
+
+/* C [A, N] (+)= h W + bias: the threads share the panels. low: room for h in bfloat16. Inside a parallel region. */
+static void product(int half, const float *h, int64_t lda, int64_t A, int64_t K, int64_t N, const void *w,
+                    const float *bias, float *C, int64_t ldc, int add, uint16_t *low) {
   int64_t panels = (N + NB - 1) / NB;
+  if (half) lowered(h, lda, A, K, low);
 #pragma omp for schedule(static)
   for (int64_t p = 0; p < panels; p++) {
-    const float *B = w + p * K * NB;
     for (int64_t m = 0; m < A; m += TILE) {
       int64_t M = A - m < TILE ? A - m : TILE;
-      panel(h + m * lda, lda, M, K, B, C + m * ldc + p * NB, ldc, add, p + 1 < panels ? B + K * NB : 0);
+      one_panel(half, h + m * lda, lda, low + m * deep(K), M, K, w, p, C + m * ldc + p * NB, ldc, add,
+                panel_at(half, w, K, p + 1, panels));
     }
     if (bias)
       for (int64_t m = 0; m < A; m++)
@@ -74,17 +116,18 @@ static void product(const float *h, int64_t lda, int64_t A, int64_t K, int64_t N
 }
 
 /* C [A, I] = silu(h G + g) * (h U + u), panel by panel. Inside a parallel region. */
-static void gated(const float *h, int64_t lda, int64_t A, int64_t K, int64_t I, const float *gate, const float *g,
-                  const float *up, const float *u, float *C, int64_t ldc) {
+static void gated(int half, const float *h, int64_t lda, int64_t A, int64_t K, int64_t I, const void *gate,
+                  const float *g, const void *up, const float *u, float *C, int64_t ldc, uint16_t *low) {
   int64_t panels = (I + NB - 1) / NB;
+  if (half) lowered(h, lda, A, K, low);
 #pragma omp for schedule(static)
   for (int64_t p = 0; p < panels; p++) {
-    const float *G = gate + p * K * NB, *U = up + p * K * NB;
     float a[TILE * NB], b[TILE * NB];
     for (int64_t m = 0; m < A; m += TILE) {
       int64_t M = A - m < TILE ? A - m : TILE;
-      panel(h + m * lda, lda, M, K, G, a, NB, 0, U);
-      panel(h + m * lda, lda, M, K, U, b, NB, 0, p + 1 < panels ? G + K * NB : 0);
+      const uint16_t *from = low + m * deep(K);
+      one_panel(half, h + m * lda, lda, from, M, K, gate, p, a, NB, 0, panel_at(half, up, K, p, panels));
+      one_panel(half, h + m * lda, lda, from, M, K, up, p, b, NB, 0, panel_at(half, gate, K, p + 1, panels));
       for (int64_t i = 0; i < M; i++)
         for (int64_t j = 0; j < NB; j += VL) {
           vf x = vload(a + i * NB + j), y = vload(b + i * NB + j);
@@ -99,10 +142,32 @@ static void gated(const float *h, int64_t lda, int64_t A, int64_t K, int64_t I, 
   }
 }
 
-/* Asks for a row's own keys or values ahead of time: `lines` pieces of `n` floats, `apart` floats from each other. */
-static inline void ahead(const float *p, int64_t lines, int64_t n, int64_t apart) {
+/* C [A, N] = h W + bias, for reading prompts. ldc: whole panels; C has tall(A) rows, low [tall(A), deep(K)]. */
+void multiply(const float *h, int64_t A, int64_t K, int64_t N, const void *w, const float *bias, float *C, int64_t ldc,
+              uint16_t *low, int64_t half, int64_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    if (half && tiles()) tiles_begin();
+    product((int)half, h, K, A, K, N, w, bias, C, ldc, 0, low);
+    if (half && tiles()) tiles_end();
+  }
+}
+
+/* ---------------------------------------------------------------- attention */
+
+static inline const void *at_number(const void *p, int64_t i, int half) { return (const char *)p + i * (half ? 2 : 4); }
+
+/* C [M, N] (+)= A [M, K] B [K, N], B of either kind as it lies. */
+static void meet(int half, const float *A, int64_t rs, int64_t M, int64_t K, int64_t N, const void *B, int64_t ldb,
+                 float *C, int64_t ldc, int add) {
+  if (half) lying(A, rs, 1, M, K, N, B, 1, ldb, C, ldc, add);
+  else plain(A, rs, 1, M, K, N, B, ldb, C, ldc, add);
+}
+
+/* Asks for a row's own keys or values ahead of time: `lines` pieces of `n` numbers, `apart` from each other. */
+static inline void ahead(int half, const void *p, int64_t lines, int64_t n, int64_t apart) {
   for (int64_t i = 0; i < lines; i++)
-    for (int64_t j = 0; j < n; j += 16) __builtin_prefetch(p + i * apart + j, 0, 2);
+    for (int64_t j = 0; j < n; j += half ? 32 : 16) __builtin_prefetch(at_number(p, i * apart + j, half), 0, 2);
 }
 
 /* Attention of the rows of one unit (all of one prompt) through one key head. S: room for the scores. */
@@ -110,18 +175,20 @@ static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, i
                    float *out, int64_t ldo, float *S) {
   int64_t g = m->H / m->KH, W = m->W, P = t->P, R = t->unit_rows[unit], p = t->unit_prompt[unit];
   const int64_t *rows = t->rows + t->unit_first[unit];
+  const void *keys = t->own_keys[layer], *values = t->own_values[layer];
+  const int half = (int)m->half;
   int64_t longest = 0, plen = t->prompt_lengths[p];
   for (int64_t r = 0; r < R; r++) longest = t->own[rows[r]] + 1 > longest ? t->own[rows[r]] + 1 : longest;
   int64_t own = (longest + VL - 1) / VL * VL, L = P + own;
   float *Q = S + R * g * L, *O = Q + R * g * W;
   for (int64_t r = 0; r < R; r++) memcpy(Q + r * g * W, qkv + rows[r] * ldq + h * g * W, g * W * 4);
-  plain(Q, W, 1, R * g, W, P, t->prompt_keys[layer] + (p * m->KH + h) * W * P, P, S, L, 0);
+  meet(half, Q, W, R * g, W, P, at_number(t->prompt_keys[layer], (p * m->KH + h) * W * P, half), P, S, L, 0);
   float top[R * g], sum[R * g];
   for (int64_t r = 0; r < R; r++) {
     int64_t n = t->own[rows[r]] + 1, to = (n + VL - 1) / VL * VL, slot = rows[r] * m->KH + h;
-    ahead(t->own_values[layer] + slot * t->room * W, 1, n * W, 0);
-    if (r + 1 < R) ahead(t->own_keys[layer] + (rows[r + 1] * m->KH + h) * W * t->room, W, to, t->room);
-    plain(Q + r * g * W, W, 1, g, W, to, t->own_keys[layer] + slot * W * t->room, t->room, S + r * g * L + P, L, 0);
+    ahead(half, at_number(values, slot * t->room * W, half), 1, n * W, 0);
+    if (r + 1 < R) ahead(half, at_number(keys, (rows[r + 1] * m->KH + h) * W * t->room, half), W, to, t->room);
+    meet(half, Q + r * g * W, W, g, W, to, at_number(keys, slot * W * t->room, half), t->room, S + r * g * L + P, L, 0);
     for (int64_t i = r * g; i < (r + 1) * g; i++) {
       float *s = S + i * L;
       for (int64_t c = plen; c < P; c++) s[c] = -INFINITY;
@@ -137,10 +204,10 @@ static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, i
       sum[i] = vsum(all);
     }
   }
-  plain(S, L, 1, R * g, plen, W, t->prompt_values[layer] + (p * m->KH + h) * P * W, W, O, W, 0);
+  meet(half, S, L, R * g, plen, W, at_number(t->prompt_values[layer], (p * m->KH + h) * P * W, half), W, O, W, 0);
   for (int64_t r = 0; r < R; r++) {
     int64_t n = t->own[rows[r]] + 1, slot = rows[r] * m->KH + h;
-    plain(S + r * g * L + P, L, 1, g, n, W, t->own_values[layer] + slot * t->room * W, W, O + r * g * W, W, 1);
+    meet(half, S + r * g * L + P, L, g, n, W, at_number(values, slot * t->room * W, half), W, O + r * g * W, W, 1);
     for (int64_t i = 0; i < g; i++) {
       float *to = out + rows[r] * ldo + (h * g + i) * W, *from = O + (r * g + i) * W, part = 1 / sum[r * g + i];
       for (int64_t d = 0; d < W; d += VL) vstore(to + d, vload(from + d) * part);
@@ -159,42 +226,54 @@ static void place(const Model *m, const Turn *t, int64_t layer, int64_t a, float
   }
   for (int64_t h = 0; h < m->KH; h++) {
     int64_t slot = a * m->KH + h;
-    float *keys = t->own_keys[layer] + slot * W * t->room + at;
+    int64_t to_key = slot * W * t->room + at, to_value = (slot * t->room + at) * W;
     const float *k = x + (m->H + h) * W, *v = x + (both + h) * W;
-    for (int64_t d = 0; d < W; d++) keys[d * t->room] = k[d];
-    memcpy(t->own_values[layer] + (slot * t->room + at) * W, v, W * 4);
+    if (m->half) {
+      uint16_t *keys = (uint16_t *)t->own_keys[layer] + to_key;
+      for (int64_t d = 0; d < W; d++) keys[d * t->room] = lower_one(k[d]);
+      lower(v, W, (uint16_t *)t->own_values[layer] + to_value);
+    } else {
+      float *keys = (float *)t->own_keys[layer] + to_key;
+      for (int64_t d = 0; d < W; d++) keys[d * t->room] = k[d];
+      memcpy((float *)t->own_values[layer] + to_value, v, W * 4);
+    }
   }
 }
 
 /* Logits [A, wide(V)] of every row's next token. work: [A, wide(D) * 2 + wide((H + 2 KH) W) + wide(H W) + wide(I)]
-   floats in all; scratch: [threads, ...] for attention, `per_thread` floats each. */
-void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t per_thread, float *logits) {
-  int64_t A = t->A, D = m->D, Q = (m->H + 2 * m->KH) * m->W, HW = m->H * m->W;
+   floats in all; scratch: [threads, ...] for attention, `per_thread` floats each; low: [A, deep(widest input)]. With
+   half, tall(A) rows of all of them and of the logits. */
+void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t per_thread, uint16_t *low,
+          float *logits) {
+  int64_t A = t->A, D = m->D, Q = (m->H + 2 * m->KH) * m->W, HW = m->H * m->W, T = m->half ? tall(A) : A;
   int64_t ldx = wide(D), ldq = wide(Q), ldo = wide(HW), ldi = wide(m->I);
-  float *x = work, *h = x + A * ldx, *qkv = h + A * ldx, *att = qkv + A * ldq, *act = att + A * ldo;
+  float *x = work, *h = x + T * ldx, *qkv = h + T * ldx, *att = qkv + T * ldq, *act = att + T * ldo;
+  const int half = (int)m->half;
 #pragma omp parallel num_threads(m->threads) if (m->threads > 1)
   {
+    if (half && tiles()) tiles_begin();
     float *S = scratch + thread_number() * per_thread;
 #pragma omp for
     for (int64_t a = 0; a < A; a++) memcpy(x + a * ldx, m->embedding + t->tokens[a] * D, D * 4);
     for (int64_t l = 0; l < m->layers; l++) {
 #pragma omp for
       for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm1[l], D, m->eps, h + a * ldx);
-      product(h, ldx, A, D, Q, m->qkv[l], m->qkv_bias[l], qkv, ldq, 0);
+      product(half, h, ldx, A, D, Q, m->qkv[l], m->qkv_bias[l], qkv, ldq, 0, low);
 #pragma omp for
       for (int64_t a = 0; a < A; a++) place(m, t, l, a, qkv + a * ldq);
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < t->units * m->KH; i++)
         attend(m, t, l, i / m->KH, i % m->KH, qkv, ldq, att, ldo, S);
-      product(att, ldo, A, HW, D, m->out[l], m->out_bias[l], x, ldx, 1);
+      product(half, att, ldo, A, HW, D, m->out[l], m->out_bias[l], x, ldx, 1, low);
 #pragma omp for
       for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm2[l], D, m->eps, h + a * ldx);
-      gated(h, ldx, A, D, m->I, m->gate[l], m->gate_bias[l], m->up[l], m->up_bias[l], act, ldi);
-      product(act, ldi, A, m->I, D, m->down[l], m->down_bias[l], x, ldx, 1);
+      gated(half, h, ldx, A, D, m->I, m->gate[l], m->gate_bias[l], m->up[l], m->up_bias[l], act, ldi, low);
+      product(half, act, ldi, A, m->I, D, m->down[l], m->down_bias[l], x, ldx, 1, low);
     }
 #pragma omp for
     for (int64_t a = 0; a < A; a++) norm_row(x + a * ldx, m->norm, D, m->eps, h + a * ldx);
-    product(h, ldx, A, D, m->V, m->head, m->head_bias, logits, wide(m->V), 0);
+    product(half, h, ldx, A, D, m->V, m->head, m->head_bias, logits, wide(m->V), 0, low);
+    if (half && tiles()) tiles_end();
   }
 }
 

@@ -17,19 +17,24 @@ from ladder.kernels.library import Address, Double, Float, Int, address, declare
 ARGUMENTS = {
     "panel_width": [],
     "vector_width": [],
+    "deep_width": [],
+    "tall_width": [],
     "pack": [Address, Int, Int, Address, Int],
-    "step": [Address, Address, Address, Address, Int, Address],
+    "pack_half": [Address, Int, Int, Address, Int],
+    "multiply": [Address, Int, Int, Int, Address, Address, Address, Int, Address, Int, Int],
+    "step": [Address, Address, Address, Address, Int, Address, Address],
     "draw": [Address, Int, Int, Int, Double, Address, Address, Address, Int],
 }
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((n, Int) for n in ("layers", "D", "H", "KH", "W", "I", "V", "threads")),
+        *((n, Int) for n in ("layers", "D", "H", "KH", "W", "I", "V", "threads", "half")),
         ("eps", Float),
-        *((n, Address) for n in ("embedding", "norm", "head", "head_bias", "cos", "sin")),
-        *((n, Address) for n in ("norm1", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias")),
-        *((n, Address) for n in ("norm2", "gate", "gate_bias", "up", "up_bias", "down", "down_bias")),
+        *((n, Address) for n in ("embedding", "norm", "head_bias", "cos", "sin")),
+        *((n, Address) for n in ("head", "qkv", "out", "gate", "up", "down")),
+        *((n, Address) for n in ("norm1", "qkv_bias", "q_norm", "k_norm", "out_bias")),
+        *((n, Address) for n in ("norm2", "gate_bias", "up_bias", "down_bias")),
     )
 
 
@@ -44,7 +49,7 @@ class _Turn(ctypes.Structure):
 
 def kernels() -> Any:
     """The library, or None (`library.why` says why)."""
-    return declared(library("decode"), ARGUMENTS, {"panel_width": Int, "vector_width": Int})
+    return declared(library("decode"), ARGUMENTS, {name: Int for name in ARGUMENTS if name.endswith("_width")})
 
 
 def vector() -> int:
@@ -54,45 +59,87 @@ def vector() -> int:
 
 def wide(n: int) -> int:
     """Columns in whole panels."""
-    width = kernels().panel_width()
+    return _whole(n, kernels().panel_width())
+
+
+def tall(n: int) -> int:
+    """Rows in whole tiles."""
+    return _whole(n, kernels().tall_width())
+
+
+def deep(n: int) -> int:
+    """An inner dimension in whole tiles."""
+    return _whole(n, kernels().deep_width())
+
+
+def _whole(n: int, width: int) -> int:
     return -(-n // width) * width
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Weights [N, K] laid out for the kernels, in float32 or bfloat16."""
+
+    memory: Tensor
+    N: int
+    K: int
+
+    @property
+    def half(self) -> bool:
+        return self.memory.dtype == torch.bfloat16
+
+    def multiply(self, x_AK: Tensor, bias: Tensor | None) -> Tensor:
+        """x W' + b, [A, N]; bfloat16 weights round x too."""
+        A, x, threads = len(x_AK), x_AK.contiguous(), torch.get_num_threads()
+        out = torch.empty(tall(A), wide(self.N))
+        low = torch.zeros(tall(A) if self.half else 0, deep(self.K), dtype=torch.bfloat16)
+        kernels().multiply(
+            address(x), A, self.K, self.N, address(self.memory), address(bias), address(out), out.shape[1],
+            address(low), self.half, threads,
+        )  # fmt: skip
+        return out[:A, : self.N]
 
 
 class Arena:
     """Room for many matrices in one piece of memory, in the order in which a step reads them."""
 
-    def __init__(self, shapes: Sequence[torch.Size]) -> None:
-        """shapes: [N, K] of all that will be packed."""
-        self.memory = memory.empty(sum(wide(n) * k for n, k in shapes))
+    def __init__(self, shapes: Sequence[torch.Size], dtype: torch.dtype) -> None:
+        """shapes: [N, K] of all that will be packed. dtype: float32 or bfloat16."""
+        self.half = dtype == torch.bfloat16
+        self.memory = memory.empty(sum(self._numbers(*shape) for shape in shapes), dtype)
         self.used = 0
 
-    def pack(self, weight_NK: Tensor) -> Tensor:
+    def _numbers(self, N: int, K: int) -> int:
+        return wide(N) * (deep(K) if self.half else K)
+
+    def pack(self, weight_NK: Tensor) -> Packed:
         """Weights [N, K], float32, laid out for `step`."""
         N, K = weight_NK.shape
         weight = weight_NK.contiguous()
-        out = self.memory[self.used : self.used + wide(N) * K]
+        out = self.memory[self.used : self.used + self._numbers(N, K)]
         self.used += out.numel()
-        kernels().pack(address(weight), N, K, address(out), torch.get_num_threads())
-        return out
+        pack = kernels().pack_half if self.half else kernels().pack
+        pack(address(weight), N, K, address(out), torch.get_num_threads())
+        return Packed(out, N, K)
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer's, matrices `packed`. The queries' scale is in their weights (or in q_norm)."""
+    """One layer's. The queries' scale is in their weights (or in q_norm)."""
 
     norm1: Tensor
-    qkv: Tensor
+    qkv: Packed
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Tensor
+    out: Packed
     out_bias: Tensor | None
     norm2: Tensor
-    gate: Tensor
+    gate: Packed
     gate_bias: Tensor | None
-    up: Tensor
+    up: Packed
     up_bias: Tensor | None
-    down: Tensor
+    down: Packed
     down_bias: Tensor | None
 
 
@@ -119,18 +166,19 @@ class Weights:
         eps: float,
         embedding: Tensor,
         norm: Tensor,
-        head: Tensor,
+        head: Packed,
         head_bias: Tensor | None,
         cos: Tensor,
         sin: Tensor,
     ) -> None:
         """cos, sin [length, W], sin with the sign that its half of the pair has."""
         self.sizes, self.kept = sizes, [layers, embedding, norm, head, head_bias, cos, sin]
-        self.threads = torch.get_num_threads()
-        m = _Model(len(layers), sizes.D, sizes.H, sizes.KH, sizes.W, sizes.I, sizes.V, self.threads, eps)
+        self.threads, self.half, self.dtype = torch.get_num_threads(), head.half, head.memory.dtype
+        widths = (sizes.D, sizes.H, sizes.KH, sizes.W, sizes.I, sizes.V)
+        m = _Model(len(layers), *widths, self.threads, self.half, eps)
         whole = {"embedding": embedding, "norm": norm, "head": head, "head_bias": head_bias, "cos": cos, "sin": sin}
         for name, x in whole.items():
-            setattr(m, name, address(x))
+            setattr(m, name, _address(x))
         for name in LayerWeights.__slots__:  # pyright: ignore[reportGeneralTypeIssues]
             table = addresses([getattr(layer, name) for layer in layers])
             self.kept.append(table)
@@ -138,9 +186,13 @@ class Weights:
         self.struct = m
 
 
-def addresses(tensors: Sequence[Tensor | None]) -> Any:
+def addresses(tensors: Sequence[Tensor | Packed | None]) -> Any:
     """A table of where tensors lie."""
-    return (Address * len(tensors))(*(address(x) for x in tensors))
+    return (Address * len(tensors))(*map(_address, tensors))
+
+
+def _address(x: Tensor | Packed | None) -> ctypes.c_void_p:
+    return address(x.memory if isinstance(x, Packed) else x)
 
 
 ROWS = 16
@@ -190,7 +242,10 @@ class Step:
         for name, table in zip(("own_keys", "own_values", "prompt_keys", "prompt_values"), tables, strict=True):
             setattr(self.struct, name, ctypes.addressof(table))
         qkv, heads = wide((s.H + 2 * s.KH) * s.W), wide(s.H * s.W)
-        self.work = torch.empty(A * (2 * wide(s.D) + qkv + heads + wide(s.I)))
+        self.rows = tall(A) if weights.half else A
+        self.work = torch.zeros(self.rows * (2 * wide(s.D) + qkv + heads + wide(s.I)))
+        deepest = deep(max(s.D, s.H * s.W, s.I)) if weights.half else 0
+        self.low = torch.zeros(self.rows * deepest, dtype=torch.bfloat16)
         g = s.H // s.KH
         self.per_thread = -(-(units.most * g * (P + room + 2 * s.W)) // 16) * 16
         self.scratch = torch.empty(weights.threads * self.per_thread)
@@ -201,12 +256,12 @@ class Step:
         t = self.struct
         t.tokens, t.positions, t.own = (x.ctypes.data for x in arrays)
         V = self.weights.sizes.V
-        logits = torch.empty(self.A, wide(V))
+        logits = torch.empty(self.rows, wide(V))
         kernels().step(
             ctypes.addressof(self.weights.struct), ctypes.addressof(t), address(self.work), address(self.scratch),
-            self.per_thread, address(logits),
+            self.per_thread, address(self.low), address(logits),
         )  # fmt: skip
-        return logits[:, :V]
+        return logits[: self.A, :V]
 
 
 def draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One register tile: mr rows, nr vectors of columns; A's rows lie rs apart and its columns cs. ahead: what to fetch
-   meanwhile, or null. */
-INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B,
-                  int64_t ldb, float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
+/* One register tile: mr rows, nr vectors of columns; A's rows lie rs apart and its columns cs; half: B holds
+   bfloat16s. ahead: what to fetch meanwhile, or null. */
+INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const void *B,
+                  const int half, int64_t ldb, float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
   vf c[MR][NR];
 #pragma GCC unroll 8
   for (int i = 0; i < mr; i++)
@@ -30,7 +30,8 @@ INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_
   for (int64_t k = 0; k < K; k++) {
     vf b[NR];
 #pragma GCC unroll 4
-    for (int j = 0; j < nr; j++) b[j] = vload(B + k * ldb + j * VL);
+    for (int j = 0; j < nr; j++)
+      b[j] = half ? vwiden((const uint16_t *)B + k * ldb + j * VL) : vload((const float *)B + k * ldb + j * VL);
     if (fetch) __builtin_prefetch(ahead + k * 64, 0, 2);
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++) {
@@ -45,15 +46,15 @@ INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_
     for (int j = 0; j < nr; j++) vstore(C + i * ldc + j * VL, c[i][j]);
 }
 
-#define OF_ROWS(n)                                                         \
-  case n:                                                                  \
-    if (nr == 3) micro(n, 3, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0);     \
-    else if (nr == 2) micro(n, 2, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0); \
-    else micro(n, 1, A, rs, cs, K, B, ldb, C, ldc, add, 0, 0);             \
+#define OF_ROWS(n)                                                               \
+  case n:                                                                        \
+    if (nr == 3) micro(n, 3, A, rs, cs, K, B, half, ldb, C, ldc, add, 0, 0);      \
+    else if (nr == 2) micro(n, 2, A, rs, cs, K, B, half, ldb, C, ldc, add, 0, 0); \
+    else micro(n, 1, A, rs, cs, K, B, half, ldb, C, ldc, add, 0, 0);              \
     break;
 
-static void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const float *B, int64_t ldb,
-                 float *C, int64_t ldc, int add) {
+INLINE void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const void *B, const int half,
+                 int64_t ldb, float *C, int64_t ldc, int add) {
   switch (mr) {
     OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4)
 #if MR == 8
@@ -62,22 +63,32 @@ static void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t
   }
 }
 
+INLINE void lying(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const void *B,
+                  const int half, int64_t ldb, float *C, int64_t ldc, int add) {
+  for (int64_t j = 0, left = N / VL; left;) {
+    int nr = left == 4 ? 2 : left < NR ? (int)left : NR; /* two halves rather than three and one */
+    const char *from = (const char *)B + j * (half ? 2 : 4);
+    for (int64_t m = 0; m < M; m += MR)
+      tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * rs, rs, cs, K, from, half, ldb, C + m * ldc + j, ldc, add);
+    j += nr * VL, left -= nr;
+  }
+}
+
 /* C [M, N] (+)= A [M, K] B [K, N] with B as it lies and N a multiple of VL. */
 static void plain(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb,
                   float *C, int64_t ldc, int add) {
-  for (int64_t j = 0, left = N / VL; left;) {
-    int nr = left == 4 ? 2 : left < NR ? (int)left : NR; /* two halves rather than three and one */
-    for (int64_t m = 0; m < M; m += MR)
-      tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * rs, rs, cs, K, B + j, ldb, C + m * ldc + j, ldc, add);
-    j += nr * VL, left -= nr;
-  }
+  lying(A, rs, cs, M, K, N, B, 0, ldb, C, ldc, add);
 }
 
 /* ---------------------------------------------------------------- weights in panels */
 
 static inline void fetching(const float *A, int64_t lda, int64_t K, const float *B, float *C, int64_t ldc, int add,
-                     const char *ahead) {
-  micro(MR, NR, A, lda, 1, K, B, NB, C, ldc, add, 1, ahead);
+                            const char *ahead) {
+  micro(MR, NR, A, lda, 1, K, B, 0, NB, C, ldc, add, 1, ahead);
+}
+
+static void rest(int mr, const float *A, int64_t lda, int64_t K, const float *B, float *C, int64_t ldc, int add) {
+  tile(mr, NR, A, lda, 1, K, B, 0, NB, C, ldc, add);
 }
 
 /* C [M, NB] (+)= A [M, K] panel; `behind` is what will be read next, or null. */
@@ -94,7 +105,7 @@ static inline void panel(const float *A, int64_t lda, int64_t M, int64_t K, cons
         fetching(A + m * lda + k, lda, n, B + k * NB, C + m * ldc, ldc, add || k, next);
         next += n * 64;
       } else
-        tile(mr, NR, A + m * lda + k, lda, 1, n, B + k * NB, NB, C + m * ldc, ldc, add || k);
+        rest(mr, A + m * lda + k, lda, n, B + k * NB, C + m * ldc, ldc, add || k);
     }
   }
 }

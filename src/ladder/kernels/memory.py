@@ -15,15 +15,15 @@ PAGE = 1 << 21
 MADV_HUGEPAGE = 14
 
 
-def empty(numbers: int) -> Tensor:
-    """Uninitialised float32 [numbers], in large pages where they are worth it and the system grants them."""
-    x = torch.empty(numbers)
-    if numbers * 4 >= 2 * PAGE and sys.platform == "linux":
+def empty(numbers: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised [numbers], in large pages where they are worth it and the system grants them."""
+    x = torch.empty(numbers, dtype=dtype)
+    if x.nbytes >= 2 * PAGE and sys.platform == "linux":
         start = -(-x.data_ptr() // PAGE) * PAGE
-        end = (x.data_ptr() + numbers * 4) // PAGE * PAGE
+        end = (x.data_ptr() + x.nbytes) // PAGE * PAGE
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_HUGEPAGE)
     return x
 
 
-def zeros(numbers: int) -> Tensor:
-    return empty(numbers).zero_()
+def zeros(numbers: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return empty(numbers, dtype).zero_()

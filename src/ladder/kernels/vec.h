@@ -22,7 +22,10 @@ static inline int64_t thread_number(void) { return 0; }
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias)); /* bfloat16s */
+
 static inline vf vload(const float *p) { return *(const vf *)p; }
+static inline vf vwiden(const uint16_t *p) { return (vf)(__builtin_convertvector(*(const vh *)p, vi) << 16); }
 static inline void vstore(float *p, vf x) { *(vf *)p = x; }
 static inline vf vset(float x) { return x - (vf){}; }
 static inline vf vmax(vf a, vf b) { return (vf)(((vi)a & (a > b)) | ((vi)b & ~(a > b))); }

@@ -18,7 +18,7 @@ from ladder.chat import encode_prompt
 from ladder.config import UNKNOWN, Config, near
 from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, PeftModel, adapter_off, attach
-from ladder.engine.model import LoadedModel, Scalar, load_model, save_model, wrap_tokenizer
+from ladder.engine.model import DTYPES, LoadedModel, Scalar, load_model, save_model, wrap_tokenizer
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
@@ -106,6 +106,7 @@ def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
         slots=spec.slots,
         cache_tokens=spec.cache_tokens,
         workers=spec.workers,
+        dtype=DTYPES[spec.dtype],
     )
 
 

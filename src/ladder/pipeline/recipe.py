@@ -53,13 +53,15 @@ class EngineSpec(Config):
 
 class SamplerSpec(Config):
     """slots: sequences decoded side by side. Native: cache_tokens bounds slots x length, workers are threads (for tiny
-    models). vllm: room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at every
-    start); tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
+    models), dtype what it computes in (bfloat16: half to read; a loss with a ratio then needs importance_cap). vllm:
+    room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at every start);
+    tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
 
     kind: Literal["native", "vllm"] = "native"
     slots: int = Field(default=256, ge=1)
     cache_tokens: int = Field(default=1 << 20, ge=1)
     workers: int = Field(default=1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
     cache_gb: int = Field(default=4, ge=1)
     block: int = Field(default=32, ge=1)
     compiled: bool = False

@@ -3,6 +3,11 @@
 `llama.py` computes the same in operators; it is the path where there is no compiler, on other devices, and the oracle.
 What the kernel gains is in docs/speed.md: weights are fetched while the block before them is in use, attention takes
 no copies, and a step costs the interpreter one call instead of a thousand.
+
+In bfloat16 (`NativeSampler`'s dtype) matrices, keys and values take half the memory and half the time to read, and a
+processor with units for it multiplies several times faster. Sums, norms, softmax and drawing stay in float32; what is
+drawn is no longer the engine's distribution to rounding, so a loss has to correct for the difference
+(`importance_cap`).
 """
 
 from __future__ import annotations
@@ -10,40 +15,53 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ladder.kernels import decode, memory
+from ladder.kernels import decode, library, memory
 from ladder.rollout.llama import Llama, read
+from ladder.rollout.packed import Matrix
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.store import Store
 
 
-def fits(base: Any) -> bool:
-    """Whether the kernels are there and know the widths of a model that `llama.fits`."""
-    if base.embed_tokens.weight.device.type != "cpu" or decode.kernels() is None:
-        return False
+def obstacle(base: Any) -> str | None:
+    """Why the kernels do not decode a model that `llama.fits`, in a few words; None if they do."""
+    device = base.embed_tokens.weight.device.type
+    if device != "cpu":
+        return f"the model is on {device}"
+    if reason := library.why("decode"):
+        return reason
     widths = (base.embed_tokens.weight.shape[1], base.layers[0].self_attn.head_dim)
-    return all(w % decode.vector() == 0 for w in widths)
+    odd = [w for w in widths if w % decode.vector()]
+    return f"its width of {odd[0]} is no multiple of {decode.vector()}" if odd else None
 
 
-def pack(model: Llama) -> decode.Weights:
-    """The model's weights, laid out for the kernels."""
-    matrices = [w.weight for layer in model.layers for w in (layer.qkv, layer.out, layer.gate, layer.up, layer.down)]
-    arena = decode.Arena([w.shape for w in [*matrices, model.head.weight]])
+def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.Weights:
+    """The model's weights, laid out for the kernels. In bfloat16 the model reads its prompts with them too."""
+    V, D = model.head.weight.shape
+    sizes = decode.Sizes(D, model.heads, model.key_heads, model.width, model.layers[0].gate.weight.shape[0], V)
+    every = [m for layer in model.layers for m in (layer.qkv, layer.out, layer.gate, layer.up, layer.down)]
+    arena = decode.Arena([m.weight.shape for m in [*every, model.head]], dtype)
+
+    def packed(matrix: Matrix) -> decode.Packed:
+        laid = arena.pack(matrix.weight)
+        if laid.half:
+            matrix.leave_to(laid.multiply)
+        return laid
+
     layers = [
         decode.LayerWeights(
-            layer.norm, arena.pack(layer.qkv.weight), layer.qkv.bias, layer.q_norm, layer.k_norm,
-            arena.pack(layer.out.weight), layer.out.bias, layer.mlp_norm,
-            arena.pack(layer.gate.weight), layer.gate.bias, arena.pack(layer.up.weight), layer.up.bias,
-            arena.pack(layer.down.weight), layer.down.bias,
+            layer.norm, packed(layer.qkv), layer.qkv.bias, layer.q_norm, layer.k_norm,
+            packed(layer.out), layer.out.bias, layer.mlp_norm,
+            packed(layer.gate), layer.gate.bias, packed(layer.up), layer.up.bias,
+            packed(layer.down), layer.down.bias,
         )
         for layer in model.layers
     ]  # fmt: skip
-    V, D = model.head.weight.shape
-    sizes = decode.Sizes(D, model.heads, model.key_heads, model.width, model.layers[0].gate.weight.shape[0], V)
     return decode.Weights(
         sizes, layers, eps=model.eps, embedding=model.embedding.contiguous(), norm=model.norm,
-        head=arena.pack(model.head.weight), head_bias=model.head.bias,
+        head=packed(model.head), head_bias=model.head.bias,
         cos=model.cos.contiguous(), sin=model.sin.contiguous(),
     )  # fmt: skip
 
@@ -54,9 +72,8 @@ class Compiled(Store):
     ordered = False
 
     def __init__(self, model: Llama, weights: decode.Weights, slots: int) -> None:
-        super().__init__(
-            len(model.layers), model.key_heads, model.width, slots, model.embedding, align=decode.vector()
-        )
+        like = model.embedding.new_empty(0, dtype=weights.dtype)
+        super().__init__(len(model.layers), model.key_heads, model.width, slots, like, align=decode.vector())
         self.model, self.weights = model, weights
         self.turn: decode.Step | None = None
 
@@ -64,7 +81,7 @@ class Compiled(Store):
         self.turn = None
 
     def _zeros(self, numbers: int) -> Tensor:
-        return memory.zeros(numbers)
+        return memory.zeros(numbers, self.like.dtype)
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)

@@ -65,6 +65,7 @@ class NativeSampler:
     token ids that end an answer (kept as its last token). workers: threads with a share of the requests each, for
     models too small to fill a processor's cores. context: most tokens of prompt and answer (default: the model's own).
     packed: decode over packed weights where the family is known; False: through the modules, whatever it is.
+    dtype: bfloat16 decodes a float32 model in half of the memory (`compiled.py`), where the kernels know it.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class NativeSampler:
         workers: int = 1,
         context: int | None = None,
         packed: bool = True,
+        dtype: torch.dtype = torch.float32,
         progress: Progress | None = None,
     ) -> None:
         if not eos:
@@ -88,7 +90,9 @@ class NativeSampler:
         self.eos = tuple(sorted(set(eos)))
         self.slots, self.cache_tokens, self.workers = slots, cache_tokens, workers
         self.context = context or int(model.config.max_position_embeddings)  # pyright: ignore
-        self.packed, self.progress = packed, progress
+        self.packed, self.progress, self.half = packed, progress, dtype == torch.bfloat16
+        if self.half:
+            self._check_half()
         self.version = 0
         self.device = self.head.weight.device
 
@@ -132,12 +136,22 @@ class NativeSampler:
             static = Llama.of(self.base, self.head, length, pack=False)
             return lambda slots, length: graphed.Graphed(static, slots, length)
         many = rows >= PACK_FROM
-        in_c = many and compiled.fits(self.base)
+        in_c = self.half or (many and compiled.obstacle(self.base) is None)
         model = Llama.of(self.base, self.head, length, pack=many and not in_c)
         if in_c:
-            weights = compiled.pack(model)
+            weights = compiled.pack(model, torch.bfloat16 if self.half else torch.float32)
             return lambda slots, length: compiled.Compiled(model, weights, slots)
         return lambda slots, length: Decoder(model, slots)
+
+    def _check_half(self) -> None:
+        """Raises UserError where bfloat16 can't be had."""
+        if not (self.packed and fits(self.base, self.head, self.context)):
+            reason = f"{type(self.base).__name__} is decoded through its own modules"
+        else:
+            reason = compiled.obstacle(self.base)
+        if reason is not None:
+            mend = "leave it out, or load the model itself in a shorter type (model.dtype)"
+            raise UserError(f"bfloat16 needs the compiled kernels: {reason}", field="sampler.dtype", mend=mend)
 
     def _check(self, r: Request) -> None:
         if not r.prompt:

@@ -5,12 +5,12 @@ weights takes the time of a plain product down to less than half (measured in do
 the rows, and one packing serves any number of rows with the same result for a row whatever its company. Several
 matrices that read the same input are packed as one.
 
-Left out: shorter types and quantised weights (their log-probabilities are no longer the engine's).
+Left out: shorter types (`compiled.py` has bfloat16) and quantised weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 ROWS = 64
 """Rows that the layout is made for; a layout made for few is slower on many, but not the other way round."""
+
+
+Multiply = Callable[[Tensor, Tensor | None], Tensor]
+"""From x [A, D] and a bias to x W' + bias."""
 
 
 class Matrix:
@@ -33,13 +37,19 @@ class Matrix:
         self.bias = torch.cat(some) if len(some) > 1 else (some[0] if some else None)
         self.packed = pack and packable(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
+        self.other: Multiply | None = None
+
+    def leave_to(self, other: Multiply) -> None:
+        """Lets `other` multiply from now on, and lets the weights go."""
+        assert not self.packed
+        self.other, self.weight = other, self.weight.new_empty(0)
 
     def __call__(
         self, x: Tensor, *, onto: Tensor | None = None, times: Tensor | None = None, silu: bool = False
     ) -> Tensor:
         other, word = (onto, "add") if times is None else (times, "mul")
         if not self.packed:
-            y = F.linear(x, self.weight, self.bias)
+            y = self.other(x, self.bias) if self.other else F.linear(x, self.weight, self.bias)
             if silu:
                 return F.silu(y, inplace=True)
             return y if other is None else (y.add_(other) if word == "add" else y.mul_(other))

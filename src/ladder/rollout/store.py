@@ -53,7 +53,8 @@ class Store:
         width = self._aligned(line.shape[1])
         if len(self.prompt_lengths):
             width = max(self.prompts[0][0].shape[2], width)
-        fresh = [(_wide(_heads(k, line).transpose(1, 2), 2, width), _wide(_heads(v, line), 1, width)) for k, v in kept]
+        own = [(_heads(k, line).to(self.like.dtype), _heads(v, line).to(self.like.dtype)) for k, v in kept]
+        fresh = [(_wide(k.transpose(1, 2), 2, width), _wide(v, 1, width)) for k, v in own]
         if len(self.prompt_lengths):
             fresh = [
                 (torch.cat([_wide(old_k, 2, width), new_k]), torch.cat([_wide(old_v, 1, width), new_v]))

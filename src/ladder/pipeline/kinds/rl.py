@@ -99,12 +99,12 @@ class RL(Sampled, Trained):
             field = "rollouts" if self.rollouts != "own" else "lag"
             message = "answers of another model or another step are drawn by the native sampler"
             raise UserError(message, field=f"{name}.{field}", mend="use sampler: {kind: native}, or leave it out")
-        rounded = recipe.engine.matmul != "highest"
-        if rounded and "old_logps" in loss.needs and not corrects(loss):
-            message = "the engine's products are rounded and the sampler's are not: the ratio would not be 1"
+        where = _rounded(recipe)
+        if where and "old_logps" in loss.needs and not corrects(loss):
+            message = "engine and sampler do not round alike: the ratio would not be 1"
             mend = f"set {name}.loss.importance_cap to 2: the engine then computes the log-probabilities anew"
-            raise UserError(message, field="engine.matmul", mend=mend)
-        if corrects(loss) and recipe.sampler.kind == "native" and not rounded:
+            raise UserError(message, field=where, mend=mend)
+        if corrects(loss) and recipe.sampler.kind == "native" and not where:
             message = "corrects for a sampler that computes otherwise than the engine; here both are the same modules"
             mend = "leave it out; for answers of an older policy CISPO's ratio_max caps the ratio itself"
             raise UserError(message, field=f"{name}.loss.importance_cap", mend=mend)
@@ -178,6 +178,13 @@ class RL(Sampled, Trained):
         if own == ctx.base and engine.without is not None:
             return lambda units: engine.forward(units, reference=True)
         return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
+
+
+def _rounded(recipe: Recipe) -> str | None:
+    """What rounds products on one side only."""
+    if recipe.engine.matmul != "highest":
+        return "engine.matmul"
+    return "sampler.dtype" if recipe.sampler.dtype != "float32" else None
 
 
 def corrects(loss: Loss) -> bool:
