@@ -4,7 +4,7 @@ On paper this is one block-sparse mask over the packed row. Computed so, it woul
 here segments of like size are gathered into small padded batches ("buckets"), each one call of SDPA. Only
 attention ever meets those pads, the rest of the model runs over the packed row. Segments that continue nothing
 need no mask at all: padded on the right, the causal rule hides the pads. The kernel for the CPU (`kernels/attend.c`)
-reads the packed row as it lies, family by family.
+reads the packed row as it lies, family by family; so do `flex.py` and `flash.py` on CUDA.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ladder import flash, flex
 from ladder.kernels.attend import Families
 from ladder.sdpa import masked_attention
 
@@ -144,7 +145,7 @@ class PackedPlan:
     """The plan (`attention.Plan`) of one packed row of T tokens.
 
     shared: some token is a key of several segments. What attention reads is laid out when it first asks: `rows` for
-    torch's operators on any device, `families` for the kernel, whichever meets the plan.
+    torch's operators on any device, `families` for the kernel, `flexed` and `bounds` for CUDA.
     """
 
     segments: Sequence[Segment]
@@ -153,6 +154,8 @@ class PackedPlan:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _rows: _Rows | None = None
     _families: Families | None = None
+    _flexed: flex.Row | None = None
+    _bounds: Tensor | None = None
 
     @classmethod
     def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
@@ -180,10 +183,44 @@ class PackedPlan:
             self._families = _families(self.segments)
         return self._families
 
+    @property
+    def flexed(self) -> flex.Row:
+        if self._flexed is None:
+            self._flexed = flex.Row([flex.Span(*_span(s)) for s in self.segments], self.device)
+        return self._flexed
+
+    @property
+    def bounds(self) -> Tensor:
+        """int32 [n + 1]: where each segment begins, and the end of all."""
+        if self._bounds is None:
+            starts = sorted(s.start for s in self.segments)
+            end = sum(s.length for s in self.segments)
+            self._bounds = torch.tensor([*starts, end], dtype=torch.int32, device=self.device)
+        return self._bounds
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
         """See `attention.Plan`; here B is 1 and L is the packed length T."""
+        if flex.fits(q, v):
+            return self._as_it_lies(q, k, v, scaling, window, softcap)
+        return self._by_buckets(q, k, v, scaling, window, softcap)
+
+    def _as_it_lies(
+        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
+    ) -> Tensor:
+        longest = max(s.keys for s in self.segments)
+        window = window if window < longest else 0
+        if not (window or softcap or self.shared):
+            if self.single:
+                return self._by_buckets(q, k, v, scaling, window, softcap)
+            if flash.fits(q, v):
+                return flash.attend(q, k, v, self.bounds, longest, scaling)
+        return flex.attend(self.flexed, q, k, v, scaling=scaling, window=window, softcap=softcap)
+
+    def _by_buckets(
+        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
+    ) -> Tensor:
         T, H, D = q.shape[2], q.shape[1], q.shape[3]
         laid = self.rows
         if self.single:
@@ -222,6 +259,11 @@ def _attend(b: _Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float, window:
     return masked_attention(q, k, v, b.visible(window), scaling=scaling, softcap=softcap)
 
 
+def _span(s: Segment) -> tuple[int, int, int, int]:
+    """Start and length, and those of what it continues."""
+    return s.start, s.length, s.parent.start if s.parent else 0, s.parent.length if s.parent else 0
+
+
 def _families(segments: Sequence[Segment]) -> Families:
     """Roots, each with all that continue it; the most work first."""
     members: dict[Segment, list[Segment]] = {}
@@ -229,11 +271,7 @@ def _families(segments: Sequence[Segment]) -> Families:
         members.setdefault(s.parent or s, []).append(s)
     some = [sorted(group, key=lambda s: s.parent is not None) for group in members.values()]
     some.sort(key=lambda group: -sum(s.length * s.keys for s in group))
-    spans = [
-        (s.start, s.length, s.parent.start if s.parent else 0, s.parent.length if s.parent else 0)
-        for group in some
-        for s in group
-    ]
+    spans = [_span(s) for group in some for s in group]
     return Families(np.array(spans), np.cumsum([0, *map(len, some)]))
 
 
