@@ -192,9 +192,13 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mps", torch.float32, (64, 64), False),
     ],
 )
-def test_what_flex_attention_takes(device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool) -> None:
+def test_what_flex_attention_takes(
+    device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flex.fits(q, v) == fits  # pyright: ignore
+    monkeypatch.setenv("LADDER_KERNELS", "0")
+    assert not flex.fits(q, v)  # pyright: ignore
 
 
 # ------------------------------------------------------------ flash-attention

@@ -222,6 +222,8 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (torch.float32, torch.bfloat16):
         draw(build("llama").to(kind))
     assert not graphed.fits(torch.device("cpu")) and graphed.fits(torch.device("cuda", 1))
+    monkeypatch.setenv("LADDER_KERNELS", "0")
+    assert not graphed.fits(torch.device("cuda"))
 
 
 def test_several_workers_are_refused(chosen: list[Graphed]) -> None:

@@ -18,7 +18,7 @@ import small_run
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import read_json, sha256
 from ladder.errors import UserError
-from ladder.kernels import decode
+from ladder.kernels import decode, library
 from ladder.log import read_lines
 from ladder.pipeline import lineage
 from ladder.pipeline.run import locked
@@ -365,3 +365,11 @@ def test_until_takes_nothing_away_from_a_finished_run(small: Path, tmp_path: Pat
     before = read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")
     run(out, until="r1_zero")
     assert (read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")) == before
+
+
+def test_a_run_says_why_it_has_no_kernels(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "lacking", lambda: "there is no C compiler")
+    assert "slower than it could be:[/yellow] there is no C compiler" in run(copy).text
+    monkeypatch.undo()
+    if library.lacking() is None:
+        assert "slower" not in run(copy).text

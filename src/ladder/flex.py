@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ladder.kernels.library import wanted
+
 BLOCK = 128
 NARROWEST = 16
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +37,7 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def fits(q: Tensor, v: Tensor) -> bool:
     """Whether these are attended to here; nothing on another device ever is."""
-    return q.device.type == "cuda" and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
+    return wanted() and q.device.type == "cuda" and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
 
 
 @dataclass(frozen=True, slots=True)

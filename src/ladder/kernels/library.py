@@ -8,7 +8,7 @@ flags, compiler and processor, so a changed one of these never meets an old libr
 and release the interpreter while they run.
 
 A kernel is never the only way: callers have a path in torch's operators, which is the kernel's oracle in the tests.
-LADDER_KERNELS=0 in the environment chooses that path.
+LADDER_KERNELS=0 in the environment chooses that path, and the plain operators on CUDA too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ Address, Int, Float, Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, c
 Types = dict[str, list[Any]]
 NONE: Mapping[str, Any] = {}
 
+NAMES = ("layers", "attend", "decode")
 _reasons: dict[str, str] = {}
+
+
+def lacking() -> str | None:
+    """Why some library is not there, in a sentence; None if all are."""
+    return next((reason for name in NAMES if (reason := why(name))), None)
 
 
 def why(name: str) -> str | None:
@@ -46,15 +52,20 @@ def why(name: str) -> str | None:
     return _reasons.get(name)
 
 
+def wanted() -> bool:
+    """Whether anything but general operators is."""
+    return os.environ.get("LADDER_KERNELS") != "0"
+
+
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
     """The library made of `name`.c, compiled if need be; None where that is impossible or not wanted."""
-    if os.environ.get("LADDER_KERNELS") == "0":
+    if not wanted():
         _reasons[name] = "LADDER_KERNELS=0 turns compiled kernels off"
         return None
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        _reasons[name] = "there is no C compiler (cc), so general operators are used: slower, with the same results"
+        _reasons[name] = "there is no C compiler (cc), so general operators are used; gcc or clang mends it"
         return None
     try:
         return ctypes.CDLL(str(_compiled(name, compiler)))

@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 import yaml
+from rich.markup import escape
 
 from ladder import trackers
 from ladder.config import Document
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import sha256, write_json
 from ladder.errors import UserError
+from ladder.kernels import library
 from ladder.log import RunLog, read_lines
 from ladder.pipeline import evaluate, gates, parts
 from ladder.pipeline.lineage import read_stage
@@ -59,6 +61,8 @@ def run(
         raise checkpoint.disk_error(err, out, 0) from err
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.set_float32_matmul_precision(recipe.engine.matmul)
+    if recipe.model.device == "cpu" and (reason := library.lacking()):
+        console.say(f"[yellow]slower than it could be:[/yellow] {escape(reason)}")
     with locked(out), interruptible(console) as stop:
         write_recipe(recipe, planned, out / "recipe.yaml")
         parents: dict[str, Path] = {}

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ladder.kernels.library import wanted
 from ladder.rollout.llama import Llama, read
 from ladder.rollout.prompts import Prompts
 
@@ -38,7 +39,7 @@ WARM_UP = 3
 
 def fits(device: torch.device) -> bool:
     """Whether steps are captured there; elsewhere nothing chooses this path."""
-    return device.type == "cuda"
+    return device.type == "cuda" and wanted()
 
 
 def bucket(rows: int, slots: int) -> int:
