@@ -21,8 +21,8 @@ from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
-BUDGET = 2048
-"""Tokens of a micro-batch: enough for the products to be fast, a quarter of the default's memory."""
+BUDGET = 1280
+"""Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers."""
 SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}
 """Our precisions in torch's words, as a recipe's engine.matmul has them."""
