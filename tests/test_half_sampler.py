@@ -17,7 +17,7 @@ import families as fam
 from drawn import TOKENIZER, draw
 from ladder.engine.lora import LoRA, attach
 from ladder.errors import UserError
-from ladder.kernels import decode, library
+from ladder.kernels import decode, library, memory
 from ladder.rollout import compiled, llama, native
 from ladder.rollout.native import NativeSampler
 from ladder.rollout.shared import Shared
@@ -173,3 +173,12 @@ def test_what_has_no_bfloat16_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.undo()
         library.library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_in_fresh_memory_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fam.build("llama", **WIDE).requires_grad_(False)
+    before = [(c.tokens, c.logps) for c in draw(model, dtype=dtype)]
+    plain = memory.empty
+    monkeypatch.setattr(memory, "empty", lambda *of: plain(*of).fill_(float("nan")))
+    assert [(c.tokens, c.logps) for c in draw(model, dtype=dtype)] == before

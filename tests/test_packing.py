@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ladder import attention  # noqa: F401  (registers the attention function)
-from ladder.batch import count, pack, sequences
+from ladder.batch import MIN_SHARED, count, pack, sequences
 from ladder.engine.engine import Engine, _minibatches
 from ladder.losses import CrossEntropy
+from ladder.signals.preferences import at_end
 from ladder.types import Pair, Sample, Unit
 
 
@@ -181,3 +182,28 @@ def test_minibatches_of_lone_samples_are_even() -> None:
     assert [len(p) for p in _minibatches(samples, 3, shuffle=None)] in ([3, 4, 3], [4, 3, 3], [3, 3, 4])
     with pytest.raises(ValueError, match="cannot be split"):
         _minibatches(samples, 11, shuffle=None)
+
+
+def answered(tokens: Tensor) -> Sample:
+    return Sample(tokens, torch.arange(len(tokens)) > 0)
+
+
+@pytest.mark.parametrize("budget", [1, 90, 10_000])
+def test_sides_of_a_pair_that_are_asked_at_their_ends_share_their_beginning(budget: int) -> None:
+    """What a reward model reads: the prompt and as much of the answers as is the same is laid down once."""
+    g = torch.Generator().manual_seed(1)
+    pairs: list[Unit] = []
+    for common in (0, MIN_SHARED - 1, MIN_SHARED, 25, 30):
+        start = torch.randint(0, 60, (common,), generator=g)
+        chosen, rejected = torch.cat([start, torch.arange(5)]), torch.cat([start, 50 - torch.arange(common % 7 + 1)])
+        pairs.append(Pair(*map(answered, (chosen, rejected))))
+    whole = torch.randint(0, 60, (20,), generator=g)  # one side is the beginning of the other
+    pairs.append(Pair(*map(answered, (whole, whole[:15]))))
+    asked = [at_end(p) for p in pairs]
+    packs = pack(asked, (), budget)
+    laid, alone_ = sum(len(p.tokens_T) for p in packs), sum(len(s.tokens) - 1 for s in sequences(asked))
+    assert alone_ - laid == MIN_SHARED + 25 + 30 + 15
+    model = tiny("ladder")
+    shared, apart = (Engine(model, budget=budget, share_prefix=share).forward(asked) for share in (True, False))
+    for a, b in zip(shared, apart, strict=True):
+        assert torch.allclose(a["logps"], b["logps"], atol=1e-5) and a["logps"].any()

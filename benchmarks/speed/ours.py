@@ -21,7 +21,7 @@ from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
-BUDGET = 1280
+BUDGET = 1536
 """Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers."""
 SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}

@@ -143,8 +143,8 @@ def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix:
         if layout.tokens and layout.tokens + longest > budget and layout.tokens + layout.cost(samples) > budget:
             packs.append(layout)
             layout = _Layout(share_prefix)
-        for sample in samples:
-            layout.add(sample)
+        for i, sample in enumerate(samples):
+            layout.add(sample, partner=i > 0)
     packs.append(layout)
     return [p.finish(needs) for p in packs if p.samples]
 
@@ -155,7 +155,8 @@ def prompt_length(sample: Sample) -> int:
 
 
 class _Layout:
-    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before.
+    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before; the sides of a
+    pair share what they have in common before anything is trained (for a scalar head, most of their answers' beginning).
 
     Runs once per sample and step, so it works on numpy views: for short samples a torch call costs more than
     what it computes.
@@ -165,31 +166,43 @@ class _Layout:
         self.share_prefix = share_prefix
         self.samples: list[Sample] = []
         self.trained: list[np.ndarray] = []  # trained indices of each sequence
-        self.shared: list[bool] = []  # continues the prompt of the sequence before it
+        self.shared: list[int] = []  # tokens that it has in common with the sequence before it; 0: laid down whole
         self.tokens = 0
 
     def cost(self, samples: Sequence[Sample]) -> int:
         """Tokens these would add."""
-        total, before = 0, self.samples[-1] if self.samples else None
-        for s in samples:
+        total, before, shared = 0, self.samples[-1] if self.samples else None, self.shared[-1] if self.shared else 0
+        for i, s in enumerate(samples):
             trained = _trained(s)
-            total += int(trained[-1]) - (int(trained[0]) if self._shares(before, s, trained) else 0)
+            shared = self._shares(before, shared, s, trained, partner=i > 0)
+            total += int(trained[-1]) - shared
             before = s
         return total
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample, partner: bool) -> None:
+        """partner: it is the other side of the pair whose first side was added last."""
         trained = _trained(sample)
-        shared = self._shares(self.samples[-1] if self.samples else None, sample, trained)
+        before, group = (self.samples[-1], self.shared[-1]) if self.samples else (None, 0)
+        shared = self._shares(before, group, sample, trained, partner)
         self.samples.append(sample)
         self.trained.append(trained)
         self.shared.append(shared)
-        self.tokens += int(trained[-1]) - (int(trained[0]) if shared else 0)
+        self.tokens += int(trained[-1]) - shared
 
-    def _shares(self, before: Sample | None, sample: Sample, trained: np.ndarray) -> bool:
-        first = int(trained[0])
-        if not self.share_prefix or before is None or first < MIN_SHARED or prompt_length(before) != first:
-            return False
-        return bool((before.tokens.numpy()[:first] == sample.tokens.numpy()[:first]).all())
+    def _shares(self, before: Sample | None, group: int, sample: Sample, trained: np.ndarray, partner: bool) -> int:
+        """How much of the sequence before is shared, which itself shares `group` tokens with those before it."""
+        if not self.share_prefix or before is None:
+            return 0
+        most, theirs = int(trained[0]), prompt_length(before)
+        if theirs != most:
+            most = min(most, theirs) if partner else 0
+        if most < MIN_SHARED:
+            return 0
+        differ = np.flatnonzero(before.tokens.numpy()[:most] != sample.tokens.numpy()[:most])
+        common = most if not differ.size else int(differ[0]) if partner else 0
+        if group:
+            return group if common >= group else 0
+        return common if common >= MIN_SHARED else 0
 
     def finish(self, needs: Sequence[str]) -> Packed:
         spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order
@@ -207,18 +220,20 @@ class _Layout:
             return segment
 
         prompt: Segment | None = None
+        split = 0
         for i, (sample, trained) in enumerate(zip(self.samples, self.trained, strict=True)):
             first, last = int(trained[0]), int(trained[-1])
             if not self.shared[i]:
-                opens_group = i + 1 < len(self.shared) and self.shared[i + 1]
-                prompt = lay(sample, 0, first, None) if opens_group else None
+                split = self.shared[i + 1] if i + 1 < len(self.shared) else 0
+                prompt = lay(sample, 0, split, None) if split else None
             if prompt is None:
                 own = lay(sample, 0, last, None)
                 src.append(trained + (own.start - 1))
             else:
-                own = lay(sample, first, last, prompt)
-                where = trained + (own.start - first - 1)
-                where[0] = prompt.start + first - 1  # the prompt's last token predicts the first trained one
+                own = lay(sample, split, last, prompt)
+                where = trained + (own.start - split - 1)
+                if first == split:
+                    where[0] = prompt.start + first - 1  # the prompt's last token predicts the first trained one
                 src.append(where)
         lengths = np.array([len(t) for t in self.trained])
         cols = {name: torch.cat([_column(s, name) for s in self.samples]) for name in needs}

@@ -48,8 +48,7 @@ def lacking() -> str | None:
 
 def why(name: str) -> str | None:
     """Why a library is not there, in a sentence; None if it is."""
-    library(name)
-    return _reasons.get(name)
+    return None if library(name) is not None else _reasons[name]
 
 
 def wanted() -> bool:

@@ -23,7 +23,3 @@ def empty(numbers: int, dtype: torch.dtype = torch.float32) -> Tensor:
         end = (x.data_ptr() + x.nbytes) // PAGE * PAGE
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_HUGEPAGE)
     return x
-
-
-def zeros(numbers: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return empty(numbers, dtype).zero_()

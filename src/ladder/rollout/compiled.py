@@ -80,8 +80,8 @@ class Compiled(Store):
     def changed(self) -> None:
         self.turn = None
 
-    def _zeros(self, numbers: int) -> Tensor:
-        return memory.zeros(numbers, self.like.dtype)
+    def _fresh(self, numbers: int) -> Tensor:
+        return memory.empty(numbers, self.like.dtype)  # what lies behind a row's own tokens is masked or not read
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)

@@ -41,10 +41,10 @@ class Store:
     def _own(self, layers: int) -> list[tuple[Tensor, Tensor]]:
         """Room for every row's own tokens, all in one piece."""
         n = self.slots * self.heads
-        flat = self._zeros(layers * 2 * n * self.width * self.room).view(layers, 2, -1)
+        flat = self._fresh(layers * 2 * n * self.width * self.room).view(layers, 2, -1)
         return [(x[0].view(n, self.width, self.room), x[1].view(n, self.room, self.width)) for x in flat]
 
-    def _zeros(self, numbers: int) -> Tensor:
+    def _fresh(self, numbers: int) -> Tensor:
         return self.like.new_zeros(numbers)
 
     def add(self, prompts: Prompts, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
