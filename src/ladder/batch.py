@@ -156,7 +156,7 @@ def prompt_length(sample: Sample) -> int:
 
 class _Layout:
     """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before; the sides of a
-    pair share what they have in common before anything is trained (for a scalar head, most of their answers' beginning).
+    pair share all that is the same before anything is trained (for a scalar head, their answers' beginning too).
 
     Runs once per sample and step, so it works on numpy views: for short samples a torch call costs more than
     what it computes.
