@@ -263,7 +263,8 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             ax.tick_params(labelsize=8)
     axes[0, 0].set_ylabel("tokens/s")
     axes[1, 0].set_ylabel("% of the processor's rate")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    handles = {word: h for ax in axes[0] for h, word in zip(*ax.get_legend_handles_labels(), strict=True)}
+    axes[0, 0].legend(list(handles.values()), list(handles), fontsize=7, frameon=False)
     figure.savefig(out, metadata={"Date": None})
 
 
