@@ -85,16 +85,19 @@ static void lowered(const float *h, int64_t lda, int64_t A, int64_t K, uint16_t 
   }
 }
 
-/* C [A, NB] (+)= h panel p of w; `behind` will be read next, or null. */
-static void one_panel(int half, const float *h, int64_t lda, const uint16_t *low, int64_t A, int64_t K, const void *w,
-                      int64_t p, float *C, int64_t ldc, int add, const void *behind) {
-  int64_t d = deep(K);
-  if (half) half_panel(low, d, A, d, (const uint16_t *)w + p * d * NB, C, ldc, add, behind);
-  else panel(h, lda, A, K, (const float *)w + p * K * NB, C, ldc, add, behind);
-}
+/* Number i of an array of either kind. */
+static inline const void *at_number(const void *p, int64_t i, int half) { return (const char *)p + i * (half ? 2 : 4); }
+
+/* Panel p of a matrix, or null behind its last. */
 static const void *panel_at(int half, const void *w, int64_t K, int64_t p, int64_t panels) {
-  if (p >= panels) return 0;
-  return half ? (const void *)((const uint16_t *)w + p * deep(K) * NB) : (const float *)w + p * K * NB;
+  return p < panels ? at_number(w, p * (half ? deep(K) : K) * NB, half) : 0;
+}
+
+/* C [A, NB] (+)= h B, a panel; `behind` will be read next, or null. */
+static void one_panel(int half, const float *h, int64_t lda, const uint16_t *low, int64_t A, int64_t K, const void *B,
+                      float *C, int64_t ldc, int add, const void *behind) {
+  if (half) half_panel(low, deep(K), A, deep(K), B, C, ldc, add, behind);
+  else panel(h, lda, A, K, B, C, ldc, add, behind);
 }
 
 /* C [A, N] (+)= h W + bias: the threads share the panels. low: room for h in bfloat16. Inside a parallel region. */
@@ -106,8 +109,8 @@ static void product(int half, const float *h, int64_t lda, int64_t A, int64_t K,
   for (int64_t p = 0; p < panels; p++) {
     for (int64_t m = 0; m < A; m += TILE) {
       int64_t M = A - m < TILE ? A - m : TILE;
-      one_panel(half, h + m * lda, lda, low + m * deep(K), M, K, w, p, C + m * ldc + p * NB, ldc, add,
-                panel_at(half, w, K, p + 1, panels));
+      one_panel(half, h + m * lda, lda, low + m * deep(K), M, K, panel_at(half, w, K, p, panels), C + m * ldc + p * NB,
+                ldc, add, panel_at(half, w, K, p + 1, panels));
     }
     if (bias)
       for (int64_t m = 0; m < A; m++)
@@ -122,12 +125,13 @@ static void gated(int half, const float *h, int64_t lda, int64_t A, int64_t K, i
   if (half) lowered(h, lda, A, K, low);
 #pragma omp for schedule(static)
   for (int64_t p = 0; p < panels; p++) {
+    const void *G = panel_at(half, gate, K, p, panels), *U = panel_at(half, up, K, p, panels);
     float a[TILE * NB], b[TILE * NB];
     for (int64_t m = 0; m < A; m += TILE) {
       int64_t M = A - m < TILE ? A - m : TILE;
       const uint16_t *from = low + m * deep(K);
-      one_panel(half, h + m * lda, lda, from, M, K, gate, p, a, NB, 0, panel_at(half, up, K, p, panels));
-      one_panel(half, h + m * lda, lda, from, M, K, up, p, b, NB, 0, panel_at(half, gate, K, p + 1, panels));
+      one_panel(half, h + m * lda, lda, from, M, K, G, a, NB, 0, U);
+      one_panel(half, h + m * lda, lda, from, M, K, U, b, NB, 0, panel_at(half, gate, K, p + 1, panels));
       for (int64_t i = 0; i < M; i++)
         for (int64_t j = 0; j < NB; j += VL) {
           vf x = vload(a + i * NB + j), y = vload(b + i * NB + j);
@@ -154,8 +158,6 @@ void multiply(const float *h, int64_t A, int64_t K, int64_t N, const void *w, co
 }
 
 /* ---------------------------------------------------------------- attention */
-
-static inline const void *at_number(const void *p, int64_t i, int half) { return (const char *)p + i * (half ? 2 : 4); }
 
 /* C [M, N] (+)= A [M, K] B [K, N], B of either kind as it lies. */
 static void meet(int half, const float *A, int64_t rs, int64_t M, int64_t K, int64_t N, const void *B, int64_t ldb,

@@ -90,8 +90,8 @@ class NativeSampler:
         self.eos = tuple(sorted(set(eos)))
         self.slots, self.cache_tokens, self.workers = slots, cache_tokens, workers
         self.context = context or int(model.config.max_position_embeddings)  # pyright: ignore
-        self.packed, self.progress, self.half = packed, progress, dtype == torch.bfloat16
-        if self.half:
+        self.packed, self.progress, self.dtype = packed, progress, dtype
+        if dtype != torch.float32:
             self._check_half()
         self.version = 0
         self.device = self.head.weight.device
@@ -136,15 +136,16 @@ class NativeSampler:
             static = Llama.of(self.base, self.head, length, pack=False)
             return lambda slots, length: graphed.Graphed(static, slots, length)
         many = rows >= PACK_FROM
-        in_c = self.half or (many and compiled.obstacle(self.base) is None)
+        in_c = self.dtype != torch.float32 or (many and compiled.obstacle(self.base) is None)
         model = Llama.of(self.base, self.head, length, pack=many and not in_c)
         if in_c:
-            weights = compiled.pack(model, torch.bfloat16 if self.half else torch.float32)
+            weights = compiled.pack(model, self.dtype)
             return lambda slots, length: compiled.Compiled(model, weights, slots)
         return lambda slots, length: Decoder(model, slots)
 
     def _check_half(self) -> None:
         """Raises UserError where bfloat16 can't be had."""
+        assert self.dtype == torch.bfloat16, "the kernels know no other short type"
         if not (self.packed and fits(self.base, self.head, self.context)):
             reason = f"{type(self.base).__name__} is decoded through its own modules"
         else:
