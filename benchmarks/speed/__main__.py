@@ -10,20 +10,15 @@ measured before under that name are replaced, the others stay.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import environments, machine, measure, processes, r1_zero, report, workloads
+from benchmarks.speed import command, environments, machine, measure, processes, r1_zero, report, workloads
 from benchmarks.speed.prepare import Sources, prepare
 from benchmarks.speed.processes import ROOT, Place
 from benchmarks.speed.workload import Side, Workload
-
-RESULTS = Path(__file__).parent / "results"
-DATA = ("instructions_175.jsonl", "hh_harmless_pairs.jsonl", "gsm8k_train.jsonl")
 
 
 def main() -> None:
@@ -34,7 +29,7 @@ def main() -> None:
     prepare(args.work, Sources(args.model, args.data))
     if any(w.name == "r1_zero" for w in chosen):
         r1_zero.prepare(args.work)
-    path = RESULTS / f"{args.name}.json"
+    path = command.RESULTS / f"{args.name}.json"
     document = json.loads(path.read_text()) if path.exists() else {"limits": {}, "results": {}}
     document["machine"] = machine.describe(ROOT)
     for threads in args.threads:
@@ -43,17 +38,15 @@ def main() -> None:
         document["limits"][str(threads)] = limits(args.work, place, document["limits"].get(str(threads)), args.quick)
         for workload in chosen:
             print(workload.title, flush=True)
-            made = measure.measure(workload, args.work, place, args.rounds, args.limit, say)
+            made = measure.measure(workload, args.work, place, args.rounds, args.limit, command.say)
             document["results"][f"{workload.name}/{threads}"] = made
             write(path, document)
     print(report.markdown(document))
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     document["results"] = {k: document["results"][k] for k in sorted(document["results"], key=_place)}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(report.markdown(document), encoding="utf-8")
+    command.write(path, document, report.markdown(document))
 
 
 def _place(key: str) -> tuple[int, int]:
@@ -93,44 +86,22 @@ def shorn(workload: Workload, sides: str | None) -> Workload:
     return replace(workload, sides=kept, losses=against if mine else None)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default=os.environ.get("LADDER_BENCH_MODEL"), help="or LADDER_BENCH_MODEL")
-    parser.add_argument("--data", type=Path, default=os.environ.get("LADDER_BENCH_DATA"), help="or LADDER_BENCH_DATA")
-    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="inputs, logs (default: runs/speed)")
+    parser = command.parser("python -m benchmarks.speed", __doc__)
     parser.add_argument("--only", help=f"some of {', '.join(workloads.WORKLOADS)}, or what they begin with")
     parser.add_argument("--sides", help="some sides only: parts of their names or precisions (ours, packed, bf16)")
     parser.add_argument("--threads", type=_numbers, default=(1, 2), help="numbers of threads (default: 1,2)")
     parser.add_argument("--cores", type=_numbers, help="the cores, those to prefer first (default: the last first)")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds; the median counts (default: 2)")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds that a side may take (default: 3600)")
-    parser.add_argument("--name", default=datetime.date.today().isoformat(), help="of the results (default: the date)")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     args = parser.parse_args()
     args.cores = args.cores or tuple(sorted(os.sched_getaffinity(0), reverse=True))
     args.work = args.work.resolve()
     if args.quick:
         args.name, args.rounds = f"{args.name}-quick", 1
-    _check(parser, args)
+    command.check(parser, args)
     return args
-
-
-def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if not args.model or not Path(args.model).exists():
-        parser.error("--model (or LADDER_BENCH_MODEL): give SmolLM2-135M-Instruct as a GGUF file or a directory")
-    missing = [name for name in DATA if not args.data or not (args.data / name).is_file()]
-    if missing:
-        parser.error(f"--data (or LADDER_BENCH_DATA): give the directory that holds {', '.join(missing)}")
-    if max(args.threads) > len(args.cores):
-        parser.error(f"--threads: {max(args.threads)} threads on {len(args.cores)} cores")
-    if shutil.which("taskset") is None:
-        parser.error("taskset (util-linux) is needed to pin the sides to their cores")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

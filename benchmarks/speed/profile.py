@@ -10,14 +10,12 @@ sees thousands of operators a step slows down. Written to benchmarks/speed/resul
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import __main__ as comparison
-from benchmarks.speed import machine, processes, workloads
+from benchmarks.speed import command, machine, processes, workloads
 from benchmarks.speed.categories import CATEGORIES, DECODING
 from benchmarks.speed.prepare import Sources, prepare
 from benchmarks.speed.processes import ROOT, Place
@@ -42,12 +40,12 @@ DEFAULT = "sft,dpo,reward,grpo,rollouts"
 def main() -> None:
     args = arguments()
     prepare(args.work, Sources(args.model, args.data))
-    path = comparison.RESULTS / f"profile-{args.name}.json"
+    path = command.RESULTS / f"profile-{args.name}.json"
     document = json.loads(path.read_text()) if path.exists() else {"results": {}}
     document["machine"] = machine.describe(ROOT)
     for name in args.only:
         document["results"][name] = measured(workloads.WORKLOADS[name], args.work, args.cores)
-        write(path, document)
+        command.write(path, document, markdown(document))
     print(markdown(document))
 
 
@@ -60,14 +58,8 @@ def measured(workload: Workload, work: Path, cores: tuple[int, ...]) -> dict[str
         told = {"program": own.program, "options": options, "kernels": way == "kernels"}
         side = Side(way, "ours", "ours", "profiled", told, {"LADDER_KERNELS": kernels})
         ways[way] = processes.run(side, work, f"{workload.name}/profile-{way}", Place(cores, 1), 600)
-        comparison.say(f"{workload.name}, {way}: {ways[way]['seconds']:.2f} s a step")
+        command.say(f"{workload.name}, {way}: {ways[way]['seconds']:.2f} s a step")
     return {"options": options, "ways": ways}
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
 
 
 # ------------------------------------------------------------ the table
@@ -134,21 +126,13 @@ def largest(side: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default=os.environ.get("LADDER_BENCH_MODEL"), help="or LADDER_BENCH_MODEL")
-    parser.add_argument("--data", type=Path, default=os.environ.get("LADDER_BENCH_DATA"), help="or LADDER_BENCH_DATA")
-    parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="inputs, logs (default: runs/speed)")
+    parser = command.parser("python -m benchmarks.speed.profile", __doc__)
     parser.add_argument("--only", type=_names, default=DEFAULT, help=f"some of {', '.join(LESS)} (default: {DEFAULT})")
     parser.add_argument("--core", type=int, help="to run on (default: the last)")
-    parser.add_argument("--name", default=datetime.date.today().isoformat(), help="of the results (default: the date)")
     args = parser.parse_args()
     core = max(os.sched_getaffinity(0)) if args.core is None else args.core
     args.cores, args.threads, args.work = (core,), (1,), args.work.resolve()
-    comparison._check(parser, args)
+    command.check(parser, args)
     return args
 
 
