@@ -23,7 +23,8 @@ from ladder import flash, flex
 from ladder.batch import count, pack
 from ladder.engine.engine import Engine
 from ladder.losses import CrossEntropy
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 from ladder.types import Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -44,7 +45,16 @@ def flat(*lengths: int) -> list[Segment]:
     return [Segment(s, n) for s, n in zip(starts, lengths, strict=True)]
 
 
+def forked() -> list[Segment]:
+    """Three storeys, and a second tree behind them."""
+    root = Segment(0, 140)
+    low, high = Segment(140, 20, root), Segment(250, 140, root)
+    more = [Segment(160, 90, low), high, Segment(390, 5, high), Segment(395, 130, high)]
+    return [root, low, *more, *family(525, 9, 60, 60)]
+
+
 PACKS = {
+    "forked": forked(),
     "plain": flat(5, 130, 1, 40),
     "shared": family(0, 150, 90, 1, 30) + family(271, 3, 2, 200),
     "late prompt": flat(300) + family(300, 260, 140, 17),

@@ -12,7 +12,8 @@ from torch import Tensor
 from ladder.kernels import attend, decode, layers
 from ladder.kernels.attend import Families
 from ladder.kernels.library import why
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 
 MISSING = why("layers") or why("attend") or why("decode")
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ladder.kernels import attend, layers
 from ladder.kernels.library import why
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 
 MISSING = why("layers") or why("attend")
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -110,10 +111,22 @@ def grouped(*groups: tuple[int, tuple[int, ...]]) -> list[Segment]:
     return out
 
 
+def forked() -> list[Segment]:
+    """Two trees, one of them of four storeys, and a plain segment."""
+    root = Segment(0, 9)
+    left = Segment(9, 20, root)
+    top = Segment(33, 1, left)
+    right = Segment(90, 33, root)
+    tree = [root, left, Segment(29, 4, left), top, Segment(34, 16, top), Segment(50, 40, top), right]
+    more = Segment(163, 5)
+    return [*tree, Segment(123, 7, right), Segment(130, 33, right), more, Segment(168, 2, more), Segment(170, 11)]
+
+
 PACKS = {
     "one": flat(1),
     "some": flat(1, 31, 32, 33, 70),
     "shared": grouped((7, (1, 40, 17)), (48, (16, 16))),
+    "forked": forked(),
     "both": [*flat(19), *[Segment(s.start + 19, s.length) for s in flat(5)], *[Segment(24, 3)]],
 }
 
@@ -125,8 +138,8 @@ def by_torch(segments: list[Segment], q: Tensor, k: Tensor, v: Tensor, scale: fl
     for s in segments:
         own = slice(s.start, s.start + s.length)
         seen[own, own] = torch.ones(s.length, s.length).tril().bool()
-        if s.parent:
-            seen[own, s.parent.start : s.parent.start + s.parent.length] = True
+        for below in list(s.chain())[1:]:
+            seen[own, below.start : below.end] = True
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = torch.einsum("thw,shw->hts", q, k) * scale
     return torch.einsum("hts,shw->thw", scores.masked_fill(~seen, float("-inf")).softmax(-1), v)

@@ -46,6 +46,26 @@ def ragged(n: int = 24, seed: int = 0, group: int = 4) -> list[Sample]:
     return samples
 
 
+def conversations(seed: int = 0) -> list[Sample]:
+    """They open alike, fork at several depths, and some end where others go on."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(0, 60, (n,), generator=g).tolist()
+
+    opening, other = draw(11), draw(6)
+    first, second = opening + draw(9), opening + draw(2)
+    third = first + draw(7)
+    rows = [(opening, 3), (first, 1), (first, 12), (third, 4), (third, 1), (third[:18], 5), (second, 2), (first, 8)]
+    rows += [(opening[:9], 3), (opening[:2], 4), (other, 5), (other, 1), (other + draw(1), 2), (draw(1), 9), (third, 3)]
+    return [answer(torch.tensor(prompt), torch.tensor(draw(n))) for prompt, n in rows]
+
+
+def answer(prompt: Tensor, tokens: Tensor) -> Sample:
+    whole = torch.cat([prompt, tokens])
+    return Sample(whole, torch.arange(len(whole)) >= len(prompt), {"advantages": torch.randn(len(whole))})
+
+
 def alone(model: nn.Module, sample: Sample) -> Tensor:
     """Log-probabilities of one sequence by transformers' eager path: [T], 0 off the mask."""
     logits = model(input_ids=sample.tokens[None], use_cache=False).logits[0, :-1].float()
@@ -53,10 +73,14 @@ def alone(model: nn.Module, sample: Sample) -> Tensor:
     return torch.where(sample.mask, torch.cat([logps.new_zeros(1), logps]), 0.0)
 
 
+ROWS = {"groups": ragged, "forks": conversations}
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
 @pytest.mark.parametrize("share", [False, True])
-def test_packed_equals_alone(budget: int, share: bool) -> None:
-    samples = ragged()
+def test_packed_equals_alone(budget: int, share: bool, rows: str) -> None:
+    samples = ROWS[rows]()
     engine = Engine(tiny("ladder"), budget=budget, share_prefix=share)
     eager = tiny("eager")
     with torch.no_grad():
@@ -64,10 +88,11 @@ def test_packed_equals_alone(budget: int, share: bool) -> None:
             torch.testing.assert_close(got["logps"], alone(eager, sample), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("share", [False, True])
-def test_sliding_window(share: bool) -> None:
+def test_sliding_window(share: bool, rows: str) -> None:
     window = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
-    samples = ragged(12)
+    samples = ROWS[rows]()[:14]
     engine = Engine(tiny("ladder", **window), share_prefix=share)
     eager = tiny("eager", **window)
     with torch.no_grad():
@@ -83,6 +108,39 @@ def test_shared_prompts_are_laid_down_once() -> None:
     assert apart - shared == sum(firsts[1:8]) + sum(firsts[9:16])
 
 
+def nodes(samples: list[Sample]) -> int:
+    """Different beginnings of what has to be read of the samples: the least that could be laid down."""
+    rows = [s.tokens.tolist()[: int(s.mask.nonzero()[-1])] for s in samples]
+    firsts = [int(s.mask.to(torch.uint8).argmax()) for s in samples]
+    shared = {tuple(r[:n]) for r, first in zip(rows, firsts, strict=True) for n in range(1, min(first, len(r)) + 1)}
+    return len(shared) + sum(max(0, len(r) - first) for r, first in zip(rows, firsts, strict=True))
+
+
+def test_beginnings_that_neighbours_have_in_common_are_laid_down_once() -> None:
+    samples = conversations()
+    ordered = sorted(samples, key=lambda s: s.tokens.tolist())
+    (packed,) = pack(ordered, (), 10_000)
+    short = MIN_SHARED * len(samples)  # what is too short for a segment of its own
+    assert nodes(samples) <= len(packed.tokens_T) <= nodes(samples) + short
+    depth = max(len(list(s.chain())) for s in packed.plan.segments)
+    assert depth >= 4
+    assert len(packed.tokens_T) < len(pack(samples, (), 10_000)[0].tokens_T)  # only neighbours are compared
+
+
+def test_packs_of_a_step_are_about_equal() -> None:
+    samples = [answer(torch.tensor([i]), torch.arange(20)) for i in range(21)]
+    assert [len(p.tokens_T) for p in pack(samples, (), 20 * 20)] == [220, 200]
+    assert [len(p.tokens_T) for p in pack(samples, (), 420)] == [420]
+    assert [len(p.tokens_T) for p in pack(samples, (), 419, lanes=2)] == [220, 200]
+    assert [len(p.tokens_T) for p in pack(samples, (), 10_000, lanes=4)] == [120, 120, 120, 60]
+    assert [len(p.tokens_T) for p in pack(samples[:1], (), 10_000, lanes=4)] == [20]
+    assert [len(p.tokens_T) for p in pack(samples[:3], (), 1)] == [20, 20, 20]
+    for budget in range(20, 430, 7):
+        made = pack(samples, (), budget)
+        assert max(len(p.tokens_T) for p in made) <= budget
+        assert len(made) == -(-21 // (budget // 20)), "as few as the budget allows"
+
+
 def gradients(model: nn.Module, units: list[Unit], **engine: object) -> dict[str, Tensor]:
     model = copy.deepcopy(model).requires_grad_(True)
     e = Engine(model, **engine)  # pyright: ignore
@@ -94,10 +152,11 @@ def gradients(model: nn.Module, units: list[Unit], **engine: object) -> dict[str
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("budget", [1, 64, 10_000])
-def test_every_split_gives_the_same_gradient(budget: int, share: bool) -> None:
-    samples = ragged()
+def test_every_split_gives_the_same_gradient(budget: int, share: bool, rows: str) -> None:
+    samples = ROWS[rows]()
     eager = tiny("eager").requires_grad_(True)
     total = sum(int(s.mask.sum()) for s in samples)
     for s in samples:

@@ -1,8 +1,9 @@
-"""Packing: units laid end to end without padding, a shared prompt laid down once, and what a loss sees of it.
+"""Packing: units laid end to end without padding, a common beginning laid down once, and what a loss sees of it.
 
-A pack is a row of segments. A sequence on its own is one segment; sequences that open with the same untrained
-prompt share one prompt segment, and each continues it in a segment of its own. A query sees its own segment up
-to itself and the whole of the segment it continues, so logits and gradients equal those of each sequence alone.
+A pack is a row of segments (`forest.py`). Neighbours that begin with the same untrained tokens share them: answers to
+one prompt, sides of a pair, conversations that open with the same instructions. The sequence forks where they part,
+and forks again where some of them part later. A query sees its own segment up to itself and the whole of every segment
+that leads to it, so logits and gradients equal those of each sequence alone.
 
 Only what predicts something is computed: the model reads each sequence up to the token before its last trained
 one, and the vocabulary is reached at trained positions only (`Packed.src_N` names the hidden state, `tgt_N` the
@@ -18,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 from ladder.types import Loss, Pair, Sample, Unit
 
 MIN_SHARED = 4
-"""A shared prompt shorter than this is not worth a segment of its own."""
+"""A common beginning shorter than this is not worth a segment of its own."""
+CLOSER = 1.03
+"""How much closer to even the packs of a step are cut, from one try to the next."""
 
 
 @dataclass(slots=True)
@@ -128,25 +132,48 @@ def count(units: Sequence[Unit], loss: Loss) -> float:
     return float(total)
 
 
-def pack(units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix: bool = True) -> list[Packed]:
+def pack(
+    units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix: bool = True, lanes: int = 1
+) -> list[Packed]:
     """Lays the units into micro-batches of at most `budget` tokens each (a single larger unit gets its own).
 
-    needs: the columns carried along. Order is kept, so results can be matched to `sequences(units)`.
+    There are as few as the budget allows and `lanes` can work off side by side, about equally large. needs: the columns
+    carried along. Order is kept, so results can be matched to `sequences(units)`.
     """
     if budget < 1:
         raise ValueError(f"budget must be positive, got {budget}")
-    packs: list[_Layout] = []
-    layout = _Layout(share_prefix)
+    read: list[list[_Sequence]] = []
+    before: _Sequence | None = None
     for unit in units:
-        samples = [unit.chosen, unit.rejected] if isinstance(unit, Pair) else [unit]
-        longest = sum(len(s.tokens) for s in samples)  # at most; the exact cost is asked only near the end
-        if layout.tokens and layout.tokens + longest > budget and layout.tokens + layout.cost(samples) > budget:
-            packs.append(layout)
-            layout = _Layout(share_prefix)
-        for i, sample in enumerate(samples):
-            layout.add(sample, partner=i > 0)
-    packs.append(layout)
-    return [p.finish(needs) for p in packs if p.samples]
+        read.append([])
+        for sample in (unit.chosen, unit.rejected) if isinstance(unit, Pair) else (unit,):
+            before = _Sequence.after(before if share_prefix else None, sample)
+            read[-1].append(before)
+    return [layout.finish(needs) for layout in _cut(read, budget, lanes)]
+
+
+def _cut(units: Sequence[Sequence[_Sequence]], budget: int, lanes: int) -> list[_Layout]:
+    """One pack where the budget holds all, otherwise filled to what cuts the units into as many parts of one size."""
+    found = _filled(units, budget)
+    n = -(-len(found) // lanes) * lanes
+    if n == 1:
+        return found
+    size = sum(layout.tokens for layout in found) / n
+    while size < budget:
+        closer = _filled(units, int(size))
+        if len(closer) <= n:
+            return closer
+        size *= CLOSER
+    return found
+
+
+def _filled(units: Sequence[Sequence[_Sequence]], budget: int) -> list[_Layout]:
+    packs: list[_Layout] = []
+    for unit in units:
+        if not packs or not packs[-1].add(unit, budget):
+            packs.append(_Layout())
+            packs[-1].add(unit, None)
+    return packs
 
 
 def prompt_length(sample: Sample) -> int:
@@ -154,100 +181,137 @@ def prompt_length(sample: Sample) -> int:
     return int(sample.mask.numpy().argmax())
 
 
+@dataclass(slots=True)
+class _Sequence:
+    """A sample as packing sees it. common: how many tokens before anything is trained it has in common with the sequence
+    before it."""
+
+    sample: Sample
+    trained: np.ndarray
+    first: int  # the first trained token
+    last: int
+    common: int
+
+    @classmethod
+    def after(cls, before: _Sequence | None, sample: Sample) -> _Sequence:
+        trained = _trained(sample)
+        first, common = int(trained[0]), 0
+        if before is not None:
+            common = min(first, before.first)
+            differ = before.sample.tokens.numpy()[:common] != sample.tokens.numpy()[:common]
+            common = int(differ.argmax()) if differ.any() else common
+        return cls(sample, trained, first, int(trained[-1]), common)
+
+
 class _Layout:
-    """The packing of one micro-batch while it grows. A prompt is shared with the sequence just before; the sides of a
-    pair share all that is the same before anything is trained (for a scalar head, their answers' beginning too).
+    """The packing of one micro-batch while it grows.
 
     Runs once per sample and step, so it works on numpy views: for short samples a torch call costs more than
     what it computes.
     """
 
-    def __init__(self, share_prefix: bool) -> None:
-        self.share_prefix = share_prefix
-        self.samples: list[Sample] = []
-        self.trained: list[np.ndarray] = []  # trained indices of each sequence
-        self.shared: list[int] = []  # tokens that it has in common with the sequence before it; 0: laid down whole
+    def __init__(self) -> None:
+        self.sequences: list[_Sequence] = []
+        self.shared: list[int] = []  # tokens that each shares with the one before it
+        self.forks: list[int] = []  # where the last sequence parted from others, in ascending order
         self.tokens = 0
 
-    def cost(self, samples: Sequence[Sample]) -> int:
-        """Tokens these would add."""
-        total, before, shared = 0, self.samples[-1] if self.samples else None, self.shared[-1] if self.shared else 0
-        for i, s in enumerate(samples):
-            trained = _trained(s)
-            shared = self._shares(before, shared, s, trained, partner=i > 0)
-            total += int(trained[-1]) - shared
-            before = s
-        return total
-
-    def add(self, sample: Sample, partner: bool) -> None:
-        """partner: it is the other side of the pair whose first side was added last."""
-        trained = _trained(sample)
-        before, group = (self.samples[-1], self.shared[-1]) if self.samples else (None, 0)
-        shared = self._shares(before, group, sample, trained, partner)
-        self.samples.append(sample)
-        self.trained.append(trained)
-        self.shared.append(shared)
-        self.tokens += int(trained[-1]) - shared
-
-    def _shares(self, before: Sample | None, group: int, sample: Sample, trained: np.ndarray, partner: bool) -> int:
-        """How much of the sequence before is shared, which itself shares `group` tokens with those before it."""
-        if not self.share_prefix or before is None:
-            return 0
-        most, theirs = int(trained[0]), prompt_length(before)
-        if theirs != most:
-            most = min(most, theirs) if partner else 0
-        if most < MIN_SHARED:
-            return 0
-        differ = np.flatnonzero(before.tokens.numpy()[:most] != sample.tokens.numpy()[:most])
-        common = most if not differ.size else int(differ[0]) if partner else 0
-        if group:
-            return group if common >= group else 0
-        return common if common >= MIN_SHARED else 0
+    def add(self, unit: Sequence[_Sequence], budget: int | None) -> bool:
+        """Whether it still fits; if not, nothing has changed."""
+        forks, tokens, shared = list(self.forks), self.tokens, []
+        for one in unit:
+            shared.append(_fork(forks, one.common) if self.sequences or shared else 0)
+            tokens += one.last - shared[-1]
+        if budget is not None and tokens > budget:
+            return False
+        self.sequences += unit
+        self.shared += shared
+        self.forks, self.tokens = forks, tokens
+        return True
 
     def finish(self, needs: Sequence[str]) -> Packed:
-        spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order
-        segments: list[Segment] = []
+        row = _Row()
         src: list[np.ndarray] = []
-        at = 0
-
-        def lay(sample: Sample, start: int, stop: int, parent: Segment | None) -> Segment:
-            nonlocal at
-            segment = Segment(at, stop - start, parent)
-            if stop > start:
-                spans.append((sample.tokens.numpy(), start, stop))
-                segments.append(segment)
-            at += stop - start
-            return segment
-
-        prompt: Segment | None = None
-        split = 0
-        for i, (sample, trained) in enumerate(zip(self.samples, self.trained, strict=True)):
-            first, last = int(trained[0]), int(trained[-1])
-            if not self.shared[i]:
-                split = self.shared[i + 1] if i + 1 < len(self.shared) else 0
-                prompt = lay(sample, 0, split, None) if split else None
-            if prompt is None:
-                own = lay(sample, 0, last, None)
-                src.append(trained + (own.start - 1))
-            else:
-                own = lay(sample, split, last, prompt)
-                where = trained + (own.start - split - 1)
-                if first == split:
-                    where[0] = prompt.start + first - 1  # the prompt's last token predicts the first trained one
-                src.append(where)
-        lengths = np.array([len(t) for t in self.trained])
-        cols = {name: torch.cat([_column(s, name) for s in self.samples]) for name in needs}
-        targets = [s.tokens.numpy()[t] for s, t in zip(self.samples, self.trained, strict=True)]
+        for i, one in enumerate(self.sequences):
+            row.back(self.shared[i])
+            for fork in self._ahead(i):
+                row.lay(one.sample, fork)
+            split, parted = row.depth, row.end
+            row.lay(one.sample, one.last)
+            where = one.trained + (row.at - one.last - 1)
+            if one.first == split:
+                where[0] = parted - 1  # the last shared token predicts the first trained one
+            src.append(where)
+        trained = [one.trained for one in self.sequences]
+        samples = [one.sample for one in self.sequences]
+        lengths = np.array([len(t) for t in trained])
+        cols = {name: torch.cat([_column(s, name) for s in samples]) for name in needs}
+        targets = [s.tokens.numpy()[t] for s, t in zip(samples, trained, strict=True)]
         return Packed(
-            torch.from_numpy(np.concatenate([tokens[a:b] for tokens, a, b in spans])),
-            torch.from_numpy(np.concatenate([np.arange(a, b) for _, a, b in spans])),
-            PackedPlan.of(segments, at),
+            torch.from_numpy(np.concatenate([tokens[a:b] for tokens, a, b in row.spans])),
+            torch.from_numpy(np.concatenate([np.arange(a, b) for _, a, b in row.spans])),
+            PackedPlan.of(row.segments, row.at),
             torch.from_numpy(np.concatenate(src)),
             torch.from_numpy(np.concatenate(targets)),
             Batch(
                 torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)), torch.from_numpy(lengths), cols
             ),
         )
+
+    def _ahead(self, i: int) -> list[int]:
+        """How far sequences that follow share what sequence i lays down, in ascending order."""
+        found: list[int] = []
+        for shared in self.shared[i + 1 :]:
+            if shared <= self.shared[i]:
+                break
+            if not found or shared < found[-1]:
+                found.append(shared)
+        return found[::-1]
+
+
+def _fork(forks: list[int], common: int) -> int:
+    """How much a sequence shares that has `common` tokens in common with the one before; brings the forks up to it."""
+    while forks and forks[-1] > common:
+        forks.pop()
+    deepest = forks[-1] if forks else 0
+    if common - deepest < MIN_SHARED:
+        return deepest
+    forks.append(common)
+    return common
+
+
+class _Row:
+    """The packed row while sequences are laid down, and the segments that lead to where it stands in the last of them."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order
+        self.segments: list[Segment] = []
+        self.standing: list[Segment] = []
+        self.at = 0
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the sequence that are laid down."""
+        return self.standing[-1].keys if self.standing else 0
+
+    @property
+    def end(self) -> int:
+        """Where the last of them lies, plus one."""
+        return self.standing[-1].end if self.standing else 0
+
+    def back(self, depth: int) -> None:
+        while self.depth > depth:
+            self.standing.pop()
+        assert self.depth == depth, "a fork lies between segments"
+
+    def lay(self, sample: Sample, to: int) -> None:
+        """The sample's tokens from where the row stands to `to`."""
+        if to > self.depth:
+            segment = Segment(self.at, to - self.depth, self.standing[-1] if self.standing else None)
+            self.spans.append((sample.tokens.numpy(), self.depth, to))
+            self.segments.append(segment)
+            self.standing.append(segment)
+            self.at = segment.end
 
 
 def _trained(sample: Sample) -> np.ndarray:

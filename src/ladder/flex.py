@@ -2,10 +2,10 @@
 
 `segments.py` gathers segments into padded batches for SDPA, which costs copies and a call for each size; it is the
 path everywhere else, and the oracle. Here blocks of 128 tokens that see nothing of each other are left out, those that
-see all of each other take no mask, and the rest ask four numbers of each token:
+see all of each other take no mask, and the rest ask three numbers of a token:
 
-    a query sees a key of its own segment that is not behind it, and any key of the segment it continues,
-    if the key's position is not below the query's floor (its position less the window).
+    a query sees the keys from the first of the row to itself that are seen as far as it (`forest.until`),
+    if their position in the sequence is not below the query's floor (its position less the window).
 
 The row is padded to whole blocks and compiled for lengths that vary, so another pack compiles nothing; windows and
 soft caps are tensors for the same reason. Uncompiled, flex attention computes the same on any device, and so it is
@@ -16,7 +16,7 @@ Left out: heads narrower than 16, which its kernels do not take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ladder import forest
+from ladder.forest import Segment
 from ladder.kernels.library import wanted
 
 BLOCK = 128
@@ -40,40 +42,26 @@ def fits(q: Tensor, v: Tensor) -> bool:
     return wanted() and q.device.type == "cuda" and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A segment: `length` tokens from `start`, continuing `above` tokens from `parent`."""
+def seen(segment: Segment, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:
+    """The stretches of keys from the first that query `low` sees to the last that query `high` sees, both in the segment.
 
-    start: int
-    length: int
-    parent: int
-    above: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
-
-    def seen(self, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:
-        """The stretches of keys from the first that query `low` sees to the last that query `high` sees.
-
-        With low <= high that is all that any query between them sees, with low >= high what every one sees."""
-        reach = low - window + 1 if window else self.start - self.above
-        yield max(self.start, reach), high + 1
-        if self.above:
-            yield self.parent + max(0, reach - self.start + self.above), self.parent + self.above
+    With low <= high that is all that any query between them sees, with low >= high what every one sees."""
+    reach = segment.above + low - segment.start - window + 1 if window else 0  # the lowest position in the sequence
+    for s in segment.chain():
+        yield s.start + max(0, reach - s.above), high + 1 if s is segment else s.end
 
 
 @dataclass(slots=True)
 class Row:
-    """A packed row that spans tile, with what has been made for it: masks by window."""
+    """A packed row, its segments as they lie, with what has been made for it: masks by window."""
 
-    spans: list[Span]
+    segments: Sequence[Segment]
     device: torch.device
     masks: dict[int, BlockMask] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
-        return sum(s.length for s in self.spans)
+        return self.segments[-1].end
 
     @property
     def padded(self) -> int:
@@ -85,11 +73,10 @@ class Row:
         return self.masks[window]
 
     def _mask(self, window: int) -> BlockMask:
-        own, parent, place, floor = self._columns(window)
+        end, place, floor = self._columns(window)
 
         def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            inside = (own[k] == own[q]) & (k <= q)
-            return (inside | (own[k] == parent[q])) & (place[k] >= floor[q])
+            return (k <= q) & (q < end[k]) & (place[k] >= floor[q])
 
         some, whole = self.blocks(window)
         lists = [x.to(self.device) for grid in (some & ~whole, whole) for x in _listed(grid)]
@@ -97,32 +84,28 @@ class Row:
             *lists, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(self.padded, self.padded)
         )
 
-    def _columns(self, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each token: its segment and the one it continues (named by their starts; -1: none), its position, and
-        the lowest position it sees. Every pad is a segment of its own, so that it sees something."""
-        line = np.arange(self.padded)
-        own, parent, place = line.copy(), np.full(self.padded, -1), np.zeros(self.padded, np.int64)
-        for s in self.spans:
-            here = slice(s.start, s.end)
-            own[here], place[here] = s.start, s.above + np.arange(s.length)
-            if s.above:
-                parent[here] = s.parent
+    def _columns(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token: how far it is seen, its position in the sequence, and the lowest position it sees. Every pad is
+        a segment of its own, so that it sees something."""
+        end, place = np.arange(self.padded) + 1, np.zeros(self.padded, np.int64)
+        for s, last in zip(self.segments, forest.until(self.segments), strict=True):
+            end[s.start : s.end], place[s.start : s.end] = last, s.above + np.arange(s.length)
         floor = place - window + 1 if window else np.zeros_like(place)
-        columns = torch.from_numpy(np.stack([own, parent, place, floor]).astype(np.int32)).to(self.device)
-        own_, parent_, place_, floor_ = columns
-        return own_, parent_, place_, floor_
+        columns = torch.from_numpy(np.stack([end, place, floor]).astype(np.int32)).to(self.device)
+        end_, place_, floor_ = columns
+        return end_, place_, floor_
 
     def blocks(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """bool [blocks, blocks]: where a query sees some key, and where all queries see all keys."""
         n = self.padded // BLOCK
         some, queries = np.zeros((n, n), np.bool_), np.zeros((n, n), np.int64)  # how many queries see all keys
-        for s in self.spans:
+        for s in self.segments:
             for i in range(s.start // BLOCK, (s.end - 1) // BLOCK + 1):
                 first, last = max(s.start, i * BLOCK), min(s.end, (i + 1) * BLOCK) - 1
-                for low, high in s.seen(first, last, window):
+                for low, high in seen(s, first, last, window):
                     if low < high:
                         some[i, low // BLOCK : (high - 1) // BLOCK + 1] = True
-                for low, high in s.seen(last, first, window):
+                for low, high in seen(s, last, first, window):
                     queries[i, -(-low // BLOCK) : high // BLOCK] += last - first + 1
         return some, queries == BLOCK
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ladder.errors import UserError
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 
 
 @dataclass(frozen=True, slots=True)

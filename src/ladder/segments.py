@@ -1,4 +1,4 @@
-"""Attention over a pack of segments: each sees itself causally and, whole, the segment it continues.
+"""Attention over a pack of segments: each sees itself causally and, whole, the segments it continues (`forest.py`).
 
 On paper this is one block-sparse mask over the packed row. Computed so, it would cost the square of the pack;
 here segments of like size are gathered into small padded batches ("buckets"), each one call of SDPA. Only
@@ -18,25 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ladder import flash, flex
+from ladder import flash, flex, forest
+from ladder.forest import Segment
 from ladder.kernels.attend import Families
 from ladder.sdpa import masked_attention
 
 BUCKET_COST = 40_000
 """What one more SDPA call costs, in score-matrix entries (measured on a CPU; only speed depends on it)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """`length` tokens from packed position `start`, continuing `parent` if there is one."""
-
-    start: int
-    length: int
-    parent: Segment | None = None
-
-    @property
-    def keys(self) -> int:
-        return self.length + (self.parent.length if self.parent else 0)
 
 
 @dataclass(slots=True)
@@ -144,7 +132,7 @@ class _Rows:
 class PackedPlan:
     """The plan (`attention.Plan`) of one packed row of T tokens.
 
-    shared: some token is a key of several segments. What attention reads is laid out when it first asks: `rows` for
+    segments: as they lie. shared: some token is a key of several segments. What attention reads is laid out when it first asks: `rows` for
     torch's operators on any device, `families` for the kernel, `flexed` and `bounds` for CUDA.
     """
 
@@ -160,9 +148,8 @@ class PackedPlan:
     @classmethod
     def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
         """The plan of segments that tile a packed row of `tokens` tokens."""
-        assert tokens == sum(s.length for s in segments), "segments must tile the packed row"
         return cls(
-            segments,
+            forest.laid(segments, tokens),
             shared=any(s.parent is not None for s in segments),
             single=len(segments) == 1 and segments[0].parent is None,
         )
@@ -173,29 +160,27 @@ class PackedPlan:
     @property
     def rows(self) -> _Rows:
         if self._rows is None:
-            tokens = sum(s.length for s in self.segments)
-            self._rows = _Rows.of(self.segments, tokens).to(self.device)
+            self._rows = _Rows.of(self.segments, self.segments[-1].end).to(self.device)
         return self._rows
 
     @property
     def families(self) -> Families:
         if self._families is None:
-            self._families = _families(self.segments)
+            self._families = Families(forest.families(self.segments))
         return self._families
 
     @property
     def flexed(self) -> flex.Row:
         if self._flexed is None:
-            self._flexed = flex.Row([flex.Span(*_span(s)) for s in self.segments], self.device)
+            self._flexed = flex.Row(self.segments, self.device)
         return self._flexed
 
     @property
     def bounds(self) -> Tensor:
         """int32 [n + 1]: where each segment begins, and the end of all."""
         if self._bounds is None:
-            starts = sorted(s.start for s in self.segments)
-            end = sum(s.length for s in self.segments)
-            self._bounds = torch.tensor([*starts, end], dtype=torch.int32, device=self.device)
+            edges = [0, *(s.end for s in self.segments)]
+            self._bounds = torch.tensor(edges, dtype=torch.int32, device=self.device)
         return self._bounds
 
     def attend(
@@ -259,22 +244,6 @@ def _attend(b: _Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float, window:
     return masked_attention(q, k, v, b.visible(window), scaling=scaling, softcap=softcap)
 
 
-def _span(s: Segment) -> tuple[int, int, int, int]:
-    """Start and length, and those of what it continues."""
-    return s.start, s.length, s.parent.start if s.parent else 0, s.parent.length if s.parent else 0
-
-
-def _families(segments: Sequence[Segment]) -> Families:
-    """Roots, each with all that continue it; the most work first."""
-    members: dict[Segment, list[Segment]] = {}
-    for s in segments:
-        members.setdefault(s.parent or s, []).append(s)
-    some = [sorted(group, key=lambda s: s.parent is not None) for group in members.values()]
-    some.sort(key=lambda group: -sum(s.length * s.keys for s in group))
-    spans = [_span(s) for group in some for s in group]
-    return Families(np.array(spans), np.cumsum([0, *map(len, some)]))
-
-
 def _bucketed(segments: Sequence[Segment]) -> list[list[Segment]]:
     """Segments of like size together: a new bucket when the padding it saves costs more than the call."""
     groups: list[list[Segment]] = []
@@ -309,12 +278,8 @@ def _lay(group: Sequence[Segment]) -> tuple[_Bucket, np.ndarray, np.ndarray, np.
     q_index = np.where(own, starts + line, starts)
     if group[0].parent is None:
         return _Bucket(n, Lq, Lk, None, None), q_index, own, q_index
-    parents = np.array([[s.parent.start, s.parent.length] for s in group if s.parent])
-    p_starts, p_lengths = parents[:, :1], parents[:, 1:]
-    keys = np.arange(Lk)[None]
-    in_parent = keys < p_lengths
-    in_own = ~in_parent & (keys < p_lengths + lengths)
-    k_index = np.where(in_parent, p_starts + keys, np.where(in_own, starts + keys - p_lengths, p_starts))
-    kpos = torch.from_numpy(np.where(in_parent | in_own, keys, -1))
-    qpos = torch.from_numpy(np.where(own, p_lengths + line, p_lengths))
-    return _Bucket(n, Lq, Lk, qpos, kpos), q_index, own, k_index
+    k_index, kpos = np.repeat(starts, Lk, 1), np.full((n, Lk), -1)
+    for i, s in enumerate(group):
+        k_index[i, : s.keys], kpos[i, : s.keys] = s.line(), np.arange(s.keys)
+    qpos = np.array([[s.above] for s in group]) + np.where(own, line, 0)
+    return _Bucket(n, Lq, Lk, torch.from_numpy(qpos), torch.from_numpy(kpos)), q_index, own, k_index

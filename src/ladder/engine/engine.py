@@ -165,7 +165,7 @@ class Engine:
         """One optimiser step."""
         assert self.optimizer is not None
         total = count(units, loss)
-        packs = pack(units, loss.needs, self._budget(units), self.share_prefix)
+        packs = pack(units, loss.needs, self.budget, self.share_prefix, self.workers)
         parts = self.pool.map(lambda p: self._gradients(p, loss, total), packs) if self.pool else None
         if parts is None:
             parts = (self._accumulate(p, loss, total) for p in packs)
@@ -187,13 +187,6 @@ class Engine:
         meter.one("loss", loss_sum)
         meter.one("grad_norm", norm)
         meter.count("tokens", sum(p.tokens_T.numel() for p in packs))
-
-    def _budget(self, units: Sequence[Unit]) -> int:
-        """With several workers, packs small enough that each gets one."""
-        if self.workers == 1:
-            return self.budget
-        tokens = sum(len(s.tokens) for s in sequences(units))
-        return min(self.budget, math.ceil(tokens / self.workers))
 
     def _value(self, packed: Packed, loss: Loss, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         packed = packed.to(self.device)

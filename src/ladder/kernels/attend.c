@@ -1,10 +1,11 @@
 /* Attention over a packed row, forward and backward, where the projections leave queries, keys and values.
 
-     o_i = sum_j p_ij v_j,  p_i = softmax_j(scale q_i k_j) over j in the segment that i's continues, and in its own up to i
+     o_i = sum_j p_ij v_j,  p_i = softmax_j(scale q_i k_j) over j in all that i's segment continues, and in its own up to i
 
-   A family is a segment that continues nothing with all that continue it. One family and one key head are one piece of
-   work: whoever does it, the same sums are taken in the same order, so the number of threads changes no bit. Scores are
-   of ROWS queries at a time and never leave the second cache; backward computes them again from their log-sum-exp. */
+   A segment continues another one, which may continue a third: a family is one that continues nothing with all that stand
+   on it. One segment and one key head are one piece of work; what its backward owes to the segments it stands on is laid
+   down apart and added family by family, always in the same order, so the number of threads changes no bit. Scores are of
+   ROWS queries at a time and never leave the second cache; backward computes them again from their log-sum-exp. */
 #include "gemm.h"
 
 #define ROWS 32
@@ -64,8 +65,9 @@ static void turn(const float *x, int64_t n, int64_t Wp, int64_t Kp, float *to) {
 
 /* ---------------------------------------------------------------- one segment */
 
-typedef struct { /* of packed positions; a segment that continues nothing has a parent of length 0 */
-  int64_t start, length, parent, parent_length;
+typedef struct { /* start of packed positions; parent: its place among the spans, -1 for none; above: tokens it stands on;
+                    owed: how many tokens stand above all spans before it */
+  int64_t start, length, parent, above, owed;
 } span;
 
 typedef struct { /* where the numbers lie: rows of q and o are H W long, of k and v KH W */
@@ -73,11 +75,13 @@ typedef struct { /* where the numbers lie: rows of q and o are H W long, of k an
   float scale;
 } shape;
 
-/* Rows of the keys of a segment, the parent's first. */
-static void gather(const float *x, const shape *s, const span *g, int64_t head, int64_t Wp, float *to) {
+/* Rows of the keys of span i, those it stands on first. */
+static void gather(const float *x, const shape *s, const span *spans, int64_t i, int64_t head, int64_t Wp, float *to) {
   int64_t row = s->KH * s->W;
-  take(x + g->parent * row + head * s->W, row, g->parent_length, s->W, Wp, 1, to);
-  take(x + g->start * row + head * s->W, row, g->length, s->W, Wp, 1, to + g->parent_length * Wp);
+  for (; i >= 0; i = spans[i].parent) {
+    const span *g = spans + i;
+    take(x + g->start * row + head * s->W, row, g->length, s->W, Wp, 1, to + g->above * Wp);
+  }
 }
 
 static float *cut(float **room, int64_t n) {
@@ -115,12 +119,13 @@ static void soften(float *S, int64_t width, int64_t rows, int64_t limit, float *
   }
 }
 
-static void forward(const float *q, const float *k, const float *v, const shape *s, const span *g, int64_t head, float *o,
-                    float *lse, float *room) {
-  int64_t W = s->W, Wp = up(W), P = g->parent_length, keys = P + g->length, Kp = up(keys), row = s->H * W;
+static void forward(const float *q, const float *k, const float *v, const shape *s, const span *spans, int64_t span_at,
+                    int64_t head, float *o, float *lse, float *room) {
+  const span *g = spans + span_at;
+  int64_t W = s->W, Wp = up(W), P = g->above, keys = P + g->length, Kp = up(keys), row = s->H * W;
   float *V = cut(&room, keys * Wp), *K = cut(&room, keys * Wp), *KT = cut(&room, Wp * Kp), *S = cut(&room, ROWS * Kp);
   float *Q = cut(&room, ROWS * Wp), *O = cut(&room, ROWS * Wp), *each = cut(&room, ROWS);
-  gather(v, s, g, head, Wp, V), gather(k, s, g, head, Wp, K), turn(K, keys, Wp, Kp, KT);
+  gather(v, s, spans, span_at, head, Wp, V), gather(k, s, spans, span_at, head, Wp, K), turn(K, keys, Wp, Kp, KT);
   int64_t group = s->H / s->KH;
   for (int64_t h = head * group; h < (head + 1) * group; h++)
     for (int64_t at = 0; at < g->length; at += ROWS) {
@@ -147,13 +152,15 @@ static void harden(float *S, float *D, int64_t width, int64_t rows, int64_t limi
 }
 
 static void backward(const float *q, const float *k, const float *v, const float *o, const float *lse, const float *go,
-                     const shape *s, const span *g, int64_t head, float *dq, float *dk, float *dv, float *room) {
-  int64_t W = s->W, Wp = up(W), P = g->parent_length, keys = P + g->length, Kp = up(keys), row = s->H * W;
+                     const shape *s, const span *spans, int64_t span_at, int64_t head, float *dq, float *dk, float *dv,
+                     float *owed, float *room) {
+  const span *g = spans + span_at;
+  int64_t W = s->W, Wp = up(W), P = g->above, keys = P + g->length, Kp = up(keys), row = s->H * W;
   float *K = cut(&room, keys * Wp), *KT = cut(&room, Wp * Kp), *VT = cut(&room, Wp * Kp), *V = cut(&room, keys * Wp);
   float *dK = cut(&room, keys * Wp), *dV = V, *S = cut(&room, ROWS * Kp), *D = cut(&room, ROWS * Kp);
   float *Q = cut(&room, ROWS * Wp), *dO = cut(&room, ROWS * Wp), *dQ = cut(&room, ROWS * Wp), *delta = cut(&room, ROWS);
-  gather(k, s, g, head, Wp, K), turn(K, keys, Wp, Kp, KT);
-  gather(v, s, g, head, Wp, V), turn(V, keys, Wp, Kp, VT); /* from here on its place is dV's */
+  gather(k, s, spans, span_at, head, Wp, K), turn(K, keys, Wp, Kp, KT);
+  gather(v, s, spans, span_at, head, Wp, V), turn(V, keys, Wp, Kp, VT); /* from here on its place is dV's */
   memset(dK, 0, keys * Wp * 4), memset(dV, 0, keys * Wp * 4);
   int64_t group = s->H / s->KH;
   for (int64_t h = head * group; h < (head + 1) * group; h++)
@@ -172,32 +179,46 @@ static void backward(const float *q, const float *k, const float *v, const float
       give(dQ, Wp, n, W, s->scale, dq + t * row + h * W, row, 0);
       plain(D, 1, width, seen, n, Wp, Q, Wp, dK, Wp, 1), plain(S, 1, width, seen, n, Wp, dO, Wp, dV, Wp, 1);
     }
-  int64_t narrow = s->KH * W, own = g->start * narrow + head * W, other = g->parent * narrow + head * W;
+  int64_t narrow = s->KH * W, own = g->start * narrow + head * W, above = g->owed * 2 * narrow + head * W;
   give(dK + P * Wp, Wp, g->length, W, 1, dk + own, narrow, 0), give(dV + P * Wp, Wp, g->length, W, 1, dv + own, narrow, 0);
-  give(dK, Wp, P, W, 1, dk + other, narrow, 1), give(dV, Wp, P, W, 1, dv + other, narrow, 1);
+  give(dK, Wp, P, W, 1, owed + above, 2 * narrow, 0), give(dV, Wp, P, W, 1, owed + above + narrow, 2 * narrow, 0);
+}
+
+/* What span i's backward laid down for those above it is added to their gradients. */
+static void pay(const float *owed, const shape *s, const span *spans, int64_t i, int64_t head, float *dk, float *dv) {
+  int64_t narrow = s->KH * s->W, at = head * s->W;
+  const float *from = owed + spans[i].owed * 2 * narrow + at;
+  for (int64_t p = spans[i].parent; p >= 0; p = spans[p].parent)
+    for (int64_t t = 0; t < spans[p].length; t++) {
+      const float *x = from + (spans[p].above + t) * 2 * narrow;
+      float *a = dk + (spans[p].start + t) * narrow + at, *b = dv + (spans[p].start + t) * narrow + at;
+      for (int64_t d = 0; d < s->W; d++) a[d] += x[d], b[d] += x[narrow + d];
+    }
 }
 
 /* ---------------------------------------------------------------- all of them */
 
-/* families [n + 1]: where each begins among the spans, its root first. scratch [threads, room]. */
-#define PIECES(CALL)                                                                                     \
-  _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")               \
-  for (int64_t piece = 0; piece < n * KH; piece++) {                                                     \
-    int64_t family = piece / KH, head = piece % KH;                                                      \
-    float *mine = scratch + thread_number() * room;                                                      \
-    for (int64_t i = families[family]; i < families[family + 1]; i++) { CALL; }                          \
-  }
+#define IN_PARALLEL _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")
 
-void attend_forward(const float *q, const float *k, const float *v, const span *spans, const int64_t *families, int64_t n,
-                    int64_t H, int64_t KH, int64_t W, float scale, float *o, float *lse, float *scratch, int64_t room,
-                    int64_t threads) {
+/* spans [S]: a family's together, the most work first. scratch [threads, room]. */
+void attend_forward(const float *q, const float *k, const float *v, const span *spans, int64_t S, int64_t H, int64_t KH,
+                    int64_t W, float scale, float *o, float *lse, float *scratch, int64_t room, int64_t threads) {
   shape s = {H, KH, W, scale};
-  PIECES(forward(q, k, v, &s, spans + i, head, o, lse, mine))
+  IN_PARALLEL
+  for (int64_t piece = 0; piece < S * KH; piece++)
+    forward(q, k, v, &s, spans, piece / KH, piece % KH, o, lse, scratch + thread_number() * room);
 }
 
+/* families [n + 1]: where each begins among the spans. owed [tokens above all spans, 2, KH, W]. */
 void attend_backward(const float *q, const float *k, const float *v, const float *o, const float *lse, const float *go,
                      const span *spans, const int64_t *families, int64_t n, int64_t H, int64_t KH, int64_t W, float scale,
-                     float *dq, float *dk, float *dv, float *scratch, int64_t room, int64_t threads) {
+                     float *dq, float *dk, float *dv, float *owed, float *scratch, int64_t room, int64_t threads) {
   shape s = {H, KH, W, scale};
-  PIECES(backward(q, k, v, o, lse, go, &s, spans + i, head, dq, dk, dv, mine))
+  IN_PARALLEL
+  for (int64_t piece = 0; piece < families[n] * KH; piece++)
+    backward(q, k, v, o, lse, go, &s, spans, piece / KH, piece % KH, dq, dk, dv, owed, scratch + thread_number() * room);
+  IN_PARALLEL
+  for (int64_t piece = 0; piece < n * KH; piece++)
+    for (int64_t i = families[piece / KH]; i < families[piece / KH + 1]; i++)
+      pay(owed, &s, spans, i, piece % KH, dk, dv);
 }

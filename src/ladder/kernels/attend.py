@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ladder.forest import Segment
 from ladder.kernels.library import Address, Float, Int, address, declared, library
 
 ARGUMENTS = {
     "attend_room": [Int, Int],
-    "attend_forward": [Address] * 5 + [Int] * 4 + [Float, Address, Address, Address, Int, Int],
-    "attend_backward": [Address] * 8 + [Int] * 4 + [Float, Address, Address, Address, Address, Int, Int],
+    "attend_forward": [Address] * 4 + [Int] * 4 + [Float, Address, Address, Address, Int, Int],
+    "attend_backward": [Address] * 8 + [Int] * 4 + [Float] + [Address] * 5 + [Int, Int],
 }
 
 
@@ -23,14 +25,21 @@ def kernels() -> Any:
 
 
 class Families:
-    """Segments as the kernels read them: families that share a prompt, the most work first: threads end together.
+    """Segments as the kernels read them, a family's one after another, the most work first: threads end together.
 
-    spans [S, 4]: start, length, and the same of the segment that is continued (0, 0 for none); a root before what
-    continues it. families [n + 1]: where each begins."""
+    spans [S, 5]: start, length, the place of what it continues (-1: nothing), tokens above it, and tokens above all
+    spans before it. families [n + 1]: where each begins."""
 
-    def __init__(self, spans: np.ndarray, families: np.ndarray) -> None:
-        self.spans, self.families = np.ascontiguousarray(spans, np.int64), np.ascontiguousarray(families, np.int64)
-        self.keys = int((self.spans[:, 1] + self.spans[:, 3]).max())
+    def __init__(self, groups: Sequence[Sequence[Segment]]) -> None:
+        """groups: of each family, what a segment continues before it."""
+        row = [s for group in groups for s in group]
+        place = {s: i for i, s in enumerate(row)}
+        above = np.array([s.above for s in row])
+        continued = [place[s.parent] if s.parent else -1 for s in row]
+        columns = [s.start for s in row], [s.length for s in row], continued, above, above.cumsum() - above
+        self.spans = np.ascontiguousarray(np.stack([np.asarray(c) for c in columns], 1), np.int64)
+        self.families = np.cumsum([0, *map(len, groups)], dtype=np.int64)
+        self.keys, self.above = max(s.keys for s in row), int(above.sum())
         self.scratch: Tensor | None = None
 
     def room(self, W: int, threads: int) -> tuple[Tensor, int]:
@@ -48,9 +57,8 @@ def attend(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, families: Families, scal
     scratch, each = families.room(W, threads)
     out, lse = torch.empty_like(q_THW), q_THW.new_empty(T, H)
     kernels().attend_forward(
-        address(q_THW), address(k_TKW), address(v_TKW), families.spans.ctypes.data, families.families.ctypes.data,
-        len(families.families) - 1, H, k_TKW.shape[1], W, scale, address(out), address(lse), address(scratch), each,
-        threads,
+        address(q_THW), address(k_TKW), address(v_TKW), families.spans.ctypes.data, len(families.spans), H,
+        k_TKW.shape[1], W, scale, address(out), address(lse), address(scratch), each, threads,
     )  # fmt: skip
     return out, lse
 
@@ -70,9 +78,10 @@ def attend_backward(
     threads = torch.get_num_threads()
     scratch, each = families.room(W, threads)
     dq, dk, dv = torch.empty_like(q_THW), torch.empty_like(k_TKW), torch.empty_like(v_TKW)
+    owed = q_THW.new_empty(families.above, 2, *k_TKW.shape[1:])
     kernels().attend_backward(
         address(q_THW), address(k_TKW), address(v_TKW), address(out_THW), address(lse_TH), address(grad_THW),
         families.spans.ctypes.data, families.families.ctypes.data, len(families.families) - 1, H, k_TKW.shape[1], W,
-        scale, address(dq), address(dk), address(dv), address(scratch), each, threads,
+        scale, address(dq), address(dk), address(dv), address(owed), address(scratch), each, threads,
     )  # fmt: skip
     return dq, dk, dv

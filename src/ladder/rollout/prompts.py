@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.segments import PackedPlan, Segment
+from ladder.forest import Segment
+from ladder.segments import PackedPlan
 
 
 @dataclass(frozen=True, slots=True)
