@@ -22,8 +22,8 @@ import families as fam
 from ladder import flash, flex
 from ladder.batch import count, pack
 from ladder.engine.engine import Engine
-from ladder.losses import CrossEntropy
 from ladder.forest import Segment
+from ladder.losses import CrossEntropy
 from ladder.segments import PackedPlan
 from ladder.types import Sample
 

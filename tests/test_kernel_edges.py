@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ladder.forest import Segment
 from ladder.kernels import attend, decode, layers
 from ladder.kernels.attend import Families
 from ladder.kernels.library import why
-from ladder.forest import Segment
 from ladder.segments import PackedPlan
 
 MISSING = why("layers") or why("attend") or why("decode")

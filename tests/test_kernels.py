@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ladder.forest import Segment
 from ladder.kernels import attend, layers
 from ladder.kernels.library import why
-from ladder.forest import Segment
 from ladder.segments import PackedPlan
 
 MISSING = why("layers") or why("attend")

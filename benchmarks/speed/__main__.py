@@ -3,8 +3,8 @@
     python -m benchmarks.speed --model SmolLM2-135M-Instruct.gguf --data DIRECTORY
     python -m benchmarks.speed ... --only sft,dpo --threads 1,2 --rounds 3 --name mine
 
-Results are added to benchmarks/speed/results/NAME.json, with the table as Markdown beside it: workloads that were
-measured before under that name are replaced, the others stay.
+Results are added to benchmarks/speed/results/NAME.json, with the table as Markdown beside it: sides that were measured
+before under that name are replaced, the others stay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main() -> None:
         for workload in chosen:
             print(workload.title, flush=True)
             made = measure.measure(workload, args.work, place, args.rounds, args.limit, command.say)
-            document["results"][f"{workload.name}/{threads}"] = made
+            key = f"{workload.name}/{threads}"
+            document["results"][key] = measure.joined(document["results"].get(key), made)
             write(path, document)
     print(report.markdown(document))
 

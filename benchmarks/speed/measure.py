@@ -36,6 +36,16 @@ def measure(workload: Workload, work: Path, place: Place, rounds: int, limit: fl
     return {"workload": workload.name, "threads": place.threads, "sides": made, "losses": losses(workload, made)}
 
 
+def joined(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """Both measurements of a workload; of what is in both, the later one."""
+
+    def later(name: str, *keys: str) -> list[dict[str, Any]]:
+        found = {tuple(one[k] for k in keys): one for one in [*(before or {}).get(name, []), *now[name]]}
+        return list(found.values())
+
+    return now | {"sides": later("sides", "name", "precision"), "losses": later("losses", "against", "precision")}
+
+
 def judged(
     workload: Workload, report: dict[str, Any], work: Path, name: str, place: Place, limit: float
 ) -> dict[str, Any]:

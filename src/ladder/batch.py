@@ -156,7 +156,7 @@ def _cut(units: Sequence[Sequence[_Sequence]], budget: int, lanes: int) -> list[
     """One pack where the budget holds all, otherwise filled to what cuts the units into as many parts of one size."""
     found = _filled(units, budget)
     n = -(-len(found) // lanes) * lanes
-    if n == 1:
+    if n <= 1:
         return found
     size = sum(layout.tokens for layout in found) / n
     while size < budget:
@@ -183,7 +183,7 @@ def prompt_length(sample: Sample) -> int:
 
 @dataclass(slots=True)
 class _Sequence:
-    """A sample as packing sees it. common: how many tokens before anything is trained it has in common with the sequence
+    """A sample as packing sees it. common: how many tokens before anything is trained it has in common with the one
     before it."""
 
     sample: Sample
@@ -281,7 +281,7 @@ def _fork(forks: list[int], common: int) -> int:
 
 
 class _Row:
-    """The packed row while sequences are laid down, and the segments that lead to where it stands in the last of them."""
+    """The packed row while sequences are laid down, and the segments that lead to where it stands in the last."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order

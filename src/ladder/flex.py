@@ -43,7 +43,7 @@ def fits(q: Tensor, v: Tensor) -> bool:
 
 
 def seen(segment: Segment, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:
-    """The stretches of keys from the first that query `low` sees to the last that query `high` sees, both in the segment.
+    """The stretches of keys from the first that query `low` of the segment sees to the last that query `high` sees.
 
     With low <= high that is all that any query between them sees, with low >= high what every one sees."""
     reach = segment.above + low - segment.start - window + 1 if window else 0  # the lowest position in the sequence
@@ -85,8 +85,8 @@ class Row:
         )
 
     def _columns(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token: how far it is seen, its position in the sequence, and the lowest position it sees. Every pad is
-        a segment of its own, so that it sees something."""
+        """Of each token: how far it is seen, its position in the sequence, and the lowest position it sees. Every pad
+        is a segment of its own, so that it sees something."""
         end, place = np.arange(self.padded) + 1, np.zeros(self.padded, np.int64)
         for s, last in zip(self.segments, forest.until(self.segments), strict=True):
             end[s.start : s.end], place[s.start : s.end] = last, s.above + np.arange(s.length)

@@ -132,8 +132,8 @@ class _Rows:
 class PackedPlan:
     """The plan (`attention.Plan`) of one packed row of T tokens.
 
-    segments: as they lie. shared: some token is a key of several segments. What attention reads is laid out when it first asks: `rows` for
-    torch's operators on any device, `families` for the kernel, `flexed` and `bounds` for CUDA.
+    segments: as they lie. shared: some token is a key of several segments. What attention reads is laid out when it
+    first asks: `rows` for torch's operators on any device, `families` for the kernel, `flexed` and `bounds` for CUDA.
     """
 
     segments: Sequence[Segment]
