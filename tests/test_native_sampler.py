@@ -20,6 +20,7 @@ from ladder.errors import UserError
 from ladder.rollout import cache
 from ladder.rollout.collect import to_rollout
 from ladder.rollout.native import NativeSampler
+from ladder.rollout.prompts import Prompts
 from ladder.rollout.rows import Rows
 from ladder.rollout.sampling import draw, inverse_cdf, stream, uniforms
 from ladder.signals.rewards import to_sample
@@ -91,6 +92,39 @@ def test_both_ways_to_attend_over_the_cache_agree(name: str, monkeypatch: pytest
 def test_reading_prompts_in_many_passes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ladder.rollout.native.PREFILL_TOKENS", 8)
     check_parity("gemma3", requests())
+
+
+def few_shot() -> list[Request]:
+    """Prompts that open alike, fork twice, and end within each other; the last one has nothing in common with them."""
+    g = torch.Generator().manual_seed(6)
+
+    def some(n: int) -> list[int]:
+        return torch.randint(20, VOCAB, (n,), generator=g).tolist()
+
+    shots = some(31)
+    longer = shots + some(12)
+    prompts = [shots + some(5), shots + some(1), longer + some(6), longer, longer + some(2), shots, shots, some(9)]
+    return [Request(p, 1 + i % 3, Sampling(24), 5 * i) for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("name", fam.NAMES)
+def test_what_prompts_open_with_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Prompts] = []
+    plain = Prompts.of
+    monkeypatch.setattr(Prompts, "of", lambda *a: seen.append(plain(*a)) or seen[-1])
+    asked = few_shot()
+    check_parity(name, asked)
+    (prompts,) = seen
+    assert len(prompts.tokens) == 31 + 12 + 5 + 1 + 6 + 2 + 9 and prompts.plan.shared
+    assert prompts.lengths.tolist() == [len(r.prompt) for r in asked]
+    for r, line in zip(asked, prompts.line, strict=True):
+        assert prompts.tokens[line[: len(r.prompt)]].tolist() == r.prompt
+
+
+def test_prompts_with_little_in_common_are_read_as_they_are() -> None:
+    alike = [[*range(5), *range(20 + i, 70 + i)] for i in range(4)]  # 15 of 220 tokens
+    assert not Prompts.of(alike, np.arange(4)).plan.shared
+    assert Prompts.of([p[:12] for p in alike], np.arange(4)).plan.shared
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral"])

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ladder import attention  # noqa: F401  (registers the attention function)
-from ladder.batch import MIN_SHARED, count, pack, sequences
+from ladder.batch import count, pack, sequences
 from ladder.engine.engine import Engine, _minibatches
+from ladder.forest import MIN_SHARED
 from ladder.losses import CrossEntropy
 from ladder.signals.preferences import at_end
 from ladder.types import Pair, Sample, Unit

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ladder import forest
 from ladder.forest import Segment
 from ladder.segments import PackedPlan
 from ladder.types import Loss, Pair, Sample, Unit
 
-MIN_SHARED = 4
-"""A common beginning shorter than this is not worth a segment of its own."""
 CLOSER = 1.03
 """How much closer to even the packs of a step are cut, from one try to the next."""
 
@@ -183,24 +182,21 @@ def prompt_length(sample: Sample) -> int:
 
 @dataclass(slots=True)
 class _Sequence:
-    """A sample as packing sees it. common: how many tokens before anything is trained it has in common with the one
-    before it."""
+    """A sample as packing sees it. read: its tokens up to the one that predicts its last trained one. common: how many
+    tokens before anything is trained it has in common with the sequence before it."""
 
     sample: Sample
     trained: np.ndarray
-    first: int  # the first trained token
-    last: int
+    read: np.ndarray
     common: int
 
     @classmethod
     def after(cls, before: _Sequence | None, sample: Sample) -> _Sequence:
         trained = _trained(sample)
-        first, common = int(trained[0]), 0
+        read, common = sample.tokens.numpy()[: trained[-1]], 0
         if before is not None:
-            common = min(first, before.first)
-            differ = before.sample.tokens.numpy()[:common] != sample.tokens.numpy()[:common]
-            common = int(differ.argmax()) if differ.any() else common
-        return cls(sample, trained, first, int(trained[-1]), common)
+            common = forest.common(before.read, read, int(min(trained[0], before.trained[0])))
+        return cls(sample, trained, read, common)
 
 
 class _Layout:
@@ -220,8 +216,8 @@ class _Layout:
         """Whether it still fits; if not, nothing has changed."""
         forks, tokens, shared = list(self.forks), self.tokens, []
         for one in unit:
-            shared.append(_fork(forks, one.common) if self.sequences or shared else 0)
-            tokens += one.last - shared[-1]
+            shared.append(forest.fork(forks, one.common, len(one.read)) if self.sequences or shared else 0)
+            tokens += len(one.read) - shared[-1]
         if budget is not None and tokens > budget:
             return False
         self.sequences += unit
@@ -230,27 +226,17 @@ class _Layout:
         return True
 
     def finish(self, needs: Sequence[str]) -> Packed:
-        row = _Row()
-        src: list[np.ndarray] = []
-        for i, one in enumerate(self.sequences):
-            row.back(self.shared[i])
-            for fork in self._ahead(i):
-                row.lay(one.sample, fork)
-            split, parted = row.depth, row.end
-            row.lay(one.sample, one.last)
-            where = one.trained + (row.at - one.last - 1)
-            if one.first == split:
-                where[0] = parted - 1  # the last shared token predicts the first trained one
-            src.append(where)
+        row = forest.grown([one.read for one in self.sequences], self.shared)
         trained = [one.trained for one in self.sequences]
         samples = [one.sample for one in self.sequences]
+        src = [_predicting(leaf, t) for leaf, t in zip(row.leaves, trained, strict=True)]
         lengths = np.array([len(t) for t in trained])
         cols = {name: torch.cat([_column(s, name) for s in samples]) for name in needs}
         targets = [s.tokens.numpy()[t] for s, t in zip(samples, trained, strict=True)]
         return Packed(
-            torch.from_numpy(np.concatenate([tokens[a:b] for tokens, a, b in row.spans])),
-            torch.from_numpy(np.concatenate([np.arange(a, b) for _, a, b in row.spans])),
-            PackedPlan.of(row.segments, row.at),
+            torch.from_numpy(row.tokens),
+            torch.from_numpy(row.positions),
+            PackedPlan.of(row.segments, len(row.tokens)),
             torch.from_numpy(np.concatenate(src)),
             torch.from_numpy(np.concatenate(targets)),
             Batch(
@@ -258,60 +244,13 @@ class _Layout:
             ),
         )
 
-    def _ahead(self, i: int) -> list[int]:
-        """How far sequences that follow share what sequence i lays down, in ascending order."""
-        found: list[int] = []
-        for shared in self.shared[i + 1 :]:
-            if shared <= self.shared[i]:
-                break
-            if not found or shared < found[-1]:
-                found.append(shared)
-        return found[::-1]
 
-
-def _fork(forks: list[int], common: int) -> int:
-    """How much a sequence shares that has `common` tokens in common with the one before; brings the forks up to it."""
-    while forks and forks[-1] > common:
-        forks.pop()
-    deepest = forks[-1] if forks else 0
-    if common - deepest < MIN_SHARED:
-        return deepest
-    forks.append(common)
-    return common
-
-
-class _Row:
-    """The packed row while sequences are laid down, and the segments that lead to where it stands in the last."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[np.ndarray, int, int]] = []  # tokens, from, to: what is laid, in order
-        self.segments: list[Segment] = []
-        self.standing: list[Segment] = []
-        self.at = 0
-
-    @property
-    def depth(self) -> int:
-        """Tokens of the sequence that are laid down."""
-        return self.standing[-1].keys if self.standing else 0
-
-    @property
-    def end(self) -> int:
-        """Where the last of them lies, plus one."""
-        return self.standing[-1].end if self.standing else 0
-
-    def back(self, depth: int) -> None:
-        while self.depth > depth:
-            self.standing.pop()
-        assert self.depth == depth, "a fork lies between segments"
-
-    def lay(self, sample: Sample, to: int) -> None:
-        """The sample's tokens from where the row stands to `to`."""
-        if to > self.depth:
-            segment = Segment(self.at, to - self.depth, self.standing[-1] if self.standing else None)
-            self.spans.append((sample.tokens.numpy(), self.depth, to))
-            self.segments.append(segment)
-            self.standing.append(segment)
-            self.at = segment.end
+def _predicting(leaf: Segment, trained: np.ndarray) -> np.ndarray:
+    """The packed places of what predicts the trained tokens of a sequence that ends with the leaf."""
+    where = trained + (leaf.start - leaf.above - 1)
+    if leaf.parent is not None and trained[0] == leaf.above:
+        where[0] = leaf.parent.end - 1  # the last shared token predicts the first trained one
+    return where
 
 
 def _trained(sample: Sample) -> np.ndarray:

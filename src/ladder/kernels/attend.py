@@ -24,6 +24,11 @@ def kernels() -> Any:
     return declared(library("attend"), ARGUMENTS, {"attend_room": Int})
 
 
+def usable(x: Tensor) -> bool:
+    """Whether the kernels can work on tensors of this one's kind."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and kernels() is not None
+
+
 class Families:
     """Segments as the kernels read them, a family's one after another, the most work first: threads end together.
 

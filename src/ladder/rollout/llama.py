@@ -24,10 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladder.head import Head
+from ladder.kernels import attend
 from ladder.llama import known
 from ladder.rollout.packed import Matrix, effective
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.shared import Shared
+from ladder.segments import PackedPlan
 
 TYPES = {"cuda": (torch.float32, torch.bfloat16, torch.float16)}
 """Types that are decoded here, by device; float32 alone elsewhere."""
@@ -113,6 +115,14 @@ class Llama:
         return layer.down(layer.up(h, times=layer.gate(h, silu=True)), onto=x)
 
 
+def _over(plan: PackedPlan, layer: int, scaling: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over the packed prompts, [T, H, D]; without masks for what they share, where there are kernels."""
+    if plan.shared and attend.usable(q):
+        return attend.attend(q.contiguous(), k.contiguous(), v.contiguous(), plan.families, scaling)[0]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return plan.attend(layer, q, k, v, scaling=scaling, window=0, softcap=0.0)[0]
+
+
 def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Logits [p, V] behind each prompt, and every layer's keys and values [T, key_heads, D]."""
     device = m.embedding.device
@@ -122,9 +132,7 @@ def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]
     for i, layer in enumerate(m.layers):
         q, k, v = m.qkv(layer, x, cos, sin)
         kept.append((k, v))
-        q_, k_, v_ = (y.transpose(0, 1)[None] for y in (q, k, v))
-        out = plan.attend(i, q_, k_, v_, scaling=m.scaling, window=0, softcap=0.0)
-        x = m.finish(layer, x, out.reshape(len(x), -1))
+        x = m.finish(layer, x, _over(plan, i, m.scaling, q, k, v).reshape(len(x), -1))
     return m.head(m.rms(x.index_select(0, prompts.last.to(device)), m.norm)), kept
 
 

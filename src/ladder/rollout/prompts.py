@@ -1,21 +1,25 @@
-"""Some prompts to be read in one pass, laid end to end."""
+"""Some prompts to be read in one pass, laid end to end; what neighbours begin with (instructions, examples) once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.forest import Segment
+from ladder import forest
 from ladder.segments import PackedPlan
+
+WORTH = 0.1
+"""The part of all tokens that has to be saved: plain prompts need no mask in attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """R rows continue p prompts of T tokens in all.
+    """R rows continue p prompts, of which T tokens are read.
 
     owner [R]: each row's prompt. lengths [p]. tokens, positions [T]. last [p]: the packed place of each prompt's last
     token. line [p, longest]: the packed place of each token, the last one repeated behind the end.
@@ -31,16 +35,27 @@ class Prompts:
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], owner: np.ndarray) -> Prompts:
+        read = [np.array(p) for p in prompts]
         lengths = np.array([len(p) for p in prompts])
-        starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-        total = int(lengths.sum())
-        line = np.minimum(np.arange(lengths.max())[None], lengths[:, None] - 1) + starts[:, None]
+        row = forest.grown(read, _shared(read))
+        line = np.stack([np.pad(leaf.line(), (0, lengths.max() - leaf.keys), "edge") for leaf in row.leaves])
         return cls(
             owner,
             lengths,
-            torch.tensor([t for p in prompts for t in p]),
-            torch.from_numpy(np.arange(total) - np.repeat(starts, lengths)),
-            torch.from_numpy(starts + lengths - 1),
+            torch.from_numpy(row.tokens),
+            torch.from_numpy(row.positions),
+            torch.from_numpy(line[:, -1].copy()),
             line,
-            PackedPlan.of([Segment(int(s), int(n)) for s, n in zip(starts, lengths, strict=True)], total),
+            PackedPlan.of(row.segments, len(row.tokens)),
         )
+
+
+def _shared(prompts: Sequence[np.ndarray]) -> list[int]:
+    """How many tokens each has in common with the one before; none at all where that would save little."""
+    forks: list[int] = []
+    shared = [0]
+    for before, prompt in pairwise(prompts):
+        most = min(len(before), len(prompt))
+        shared.append(forest.fork(forks, forest.common(before, prompt, most), len(prompt)))
+    little = sum(shared) < WORTH * sum(map(len, prompts))
+    return [0] * len(shared) if little else shared
