@@ -80,7 +80,7 @@ def shorn(workload: Workload, sides: str | None) -> Workload:
 
     if sides is None:
         return workload
-    wanted = [s.strip().lower() for s in sides.split(",")]
+    wanted = [s.strip().lower() for s in sides.split(";")]
     kept = [s for s in workload.sides if any(w in f"{s.name} {s.precision}".lower() for w in wanted)]
     against = workload.losses if any(s.name == workload.losses and s.precision == "fp32" for s in kept) else None
     mine = any(s.role == "ours" for s in kept)
@@ -90,7 +90,7 @@ def shorn(workload: Workload, sides: str | None) -> Workload:
 def arguments() -> argparse.Namespace:
     parser = command.parser("python -m benchmarks.speed", __doc__)
     parser.add_argument("--only", help=f"some of {', '.join(workloads.WORKLOADS)}, or what they begin with")
-    parser.add_argument("--sides", help="some sides only: parts of their names or precisions (ours, packed, bf16)")
+    parser.add_argument("--sides", help="some sides only: parts of their names or precisions (ours;packed;bf16)")
     parser.add_argument("--threads", type=_numbers, default=(1, 2), help="numbers of threads (default: 1,2)")
     parser.add_argument("--cores", type=_numbers, help="the cores, those to prefer first (default: the last first)")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds; the median counts (default: 2)")
