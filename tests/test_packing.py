@@ -267,3 +267,11 @@ def test_sides_of_a_pair_that_are_asked_at_their_ends_share_their_beginning(budg
     shared, apart = (Engine(model, budget=budget, share_prefix=share).forward(asked) for share in (True, False))
     for a, b in zip(shared, apart, strict=True):
         assert torch.allclose(a["logps"], b["logps"], atol=1e-5) and a["logps"].any()
+
+
+def test_a_beginning_that_is_short_for_its_sequence_is_not_shared() -> None:
+    opening = torch.arange(10)
+    for longest, saved in ((300, 10), (330, 0)):
+        samples = [answer(torch.cat([opening, torch.tensor([i])]), torch.zeros(longest - 10).long()) for i in (20, 21)]
+        (packed,) = pack(samples, (), 10_000)
+        assert len(packed.tokens_T) == 2 * longest - saved
