@@ -30,9 +30,9 @@ static void take(const float *x, int64_t stride, int64_t n, int64_t W, int64_t W
   }
 }
 
-static void give(const float *x, int64_t Wp, int64_t n, int64_t W, float scale, float *to, int64_t stride, int add) {
+static void give(const float *x, int64_t Wp, int64_t n, int64_t W, float scale, float *to, int64_t stride) {
   for (int64_t i = 0; i < n; i++)
-    for (int64_t d = 0; d < W; d++) to[i * stride + d] = (add ? to[i * stride + d] : 0) + x[i * Wp + d] * scale;
+    for (int64_t d = 0; d < W; d++) to[i * stride + d] = x[i * Wp + d] * scale;
 }
 
 /* x [n, Wp] -> to [Wp, Kp], zeros behind the first n columns. */
@@ -134,7 +134,7 @@ static void forward(const float *q, const float *k, const float *v, const shape 
       plain(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0);
       soften(S, width, n, P + at + 1, lse + t * s->H + h, s->H, each);
       plain(S, width, 1, n, seen, Wp, V, Wp, O, Wp, 0);
-      for (int64_t i = 0; i < n; i++) give(O + i * Wp, Wp, 1, W, each[i], o + (t + i) * row + h * W, row, 0);
+      for (int64_t i = 0; i < n; i++) give(O + i * Wp, Wp, 1, W, each[i], o + (t + i) * row + h * W, row);
     }
 }
 
@@ -176,12 +176,12 @@ static void backward(const float *q, const float *k, const float *v, const float
       plain(Q, Wp, 1, n, Wp, width, KT, Kp, S, width, 0), plain(dO, Wp, 1, n, Wp, width, VT, Kp, D, width, 0);
       harden(S, D, width, n, P + at + 1, lse + t * s->H + h, s->H, delta);
       plain(D, width, 1, n, seen, Wp, K, Wp, dQ, Wp, 0);
-      give(dQ, Wp, n, W, s->scale, dq + t * row + h * W, row, 0);
+      give(dQ, Wp, n, W, s->scale, dq + t * row + h * W, row);
       plain(D, 1, width, seen, n, Wp, Q, Wp, dK, Wp, 1), plain(S, 1, width, seen, n, Wp, dO, Wp, dV, Wp, 1);
     }
   int64_t narrow = s->KH * W, own = g->start * narrow + head * W, above = g->owed * 2 * narrow + head * W;
-  give(dK + P * Wp, Wp, g->length, W, 1, dk + own, narrow, 0), give(dV + P * Wp, Wp, g->length, W, 1, dv + own, narrow, 0);
-  give(dK, Wp, P, W, 1, owed + above, 2 * narrow, 0), give(dV, Wp, P, W, 1, owed + above + narrow, 2 * narrow, 0);
+  give(dK + P * Wp, Wp, g->length, W, 1, dk + own, narrow), give(dV + P * Wp, Wp, g->length, W, 1, dv + own, narrow);
+  give(dK, Wp, P, W, 1, owed + above, 2 * narrow), give(dV, Wp, P, W, 1, owed + above + narrow, 2 * narrow);
 }
 
 /* What span i's backward laid down for those above it is added to their gradients. */

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ladder.forest import Segment
-from ladder.kernels.library import Address, Float, Int, address, declared, library
+from ladder.kernels.library import Address, Float, Int, address, declared, library, readable
 
 ARGUMENTS = {
     "attend_room": [Int, Int],
@@ -26,7 +26,7 @@ def kernels() -> Any:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels can work on tensors of this one's kind."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and kernels() is not None
+    return readable(x) and kernels() is not None
 
 
 class Families:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladder.kernels.library import Address, Float, Int, address, declared, library
+from ladder.kernels.library import Address, Float, Int, address, declared, library, readable
 
 ARGUMENTS = {
     "norm_forward": [Address, Address, Address, Int, Int, Float, Address, Address, Address, Int],
@@ -32,7 +32,7 @@ def kernels() -> Any:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels can work on tensors of this one's kind."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and kernels() is not None
+    return readable(x) and kernels() is not None
 
 
 def _threads() -> int:

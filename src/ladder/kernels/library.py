@@ -115,6 +115,11 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *known[:2]])
 
 
+def readable(x: torch.Tensor) -> bool:
+    """Whether a tensor is of the kind that the kernels of training read."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def address(x: torch.Tensor | None) -> ctypes.c_void_p:
     """Where a tensor's numbers lie; null for None. The tensor must be contiguous and outlive the call."""
     assert x is None or x.is_contiguous()
