@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,4 +33,6 @@ def _cpuinfo(name: str) -> str:
 
 
 def _git(root: Path, *args: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()

@@ -21,13 +21,17 @@ MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PR
 
 @dataclass(frozen=True)
 class Place:
-    """Where sides run: which cores, in order of preference, and how many of them."""
+    """Where sides run: which cores, in order of preference, and how many of them; without cores, wherever the system
+    lets them. shared: the peers live in this program's own environment."""
 
     cores: tuple[int, ...]
     threads: int
+    shared: bool = False
 
     @property
     def command(self) -> list[str]:
+        if not self.cores:
+            return []
         return ["taskset", "-c", ",".join(map(str, self.cores[: self.threads]))]
 
 
@@ -41,7 +45,7 @@ def run(side: Side, work: Path, name: str, place: Place, limit: float) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     result = out / "result.json"
     result.unlink(missing_ok=True)
-    command = [*place.command, *_program(side), str(work), str(result), json.dumps(side.options)]
+    command = [*place.command, *_program(side, place), str(work), str(result), json.dumps(side.options)]
     begun = time.perf_counter()
     with (out / "log").open("w") as log:
         process = subprocess.Popen(command, env=_environment(side, place), stdout=log, stderr=log, cwd=ROOT)
@@ -53,10 +57,10 @@ def run(side: Side, work: Path, name: str, place: Place, limit: float) -> dict[s
     return made | {"peak_gb": peak / 2**20, "wall": time.perf_counter() - begun}
 
 
-def _program(side: Side) -> list[str]:
+def _program(side: Side, place: Place) -> list[str]:
     if side.where == "ours":
         return [str(PYTHON["ours"]), "-m", "benchmarks.speed.side", side.program]
-    return [str(PYTHON[side.where]), str(ROOT / "benchmarks/peers" / side.program)]
+    return [str(PYTHON["ours" if place.shared else side.where]), str(ROOT / "benchmarks/peers" / side.program)]
 
 
 def _environment(side: Side, place: Place) -> dict[str, str]:
