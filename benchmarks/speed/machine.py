@@ -26,6 +26,14 @@ def describe(root: Path) -> dict[str, Any]:
     }
 
 
+def driver() -> str:
+    """The version of NVIDIA's driver, where there is one."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _cpuinfo(name: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
