@@ -91,8 +91,9 @@ def fitting(options: dict[str, Any], train: Callable[[int], dict[str, Any]]) -> 
         micro //= 2
         print(f"no memory: again with {micro} rows at once", flush=True)
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 class Ordered:

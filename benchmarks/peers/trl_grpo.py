@@ -1,6 +1,7 @@
 """TRL's side of benchmarks/speed/grpo.py: the same prompts in the same order, as many tokens, the same reward.
 
-micro: sequences of one forward pass; the step's others are accumulated.
+micro: sequences of one forward pass; the step's others are accumulated. continuous: answers are drawn by transformers'
+continuous batching, for which TRL turns the weights themselves into bfloat16.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def config(work: Any, options: dict[str, Any], micro: int, **more: Any) -> GRPOC
             max_completion_length=options["tokens"],
             beta=options["beta"],
             shuffle_dataset=False,
+            use_transformers_continuous_batching=options.get("continuous", False),
         )
         | more
     )

@@ -1,4 +1,4 @@
-"""A side's process that imports all it needs, waits until its standard input is closed, and then does its work.
+"""A side's process that imports all it needs, waits for a word on its standard input, and then does its work.
 
     python -m benchmarks.speed.gate sft WORK RESULT '{"model": "base", ...}'
     python -m benchmarks.speed.gate benchmarks/peers/trl_sft.py WORK RESULT '{...}'
@@ -19,7 +19,8 @@ from benchmarks.speed import side
 
 def main(program: str, work: str, result: str, options: str) -> None:
     run = script(program) if program.endswith(".py") else ours(program)
-    sys.stdin.read()
+    if not sys.stdin.readline():
+        raise SystemExit("nobody is there any more who would want the result")
     run(work, result, options)
 
 

@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +59,9 @@ def main() -> None:
     begin(args, order, document, place)
     write(path, document)
     command.say(gpu_report.limit(document["limits"]))
+    started: Started | None = None
     ahead: Started | None = None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for i, turn in enumerate(order):
             if args.until and time.perf_counter() - begun > args.until:
@@ -66,12 +70,17 @@ def main() -> None:
             started = ahead or processes.start(turn.side, args.work, turn.name, place)
             after = order[i + 1] if args.ahead and i + 1 < len(order) else None
             ahead = processes.start(after.side, args.work, after.name, place, waits=True) if after else None
-            note(document, turn, started, gpu_workloads.LIMITS.get(turn.side.name, args.limit))
+            note(document, turn, started, limit_of(turn, args))
             write(path, document)
     finally:
-        if ahead is not None:
-            ahead.process.kill()
+        for left in (started, ahead):
+            if left is not None and left.process.returncode is None:
+                left.process.kill()
     print(gpu_report.markdown(document))
+
+
+def limit_of(turn: Turn, args: argparse.Namespace) -> float:
+    return max(float(args.limit), gpu_workloads.LIMITS.get(turn.side.name, 0.0))
 
 
 def begin(args: argparse.Namespace, order: list[Turn], document: dict[str, Any], place: Place) -> None:

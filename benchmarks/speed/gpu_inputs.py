@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.gpu_inputs --model SmolLM2-135M-Instruct.gguf --data DIRECTORY --to DIRECTORY
 
-The rows are those of `prepare.py`, more of them, and `sft_long.jsonl`: rows joined until they are about 4096 tokens long.
+The rows are those of `prepare.py`, more of them, and `sft_long.jsonl`: rows joined until they have 4096 tokens.
 The models have random weights and are made where they are used (`gpu_models.py`); of the real one only the tokenizer is
 needed, all of whose ids they know.
 """

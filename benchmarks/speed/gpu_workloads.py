@@ -17,11 +17,11 @@ from benchmarks.speed.workload import Role, Side, Workload
 BUDGET = 32768
 """Tokens of a micro-batch of ours: the GPU is full well below."""
 WARM = 2
-"""Training steps left out: kernels are compiled and chosen in the first, and memory is still being found in the next."""
+"""Training steps left out: kernels are compiled and chosen in the first, and memory is still sought in the next."""
 STATIC = "transformers generate, static cache"
 LIMITS = {STATIC: 300.0}
 """Seconds of a side that compiles for a minute or more."""
-SFT = {"rows": "sft.jsonl", "lr": 2e-5, "batch": 32, "steps": 8, "warm": WARM}
+SFT: dict[str, Any] = {"rows": "sft.jsonl", "lr": 2e-5, "batch": 32, "steps": 8, "warm": WARM}
 LONG = {"rows": "sft_long.jsonl", "lr": 2e-5, "batch": 4, "steps": 5, "warm": WARM}
 DPO = {"rows": "pairs.jsonl", "lr": 5e-6, "batch": 16, "steps": 5, "warm": WARM, "lora": False}
 LORA = DPO | {"lr": 5e-5, "lora": True}
@@ -32,7 +32,14 @@ GRPO_ROWS = 32
 gradients) would take 40 GB beside the weights. What does not fit is halved."""
 PACKED = {"packing": True, "batch": 9, "max_length": 512}
 """As many tokens a step as 32 rows have (4,400)."""
-ROLLOUTS = {"rows": "prompts.jsonl", "prompts": 16, "group": 16, "tokens": 256, "ends": False, "repetitions": 3}
+ROLLOUTS: dict[str, Any] = {
+    "rows": "prompts.jsonl",
+    "prompts": 16,
+    "group": 16,
+    "tokens": 256,
+    "ends": False,
+    "repetitions": 3,
+}
 SHORT, LONGER = 64, 512
 UNEQUAL = ROLLOUTS | {
     "limits": [LONGER if i % 10 == 9 else SHORT for i in range(16 * 16)],
@@ -51,7 +58,10 @@ class Setting:
     quick: bool = False
 
     def options(self, given: dict[str, Any], scorer: bool) -> dict[str, Any]:
-        told = {"model": folder(self.model) + ("_scorer" if scorer else ""), "device": self.device} | given
+        told: dict[str, Any] = {
+            "model": folder(self.model) + ("_scorer" if scorer else ""),
+            "device": self.device,
+        } | given
         if self.quick:
             told |= {k: v for k, v in QUICK.items() if k in told}
         if self.quick and "limits" in told:
@@ -96,7 +106,10 @@ def training(
 def grpo(setting: Setting, name: str, title: str, given: dict[str, Any]) -> Workload:
     options = setting.options(given, scorer=False)
     rows = min(GRPO_ROWS, options["prompts"] * options["group"])
-    peers = trained("trl_grpo.py", options | {"micro": rows}, setting)
+    told = options | {"micro": rows}
+    short = {"checkpointing": False, "weights": "bfloat16", "continuous": True}
+    peers = trained("trl_grpo.py", told, setting)
+    peers.append(peer("TRL, bf16 weights, continuous batching", "other", "trl_grpo.py", told, **short))
     return Workload(name, title, "steps", [own("grpo", options), *peers], inverse=True)
 
 
@@ -105,6 +118,7 @@ def drawing(setting: Setting, name: str, title: str, ours: str, given: dict[str,
     script = "hf_rollouts.py"
     peers = [
         peer("transformers generate", "tuned", script, options),
+        peer("transformers continuous batching", "tuned", "hf_continuous.py", options),
         peer(STATIC, "tuned", script, options, cache="static"),
     ]
     return Workload(name, title, "tokens", [own(ours, options), *peers])
@@ -123,10 +137,13 @@ def peer(name: str, role: Role, script: str, options: dict[str, Any], **more: An
 def trained(script: str, options: dict[str, Any], setting: Setting) -> list[Side]:
     """TRL at the settings that matter on a GPU, and at its defaults."""
     liger = [peer("TRL tuned, Liger", "tuned", script, options, checkpointing=False, liger=True)]
-    short = peer("TRL tuned, weights in bf16", "other", script, options, checkpointing=False, weights="bfloat16")
+    batch = options.get("batch", 0)
+    quarters = [peer("TRL tuned, in quarters", "tuned", script, options, checkpointing=False, micro=batch // 4)]
+    short = peer("TRL, bf16 weights", "other", script, options, checkpointing=False, weights="bfloat16")
     return [
         peer("TRL tuned", "tuned", script, options, checkpointing=False),
         *(liger if setting.device == "cuda" else []),  # its kernels run there only
+        *(quarters if batch >= 4 else []),  # less padding
         peer("TRL default", "default", script, options, checkpointing=True),
         short,
     ]

@@ -38,7 +38,7 @@ def optimiser(lr: float) -> Optim:
 
 def load(work: Path, options: dict[str, Any], *, scalar: bool = False) -> LoadedModel:
     """The model named in the options, with an adapter if they ask for one, on the device and in the type they name."""
-    torch.set_float32_matmul_precision(MATMUL[options["precision"]])
+    torch.set_float32_matmul_precision(MATMUL[options["precision"] if rounds(options) else "fp32"])
     loaded = load_model(
         str(work / options["model"]),
         dtype=options.get("weights", "float32"),

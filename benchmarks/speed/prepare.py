@@ -65,7 +65,8 @@ def inputs(work: Path, loaded: LoadedModel, data: Path, prefix: str, counts: Cou
     tokenizer = loaded.tokenizer
     examples = list(Data(path=str(data / "instructions_175.jsonl")).examples(Report()))
     encoding = Encoding(max_tokens=LONGEST_ROW, over_long="drop")
-    rows.write(work / f"{prefix}sft.jsonl", map(rows.of_sample, to_samples(examples, tokenizer, encoding)[: counts.rows]))
+    samples = to_samples(examples, tokenizer, encoding)[: counts.rows]
+    rows.write(work / f"{prefix}sft.jsonl", map(rows.of_sample, samples))
     hh = Data(path=str(data / "hh_harmless_pairs.jsonl"), layout="hh", on_bad_row="skip")
     pairs = to_pairs(list(hh.examples(Report())), tokenizer, Encoding(max_tokens=LONGEST_PAIR, over_long="drop"))
     rows.write(work / f"{prefix}pairs.jsonl", map(rows.of_pair, pairs[: counts.pairs]))

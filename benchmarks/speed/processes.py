@@ -79,6 +79,7 @@ def finish(started: Started, limit: float) -> dict[str, Any]:
     begun = time.perf_counter()
     if started.waits and process.stdin is not None:
         with suppress(BrokenPipeError):  # it ended already; its status says how
+            process.stdin.write(b"go\n")
             process.stdin.close()
     code, peak = _wait(process, begun + limit)
     if code != 0 or not (out / "result.json").exists():

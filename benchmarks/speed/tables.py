@@ -1,4 +1,4 @@
-"""What the reports have in common: Markdown tables, versions, phases, sides that failed. Workloads are given by name."""
+"""What the reports have in common: Markdown tables, versions, phases, sides that failed; workloads come by name."""
 
 from __future__ import annotations
 
