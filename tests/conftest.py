@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's package is imported: no test waits for a network
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks is a package of the tree, not of the program
 
 import torch
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from benchmarks.speed.gpu_workloads import Setting, workloads
 from benchmarks.speed.measure import shown
 from benchmarks.speed.tables import Result, Workloads, done, failed, phases, table, versions
+from benchmarks.speed.workload import Workload
 
 WORKLOADS: Workloads = workloads(Setting("tiny", "cuda"))
 """Titles and units are those of any model."""
@@ -53,16 +54,20 @@ def ratios(results: list[Result]) -> str:
     for result in results:
         workload, ours, peers = done(result, WORKLOADS)
         best = fastest(peers)
-        for mine in ours:
-            for peer in peers:
-                name = f"**{peer['name']}**" if peer is best else peer["name"]
-                figures = [shown(workload, mine["rate"]), name + at_once(peer), shown(workload, peer["rate"])]
-                memory = f"{gigabytes(mine)} / {gigabytes(peer)}"
-                lines.append([workload.title, *figures, f"{mine['rate'] / peer['rate']:.2f}×", memory])
-        if ours and not peers:
-            mine = ours[0]
-            lines.append([workload.title, shown(workload, mine["rate"]), "", "", "", gigabytes(mine)])
+        for mine in ours or [None]:
+            for peer in peers or [None]:
+                if mine or peer:
+                    lines.append(ratio(workload, mine, peer, best))
     return table(["workload", "ours", "peer", "its figure", "ratio", "peak GB, ours / peer"], lines)
+
+
+def ratio(workload: Workload, mine: Result | None, peer: Result | None, best: Result | None) -> list[str]:
+    """A line of the table. Where one of the two is missing, what is there is shown."""
+    figures = [shown(workload, side["rate"]) if side else "" for side in (mine, peer)]
+    name = "" if peer is None else (f"**{peer['name']}**" if peer is best else peer["name"]) + at_once(peer)
+    times = f"{mine['rate'] / peer['rate']:.2f}×" if mine and peer else ""
+    memory = " / ".join(gigabytes(side) if side else "-" for side in (mine, peer))
+    return [workload.title, figures[0], name, figures[1], times, memory]
 
 
 def at_once(peer: Result) -> str:
