@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from benchmarks.speed import gpu, gpu_inputs, gpu_limits, gpu_report, processes, traffic
 from benchmarks.speed.gpu_workloads import BUDGET, Setting, shorn, workloads
 from benchmarks.speed.processes import Failed, Place

@@ -121,6 +121,11 @@ class Unprepared(Recorded):
         return dataset
 
 
+LIGER = {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": False}}
+"""Liger's kernels but for its loss: TRL's trainers do not take it, theirs never makes all logits either, and a reward
+model has none."""
+
+
 def settings(work: Path, options: dict[str, Any], **more: Any) -> dict[str, Any]:
     """TRL's own settings but for the optimiser, which is ours, and what the options say."""
     return {
@@ -140,7 +145,7 @@ def settings(work: Path, options: dict[str, Any], **more: Any) -> dict[str, Any]
         "disable_tqdm": True,
         "use_cpu": options.get("device", "cpu") == "cpu",
         "seed": 0,
-        **({"use_liger_kernel": True} if options.get("liger") else {}),
+        **(LIGER if options.get("liger") else {}),
     } | more
 
 
