@@ -28,8 +28,8 @@ LORA = DPO | {"lr": 5e-5, "lora": True}
 REWARD = {"rows": "pairs.jsonl", "lr": 1e-5, "batch": 16, "steps": 5, "warm": WARM}
 GRPO = {"rows": "prompts.jsonl", "lr": 1e-6, "prompts": 8, "group": 8, "tokens": 256, "steps": 3, "warm": 1}
 GRPO_ROWS = 32
-"""TRL's answers at once: 32 prompts and answers are 10,000 tokens, which fill a GPU, and 64 would leave no room for what
-the larger model keeps for its backward pass. TRL makes logits in chunks, so the vocabulary sets no bound."""
+"""TRL's answers at once: 32 prompts and answers are 10,000 tokens, which fill a GPU, and 64 would leave no room for
+what the larger model keeps for its backward pass. TRL makes logits in chunks, so the vocabulary sets no bound."""
 PACKED = {"packing": True, "batch": 9, "max_length": 512}
 """As many tokens a step as 32 rows have (4,400)."""
 ROLLOUTS: dict[str, Any] = {
