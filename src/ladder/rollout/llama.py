@@ -15,7 +15,7 @@ length, other activations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,20 @@ class Llama:
             cos[0],
             sin,
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in an order of their own."""
+        found = [self.embedding, self.norm, self.cos, self.sin, *self.head.tensors()]
+        for layer in self.layers:
+            for part in (getattr(layer, f.name) for f in fields(layer)):
+                found += part.tensors() if isinstance(part, Matrix) else [] if part is None else [part]
+        return found
+
+    def refresh(self, now: Llama) -> None:
+        """Takes over the weights of the same model as it is now; everything stays where it lies."""
+        for mine, fresh in zip(self.tensors(), now.tensors(), strict=True):
+            if mine.data_ptr() != fresh.data_ptr():
+                mine.copy_(fresh)
 
     def rms(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)

@@ -39,6 +39,9 @@ class Matrix:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
         self.other: Multiply | None = None
 
+    def tensors(self) -> list[Tensor]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
     def leave_to(self, other: Multiply) -> None:
         """Lets `other` multiply from now on, and lets the weights go."""
         assert not self.packed
