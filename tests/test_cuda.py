@@ -61,9 +61,13 @@ def forest() -> list[Segment]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (90, 0.0), (0, 5.0)], ids=str)
+BY_FLASH = [(kind, heads, 0, 0.0) for kind in HALVES for heads in ((4, 4), (6, 2))]
+BY_FLEX = [
+    (torch.float32, (6, 2), 0, 0.0), (torch.float32, (4, 4), 90, 5.0), (torch.bfloat16, (6, 2), 90, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "heads", "window", "softcap"), BY_FLASH + BY_FLEX, ids=str)
 def test_a_packed_row_is_attended_to_as_in_buckets(
     kind: torch.dtype, heads: tuple[int, int], window: int, softcap: float
 ) -> None:
@@ -81,8 +85,9 @@ def test_a_packed_row_is_attended_to_as_in_buckets(
     by_buckets = lambda plan, _, *a, **o: plan._by_buckets(*a, *o.values())  # noqa: E731
     truth = run(PackedPlan.of(segments, T), by_buckets, *(x.double() for x in (q, k, v)))
     plan = PackedPlan.of(segments, T).to(DEVICE)
+    torch._dynamo.reset()  # a process compiles flex attention for a few kinds of heads at most
     got = run(plan, PackedPlan.attend, *(x.to(DEVICE, kind) for x in (q, k, v)))
-    assert (plan._lines is not None) == (kind != torch.float32 and not window and not softcap)
+    assert (plan._lines is not None) == ((kind, heads, window, softcap) in BY_FLASH)
     assert (plan._flexed is not None) == (plan._lines is None) and plan._rows is None
     for mine, true in zip(got, truth, strict=True):
         assert error(mine.cpu(), true) < (2e-3 if kind == torch.float32 else 8e-3)

@@ -13,7 +13,7 @@ import tiles
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-from ladder.kernels import tiled  # noqa: E402
+from ladder.kernels import tiled, tiled_draw  # noqa: E402
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -154,3 +154,29 @@ def test_a_step_of_decoding(kind: torch.dtype, shape: tuple[int, ...], normed: b
     if DEVICE == "cpu" and kind == torch.bfloat16:
         return  # the interpreter keeps these as integers, and multiplies those
     close(tiled.attend(q, (there[0], there[1]), positions, 0.3), tiles.attend(q, (there[0], there[1]), positions, 0.3))
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+@pytest.mark.parametrize("V", [50, 700])
+def test_draws(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_draw, "STRETCH", 128)
+    z = random(40, V + 3, kind=kind, scale=3.0)[:, :V]  # rows that do not lie end to end
+    z[0, : V // 2] = float("-inf")
+    z[1, V // 2 :] = float("-inf")
+    z[2, 7] = 500.0
+    u = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u[:4] = torch.tensor([0.0, 1 - 2**-53, 0.5, 0.0])
+    (tokens, logps), (want, wanted) = tiled.draw(z, u, 0.7), tiles.draw(z, u, 0.7)
+    assert int(tokens[0]) == V // 2 and V // 2 - 9 < int(tokens[1]) < V // 2 and int(tokens[2]) == 7
+    apart = (logps - wanted).abs()
+    tokens[1], apart[1] = want[1], 0.0  # at the very end float32 cannot tell the last few
+    assert tokens.equal(want) and tokens.dtype == torch.int64 and tokens.device.type == "cpu"
+    assert logps.dtype == torch.float32 and float(apart.max()) < 1e-5
+
+
+def test_draws_follow_the_distribution(random: Any) -> None:
+    z, n = random(1, 300), 4000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    tokens, _ = tiled.draw(z.expand(n, -1), u, 1.0)
+    counts = torch.bincount(tokens, minlength=300)
+    assert float((counts - z[0].cpu().softmax(-1) * n).abs().max()) <= 1.01

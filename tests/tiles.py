@@ -1,5 +1,5 @@
-"""What `kernels/tiled.py` and `tiled_decode.py` compute, in torch's operators: their oracle, and where there is no GPU
-what stands for them, on the processor and in any type.
+"""What `kernels/tiled.py`, `tiled_decode.py` and `tiled_draw.py` compute, in torch's operators: their oracle, and where
+there is no GPU what stands for them, on the processor and in any type.
 
 Everything is computed in float32 at least and rounded where a kernel writes.
 """
@@ -79,8 +79,8 @@ def logps_backward_(
 
 
 def gathered(x: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    token = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
-    out = torch.zeros(len(offsets) - 1, *x.shape[1:], dtype=torch.promote_types(x.dtype, torch.float32))
+    token = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=x.device), offsets.diff())
+    out = exact(x).new_zeros(len(offsets) - 1, *x.shape[1:])
     return out.index_add_(0, token, exact(x[order])).to(x.dtype)
 
 
@@ -98,17 +98,25 @@ def enter(
             part = part * (part.square().mean(-1, keepdim=True) + eps).rsqrt() * exact(weight)
         a, b = part.chunk(2, -1)
         out.append(part * cos + torch.cat([b, a], -1) * sin)
-    at = torch.arange(len(qkv)), slice(None), positions
+    at = torch.arange(len(qkv), device=qkv.device), slice(None), positions
     keys[at], values[at] = out[1].to(keys.dtype), v.to(values.dtype)
     return out[0].to(qkv.dtype)
 
 
 def attend(q: Tensor, stores: tuple[Tensor, Tensor], positions: Tensor, scale: float) -> Tensor:
     keys, values = (exact(s[: len(q)]) for s in stores)
-    hidden = torch.arange(keys.shape[2]) > positions[:, None]
+    hidden = torch.arange(keys.shape[2], device=q.device) > positions[:, None]
     scores = exact(q).unflatten(1, (keys.shape[1], -1)) @ keys.transpose(-1, -2) * scale
     scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
     return (scores.softmax(-1) @ values).flatten(1, 2).to(q.dtype)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    p = (logits.double() / temperature).softmax(-1)
+    ends = p.cumsum(-1)
+    last = torch.where(p > 0, torch.arange(p.shape[1], device=p.device), 0).amax(-1)
+    tokens = (ends <= uniform.to(p.device)[:, None] * ends[:, -1:]).sum(-1).minimum(last)
+    return tokens.cpu(), p.gather(1, tokens[:, None])[:, 0].log().float().cpu()
 
 
 # ------------------------------------------------------------ flash attention, and all of it in place

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ladder import flash
 from ladder.engine.linear import Gradients, Linear
-from ladder.kernels import attend, between
+from ladder.kernels import attend, between, layers
 from ladder.kernels.attend import Families
 from ladder.kernels.library import wanted, why
 from ladder.llama import known
@@ -146,7 +146,7 @@ class Decoder:
         self.width: int = attention.head_dim
         self.scale: float = attention.scaling
         self.by = self.norm.by
-        self.attention: Any = flash if self.by is between.tiled() else attend
+        self.attention: Any = attend if self.by is layers else flash
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, plan: PackedPlan, asked_N: Tensor) -> Tensor:
         """The last hidden states at the asked positions, [N, D], differentiable."""

@@ -23,7 +23,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 def tiled() -> Any:
     """The Triton kernels; None where Triton is not installed, which torch's builds for CUDA bring.
 
-    Beside what `layers.py` has: `gathered`, and `enter` and `attend` of decoding (`tiled_decode.py`)."""
+    Beside what `layers.py` has: `gathered`, and for decoding `enter`, `attend` and `draw`."""
     return import_module("ladder.kernels.tiled") if find_spec("triton") else None
 
 

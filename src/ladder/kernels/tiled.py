@@ -5,6 +5,9 @@ Sums over rows are taken by program, then over programs, so the same work gives 
 runs them on a processor (TRITON_INTERPRET=1), and so the suite tests them where there is no GPU.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# what a kernel is written in has no types that a checker could follow
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ladder.kernels.tiled_decode import attend, enter
+from ladder.kernels.tiled_draw import draw
 
 __all__ = [
-    "attend", "enter", "gate", "gate_backward_", "gathered", "logps", "logps_backward_", "norm", "norm_again",
+    "attend", "draw", "enter", "gate", "gate_backward_", "gathered", "logps", "logps_backward_", "norm", "norm_again",
     "norm_backward", "rotate_",
 ]  # fmt: skip
 

@@ -7,6 +7,9 @@ A store is [slots, key heads, room, W]. A row reads its keys up to its position 
 only; nothing here depends on what the host knows of a step but the number of rows, so a step can be captured.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# what a kernel is written in has no types that a checker could follow
+
 from __future__ import annotations
 
 import torch
