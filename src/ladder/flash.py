@@ -123,7 +123,8 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *attend_backward(*ctx.saved_tensors, grad.contiguous(), ctx.lines, ctx.scale), None, None
+        q, k, v, out, lse = ctx.saved_tensors
+        return *attend_backward(q, k, v, out, lse, grad.contiguous(), ctx.lines, ctx.scale), None, None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, lines: Lines, scaling: float) -> Tensor:

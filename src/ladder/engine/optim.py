@@ -164,7 +164,7 @@ class Optimizer:
     def _round(self) -> None:
         """The model's halves, from the masters."""
         if self.masters:
-            halves = [self.params[name] for name in self.masters]
+            halves: list[Tensor] = [self.params[name] for name in self.masters]
             with torch.no_grad():
                 torch._foreach_copy_(halves, list(self.masters.values()))  # pyright: ignore[reportPrivateImportUsage]
 

@@ -97,7 +97,7 @@ def _attend(
     group: tl.constexpr = HEADS // KEY_HEADS
     g, d, line = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
     own = (g < group) & (d < WIDTH)
-    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"  # pyright: ignore[reportAssignmentType]
     q = tl.load(Q + (row * HEADS + head * group + g) * WIDTH + d, own, 0.0)
     base = (row * KEY_HEADS + head) * room
     top = tl.full([GROUP, 1], float("-inf"), tl.float32)
