@@ -118,6 +118,19 @@ def test_a_call_that_needs_more_room_gets_it(chosen: list[Graphed]) -> None:
     assert graphed.roomy(1) == 64 and graphed.roomy(64) == 128 and graphed.roomy(1000) == 1152
 
 
+def test_an_adapter_that_is_switched_off_is_another_state(
+    chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+    wrapped = attach(build("qwen2").to(torch.bfloat16), LoRA(rank=2, targets="all-linear"), seed=1)
+    sampler = NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS])
+    sampler.generate(requests())
+    with wrapped.disable_adapter():
+        sampler.generate(requests())
+        sampler.generate(requests())
+    assert len(chosen) == 2
+
+
 def test_a_call_that_fails_leaves_no_state_behind(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS])
     sampler.generate(requests())
@@ -222,10 +235,38 @@ def test_halves_are_drawn_where_the_device_is_said_to_have_them(
     drawn = draw(model)
     assert len(chosen) == 1 and chosen[0].logits.dtype == kind
     assert all(len(c.tokens) and max(c.logps) <= 0 for c in drawn)
-    adapted = attach(build("llama").to(kind), LoRA(rank=2, targets="all-linear"), seed=1)
-    for wrapped in (adapted, adapted.to(kind)):  # whatever the adapter's own type
-        draw(wrapped)
-    assert len(chosen) == 1
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("own", [torch.float32, None], ids=str)
+def test_an_adapter_stands_apart_from_halves(
+    kind: torch.dtype, own: torch.dtype | None, chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose change is lost when added to the weights; whatever its own type."""
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+
+    def make(by: float) -> Any:
+        wrapped = attach(build("qwen2").to(kind), LoRA(rank=2, alpha=4, targets="all-linear"), seed=1)
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.05 * by)
+            if "lora_" in name and own is not None:
+                p.data = p.data.to(own)
+        return wrapped.eval()
+
+    def outcome(model: Any) -> torch.Tensor:
+        base, head = model.get_decoder(), Head.of(model)
+        assert llama.fits(base, head, 64)
+        return logits(Graphed(Llama.of(base, head, 64, pack=False), 6, 64))
+
+    exact = make(1.0).float()
+    truth = logits(Modules(exact.get_decoder(), Head.of(exact), 6, 64))
+    mine, without = outcome(make(1.0)), outcome(make(0.0))
+    error, change = ((x - truth).pow(2).mean().sqrt().item() for x in (mine, without))
+    assert error < 0.3 * change
+    off = make(1.0)
+    with off.disable_adapter():
+        assert torch.equal(outcome(off), without)
 
 
 def test_halves_are_not_rounded_again() -> None:

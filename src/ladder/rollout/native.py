@@ -146,14 +146,14 @@ class NativeSampler:
     def _captured(self, slots: int, length: int) -> graphed.Graphed:
         """The state of the last call with the weights as they are now, or a new one where it has not the room."""
         state, self.state = self.state, None  # a call that fails leaves none behind
-        if state is None or not state.serves(slots, length):
-            del state
-            length = graphed.roomy(length)
-            state = graphed.Graphed(Llama.of(self.base, self.head, length, pack=False), slots, length)
-        else:
-            state.model.refresh(Llama.of(self.base, self.head, state.length, pack=False))
-        self.state = state
-        return state
+        if state is not None and state.serves(slots, length):
+            if state.model.refresh(Llama.of(self.base, self.head, state.length, pack=False)):
+                self.state = state
+                return state
+        del state  # before there is another
+        length = graphed.roomy(length)
+        self.state = graphed.Graphed(Llama.of(self.base, self.head, length, pack=False), slots, length)
+        return self.state
 
     def _check_half(self) -> None:
         """Raises UserError where bfloat16 can't be had."""
