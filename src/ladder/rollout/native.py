@@ -146,14 +146,16 @@ class NativeSampler:
     def _captured(self, slots: int, length: int) -> graphed.Graphed:
         """The state of the last call with the weights as they are now, or a new one where it has not the room."""
         state, self.state = self.state, None  # a call that fails leaves none behind
-        if state is not None and state.serves(slots, length):
-            if state.model.refresh(Llama.of(self.base, self.head, state.length, pack=False)):
-                self.state = state
-                return state
+        if state is not None and state.serves(slots, length) and state.model.refresh(self._weights(state.length)):
+            self.state = state
+            return state
         del state  # before there is another
         length = graphed.roomy(length)
-        self.state = graphed.Graphed(Llama.of(self.base, self.head, length, pack=False), slots, length)
+        self.state = graphed.Graphed(self._weights(length), slots, length)
         return self.state
+
+    def _weights(self, length: int) -> Llama:
+        return Llama.of(self.base, self.head, length, pack=False)
 
     def _check_half(self) -> None:
         """Raises UserError where bfloat16 can't be had."""
