@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import families as fam
+import small_run
 from drawn import TOKENIZER, requests
 from ladder import flash
 from ladder.engine.engine import Engine
@@ -251,3 +252,15 @@ def test_an_adapter_in_halves_trains_and_draws() -> None:
     losses = [engine.update(units_of(LOSSES["token"]), CrossEntropy())["loss"] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.1
     assert NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS]).generate(requests())
+
+
+# ------------------------------------------------------------ all of it
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_pipeline_runs_and_resumes(dtype: str, tmp_path: Path) -> None:
+    """Pretraining, R1-Zero, harvest, SFT and RL of the tiny recipe; a second call finds everything done."""
+    changes = "model.device=cuda", f"model.dtype={dtype}"
+    small_run.run(tmp_path / "r1", *changes)
+    assert (tmp_path / "r1" / "report.html").stat().st_size > 10_000
+    assert set(small_run.plan(tmp_path / "r1", *changes).values()) == {"done"}
