@@ -1,14 +1,17 @@
 """What the peers' scripts have in common: how they are called, the clock of the steps, token ids in order, the result.
 
 Every script is called with the directory of inputs, a file for its result and its options as JSON, and uses nothing of
-this repository's program.
+this repository's program. On a GPU (option `device`) the clock waits until everything asked of it is done.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,19 +37,63 @@ def tokenizer(source: Path, model: Any) -> Any:
     return made
 
 
-class Clock(TrainerCallback):
-    """When every step ended."""
+def now() -> float:
+    """The time at which everything asked of a GPU, if this process has one, is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def __init__(self) -> None:
+
+class Clock(TrainerCallback):
+    """When every step ended. warm: the first steps, which are not timed."""
+
+    def __init__(self, warm: int = 1) -> None:
+        self.warm = warm
         self.ends: list[float] = []
+        self.first: dict[str, float] = {}
 
     def on_step_end(self, *_, **__) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())
+        if torch.cuda.is_initialized() and not self.first:
+            self.first = {"gpu_first_gb": torch.cuda.max_memory_allocated() / 2**30}
 
     @property
     def seconds(self) -> float:
-        """Of all steps but the first, which warms up."""
-        return self.ends[-1] - self.ends[0]
+        """Of the steps that are timed."""
+        return self.ends[-1] - self.ends[self.warm - 1]
+
+    def timing(self) -> dict[str, Any]:
+        each = [b - a for a, b in itertools.pairwise(self.ends)]
+        return {"seconds": self.seconds, "step_seconds": each, **self.first}
+
+
+def warm(options: dict[str, Any]) -> int:
+    return options.get("warm", 1)
+
+
+def per_step(figures: list[torch.Tensor], accumulated: int, mean: bool) -> list[float]:
+    """What was noted of every micro-batch, added up or averaged over the steps."""
+    values = [float(x) for x in figures]
+    steps = [values[i : i + accumulated] for i in range(0, len(values), accumulated)]
+    return [sum(step) / (len(step) if mean else 1) for step in steps]
+
+
+def fitting(options: dict[str, Any], train: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """What `train` reports with the largest micro-batch that fits: the one asked for, or on a GPU that has no memory
+    for it a half, a quarter, ... of it. A step's other rows are accumulated."""
+    micro = options.get("micro", options["batch"])
+    while True:
+        try:
+            return train(micro) | {"micro": micro}
+        except torch.OutOfMemoryError:
+            if micro == 1:
+                raise
+        micro //= 2
+        print(f"no memory: again with {micro} rows at once", flush=True)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 class Ordered:
@@ -57,13 +104,13 @@ class Ordered:
 
 
 class Recorded(Ordered):
-    """That keeps the loss of every step to all its digits (one trainer a process)."""
+    """That keeps the loss of every micro-batch to all its digits, without waiting for it (one trainer at a time)."""
 
-    losses: ClassVar[list[float]] = []
+    losses: ClassVar[list[torch.Tensor]] = []
 
     def compute_loss(self, *args, **kwargs):
         out = super().compute_loss(*args, **kwargs)
-        self.losses.append(float((out[0] if isinstance(out, tuple) else out).detach()))
+        self.losses.append((out[0] if isinstance(out, tuple) else out).detach())
         return out
 
 
@@ -91,13 +138,27 @@ def settings(work: Path, options: dict[str, Any], **more: Any) -> dict[str, Any]
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": options.get("device", "cpu") == "cpu",
         "seed": 0,
+        **({"use_liger_kernel": True} if options.get("liger") else {}),
     } | more
+
+
+def weights(options: dict[str, Any]) -> torch.dtype:
+    """Float32, from which autocast takes what it computes with; or what the options say."""
+    return getattr(torch, options.get("weights", "float32"))
+
+
+def accumulated(options: dict[str, Any], micro: int) -> dict[str, int]:
+    """A step's batch in micro-batches."""
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": options["batch"] // micro}
 
 
 def report(result: Path, made: dict[str, Any]) -> None:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if "trl" in sys.modules:
         versions["trl"] = sys.modules["trl"].__version__
+    if torch.cuda.is_initialized():
+        made["gpu_peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        made["gpu_reserved_gb"] = torch.cuda.max_memory_reserved() / 2**30
     result.write_text(json.dumps(made | {"versions": versions}), encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import common
-import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
@@ -16,22 +17,27 @@ class Trainer(common.Unprepared, RewardTrainer):
 def main() -> None:
     work, result, options = common.called()
     source, batch = work / options["model"], options["batch"]
-    model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
     rows = [
         {f"{side}_ids": r["prompt_ids"] + r[f"{side}_ids"] for side in ("chosen", "rejected")}
         for r in common.rows(work / options["rows"], options["steps"] * batch)
     ]
-    args = RewardConfig(**common.settings(work, options, per_device_train_batch_size=batch, max_length=None))
-    clock = common.Clock()
-    Trainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=common.tokenizer(source, model),
-        callbacks=[clock],
-    ).train()
-    pairs = len(rows) - batch
-    common.report(result, {"amount": {"pairs": pairs}, "seconds": clock.seconds, "losses": Trainer.losses})
+
+    def train(micro: int) -> dict[str, Any]:
+        Trainer.losses.clear()
+        model = AutoModelForSequenceClassification.from_pretrained(source, dtype=common.weights(options))
+        args = RewardConfig(**common.settings(work, options, **common.accumulated(options, micro), max_length=None))
+        clock = common.Clock(common.warm(options))
+        Trainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=common.tokenizer(source, model),
+            callbacks=[clock],
+        ).train()
+        losses = common.per_step(Trainer.losses, batch // micro, mean=True)
+        return {"amount": {"pairs": len(rows) - clock.warm * batch}, "losses": losses, **clock.timing()}
+
+    common.report(result, common.fitting(options, train))
 
 
 if __name__ == "__main__":

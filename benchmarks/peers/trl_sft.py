@@ -5,7 +5,7 @@ packing: best-fit packing into rows of `max_length`, `batch` of them a step; the
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import common
 import torch
@@ -15,11 +15,12 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Trainer(common.Recorded, SFTTrainer):
-    tokens: ClassVar[list[int]] = []
+    tokens: ClassVar[list[torch.Tensor]] = []
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         mask = inputs.get("attention_mask")
-        self.tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
+        ids = inputs["input_ids"]
+        self.tokens.append(mask.sum() if mask is not None else torch.tensor(ids.numel()))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -32,21 +33,28 @@ def main() -> None:
         }
         for r in common.rows(work / options["rows"], options.get("take"))
     ]
-    model = AutoModelForCausalLM.from_pretrained(work / options["model"], dtype=torch.float32)
     packing = options.get("packing", False)
     more = {"packing": True, "max_length": options["max_length"]} if packing else {"max_length": None}
-    args = SFTConfig(**common.settings(work, options, per_device_train_batch_size=options["batch"], **more))
-    clock = common.Clock()
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=common.tokenizer(work / options["model"], model),
-        callbacks=[clock],
-    )
-    trainer.train()
-    made = {"amount": {"tokens": sum(Trainer.tokens[1:])}, "seconds": clock.seconds, "losses": Trainer.losses}
-    common.report(result, made)
+
+    def train(micro: int) -> dict[str, Any]:
+        Trainer.losses.clear()
+        Trainer.tokens.clear()
+        model = AutoModelForCausalLM.from_pretrained(work / options["model"], dtype=common.weights(options))
+        args = SFTConfig(**common.settings(work, options, **common.accumulated(options, micro), **more))
+        clock = common.Clock(common.warm(options))
+        Trainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=common.tokenizer(work / options["model"], model),
+            callbacks=[clock],
+        ).train()
+        parts = options["batch"] // micro
+        tokens = common.per_step(Trainer.tokens, parts, mean=False)
+        losses = common.per_step(Trainer.losses, parts, mean=False)
+        return {"amount": {"tokens": int(sum(tokens[clock.warm :]))}, "losses": losses, **clock.timing()}
+
+    common.report(result, common.fitting(options, train))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,15 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def write(path: Path, document: dict[str, Any], markdown: str) -> None:
     """JSON at the path, Markdown beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    _replace(path, json.dumps(document, indent=1) + "\n")
+    _replace(path.with_suffix(".md"), markdown)
+
+
+def _replace(path: Path, text: str) -> None:
+    """At once, so that an interruption leaves the old file or the new one."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def say(text: str) -> None:

@@ -27,13 +27,13 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     pairs = rows.pairs(work / options["rows"], n)
     examples = Examples(pairs, options["batch"], epochs=None, order=lambda _: range(len(pairs)))
     done = ours.steps(Preferences(examples, reference), engine, DPO(beta=0.1), options["steps"])
-    timed = ours.timed(rows.read(work / options["rows"], n), options["batch"], options["steps"])
+    timed = ours.timed(rows.read(work / options["rows"], n), options)
     tokens = sum(map(rows.pair_tokens, timed))
     # forward, backward to what is trained (all weights, or activations alone), and the reference's forward
     passes = (4.0 if options["lora"] else 6.0) + 2.0
     return {
         "amount": {"pairs": len(timed)},
-        "seconds": ours.seconds(done),
+        **ours.timing(done, options),
         "losses": [row["loss"] for row in done],
         "flops": passes * ours.parameters(loaded) * tokens,
     }

@@ -26,7 +26,8 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     ids = {str(i): row["ids"] for i, row in enumerate(asked)}
     tasks = [Task(name, name) for name in ids]
     sampling = Sampling(options["tokens"])
-    rounded = options["precision"] != "fp32"  # then the sampler does not round as the engine does
+    rounded = ours.rounds(options)  # then the sampler does not round as the engine does
+    warm = ours.warm(options)
     signal = Rewards(
         prompts=lambda step: tasks[step * options["prompts"] : (step + 1) * options["prompts"]],
         collect=Collector(sampler, lambda name: ids[name], options["group"], sampling, ours.SEED, "rl"),
@@ -38,12 +39,12 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loss = PolicyClip(kl_coef=options["beta"], kl="k3", importance_cap=2.0 if rounded else None)
     done = ours.steps(signal, engine, loss, options["steps"])
     return {
-        "amount": {"steps": len(done) - 1},
-        "seconds": ours.seconds(done),
-        "parts": parts(done[1:]),
+        "amount": {"steps": len(done) - warm},
+        **ours.timing(done, options),
+        "parts": parts(done[warm:]),
         "losses": [row["loss"] for row in done],
         "no_signal": [row["groups/no_signal"] for row in done],
-        **flops(ours.parameters(loaded), [len(x) for x in ids.values()][options["prompts"] :], options),
+        **flops(ours.parameters(loaded), [len(x) for x in ids.values()][warm * options["prompts"] :], options),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ def describe(root: Path) -> dict[str, Any]:
     }
 
 
+def driver() -> str:
+    """The version of NVIDIA's driver, where there is one."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _cpuinfo(name: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -32,4 +41,6 @@ def _cpuinfo(name: str) -> str:
 
 
 def _git(root: Path, *args: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()

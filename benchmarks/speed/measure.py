@@ -15,6 +15,11 @@ from benchmarks.speed.processes import Failed, Place, run
 from benchmarks.speed.workload import Side, Workload
 
 Say = Callable[[str], None]
+KEPT = (
+    "losses", "flops", "update_flops", "drawing_flops", "versions", "each", "start", "curve",
+    "bytes", "decoding_steps", "step_seconds", "micro", "gpu_first_gb", "gpu_peak_gb", "gpu_reserved_gb",
+)  # fmt: skip
+"""What a side's own report says and its summary keeps."""
 
 
 def measure(workload: Workload, work: Path, place: Place, rounds: int, limit: float, say: Say) -> dict[str, Any]:
@@ -82,8 +87,7 @@ def summary(workload: Workload, side: Side, reports: Sequence[dict[str, Any]], e
     last = reports[-1]
     made |= {"rate": median(rates), "rates": rates, "peak_gb": max(r["peak_gb"] for r in reports)}
     made |= {"amount": last["amount"][workload.unit], "wall": [r["wall"] for r in reports]}
-    kept = ("losses", "flops", "update_flops", "drawing_flops", "versions", "each", "start", "curve")
-    made |= {k: last[k] for k in kept if k in last}
+    made |= {k: last[k] for k in KEPT if k in last}
     if "parts" in last:
         made["parts"] = {k: median([r["parts"][k] for r in reports]) for k in last["parts"]}
     return made

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.speed import device
 
 from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, adapter_off, attach
@@ -22,7 +22,8 @@ from ladder.types import Loss, Signal, Unit
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
 BUDGET = 1536
-"""Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers."""
+"""Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers. A GPU is told
+its own (gpu_workloads.py)."""
 SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}
 """Our precisions in torch's words, as a recipe's engine.matmul has them."""
@@ -36,9 +37,14 @@ def optimiser(lr: float) -> Optim:
 
 
 def load(work: Path, options: dict[str, Any], *, scalar: bool = False) -> LoadedModel:
-    """The model named in the options, with an adapter if they ask for one."""
-    torch.set_float32_matmul_precision(MATMUL[options["precision"]])
-    loaded = load_model(str(work / options["model"]), scalar="trained" if scalar else False)
+    """The model named in the options, with an adapter if they ask for one, on the device and in the type they name."""
+    torch.set_float32_matmul_precision(MATMUL[options["precision"] if rounds(options) else "fp32"])
+    loaded = load_model(
+        str(work / options["model"]),
+        dtype=options.get("weights", "float32"),
+        device=device.name(options),
+        scalar="trained" if scalar else False,
+    )
     if options.get("lora"):
         loaded.model = attach(loaded.model, ADAPTER, seed=SEED)
     return loaded
@@ -58,8 +64,14 @@ def engine(loaded: LoadedModel, options: dict[str, Any]) -> Engine:
 
 
 def sampler(loaded: LoadedModel, options: dict[str, Any], eos: Sequence[int], **more: Any) -> NativeSampler:
-    dtype = DTYPES[options["precision"]]
+    dtype = DTYPES[options["precision"]] if rounds(options) else torch.float32
     return NativeSampler(loaded.model, loaded.tokenizer, eos=eos, workers=workers(options), dtype=dtype, **more)
+
+
+def rounds(options: dict[str, Any]) -> bool:
+    """Whether the sampler is told to compute in a shorter type than the weights have. Weights that are short already
+    are decoded as they are."""
+    return options["precision"] != "fp32" and options.get("weights", "float32") == "float32"
 
 
 def workers(options: dict[str, Any]) -> int:
@@ -97,9 +109,15 @@ def batches(units: Sequence[Any], batch: int) -> Iterator[list[Any]]:
             yield list(units[i : i + batch])
 
 
-def timed(units: Sequence[Any], batch: int, n: int) -> list[Any]:
-    """The units of n steps but the first, which is not timed."""
-    return [unit for step in itertools.islice(batches(units, batch), 1, n) for unit in step]
+def warm(options: dict[str, Any]) -> int:
+    """How many steps are not timed: they warm up."""
+    return options.get("warm", 1)
+
+
+def timed(units: Sequence[Any], options: dict[str, Any]) -> list[Any]:
+    """The units of the steps that are timed."""
+    steps = itertools.islice(batches(units, options["batch"]), warm(options), options["steps"])
+    return [unit for step in steps for unit in step]
 
 
 def steps(signal: Signal, engine: Engine, loss: Loss, n: int) -> list[dict[str, float]]:
@@ -107,16 +125,19 @@ def steps(signal: Signal, engine: Engine, loss: Loss, n: int) -> list[dict[str, 
     rows: list[dict[str, float]] = []
 
     def on_step(step: int, figures: dict[str, float]) -> bool:
-        rows.append(figures | {"ended": time.perf_counter()})
+        rows.append(figures | {"ended": device.now(engine.device)} | device.held(engine.device))
         return False
 
     train(signal, [Learner(engine, loss)], steps=n, on_step=on_step)
     return rows
 
 
-def seconds(rows: Sequence[dict[str, float]]) -> float:
-    """Of all steps but the first, which pays for warming up."""
-    return rows[-1]["ended"] - rows[0]["ended"]
+def timing(rows: Sequence[dict[str, float]], options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the steps that are timed, and of each; what the first took of a GPU's memory."""
+    ends = [row["ended"] for row in rows]
+    each = [b - a for a, b in itertools.pairwise(ends)]
+    first = {"gpu_first_gb": rows[0]["gpu_gb"]} if "gpu_gb" in rows[0] else {}
+    return {"seconds": ends[-1] - ends[warm(options) - 1], "step_seconds": each, **first}
 
 
 def parameters(loaded: LoadedModel) -> int:

@@ -22,9 +22,19 @@ from ladder.engine.lora import attach, save_adapter
 from ladder.engine.model import LoadedModel, load_model, save_model
 from ladder.tasks.gsm8k import GSM8K
 
-ROWS, LONGEST_ROW = 64, 512
-PAIRS, LONGEST_PAIR = 40, 512
-PROMPTS = 64
+LONGEST_ROW = LONGEST_PAIR = 512
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows of each kind."""
+
+    rows: int = 64
+    pairs: int = 40
+    prompts: int = 64
+
+
+DEFAULT = Counts()
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,17 @@ def prepare(work: Path, sources: Sources) -> None:
     done.touch()
 
 
-def inputs(work: Path, loaded: LoadedModel, data: Path, prefix: str) -> None:
+def inputs(work: Path, loaded: LoadedModel, data: Path, prefix: str, counts: Counts = DEFAULT) -> None:
     """The rows of all workloads in a model's tokens."""
     tokenizer = loaded.tokenizer
     examples = list(Data(path=str(data / "instructions_175.jsonl")).examples(Report()))
     encoding = Encoding(max_tokens=LONGEST_ROW, over_long="drop")
-    rows.write(work / f"{prefix}sft.jsonl", map(rows.of_sample, to_samples(examples, tokenizer, encoding)[:ROWS]))
+    samples = to_samples(examples, tokenizer, encoding)[: counts.rows]
+    rows.write(work / f"{prefix}sft.jsonl", map(rows.of_sample, samples))
     hh = Data(path=str(data / "hh_harmless_pairs.jsonl"), layout="hh", on_bad_row="skip")
     pairs = to_pairs(list(hh.examples(Report())), tokenizer, Encoding(max_tokens=LONGEST_PAIR, over_long="drop"))
-    rows.write(work / f"{prefix}pairs.jsonl", map(rows.of_pair, pairs[:PAIRS]))
-    tasks = GSM8K(str(data / "gsm8k_train.jsonl")).tasks("train", PROMPTS)
+    rows.write(work / f"{prefix}pairs.jsonl", map(rows.of_pair, pairs[: counts.pairs]))
+    tasks = GSM8K(str(data / "gsm8k_train.jsonl")).tasks("train", counts.prompts)
     rows.write(work / f"{prefix}prompts.jsonl", ({"ids": encode_prompt(tokenizer, t.prompt)} for t in tasks))
 
 

@@ -6,16 +6,13 @@ fp32 matrix product of this run. A side in bf16 is measured against the same lim
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from benchmarks.speed.measure import shown
+from benchmarks.speed.tables import Result, done, failed, fastest, phases, table, versions
 from benchmarks.speed.workload import Workload
 from benchmarks.speed.workloads import WORKLOADS
 
 HEAD = ["workload", "precision", "ours", "peer", "its figure", "ratio", "asked", "peak GB, ours / peer"]
 MEMORY = 0.45
-Result = dict[str, Any]
 
 
 def markdown(document: Result) -> str:
@@ -25,23 +22,12 @@ def markdown(document: Result) -> str:
         mine = [r for r in results if r["threads"] == threads]
         limit = document["limits"].get(str(threads))
         parts += [f"## {threads} thread{'s' if threads > 1 else ''}", _limit(limit), _ratios(mine)]
-        parts += [_shares(mine, limit), _phases(mine), _losses(mine), _failed(mine)]
+        parts += [_shares(mine, limit), phases(mine, WORKLOADS), _losses(mine), failed(mine, WORKLOADS)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def table(head: list[str], lines: Iterable[list[str]]) -> str:
-    rows = [" | ".join(line) for line in lines]
-    if not rows:
-        return ""
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {row} |" for row in rows)])
-
-
 def _machine(machine: Result, results: list[Result]) -> str:
-    versions: Result = {}
-    for side in (s for r in results for s in r["sides"]):
-        for name, version in side.get("versions", {}).items():
-            versions.setdefault(name, set()).add(version)
-    told = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(versions.items()))
+    told = versions(results)
     changed = " with changes" if machine["changed"] else ""
     return (
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])}), {machine['memory_gb']} GB; "
@@ -58,13 +44,6 @@ def _limit(limit: Result | None) -> str:
     )
 
 
-def _done(result: Result) -> tuple[Workload, list[Result], list[Result]]:
-    """The workload, our sides and the peers', those that came to their end."""
-    sides = [s for s in result["sides"] if "rate" in s]
-    ours = [s for s in sides if s["role"] == "ours"]
-    return WORKLOADS[result["workload"]], ours, [s for s in sides if s["role"] != "ours"]
-
-
 def _of(precision: str, sides: list[Result]) -> Result | None:
     """The side of a precision."""
     return next((s for s in sides if s["precision"] == precision), None)
@@ -73,7 +52,7 @@ def _of(precision: str, sides: list[Result]) -> Result | None:
 def _ratios(results: list[Result]) -> str:
     lines: list[list[str]] = []
     for result in results:
-        workload, ours, peers = _done(result)
+        workload, ours, peers = done(result, WORKLOADS)
         for peer in peers:
             mine = _of(peer["precision"], ours) or _of("fp32", ours)
             if mine is not None:
@@ -105,17 +84,12 @@ def _mark(good: bool) -> str:
     return "✓" if good else "✗"
 
 
-def fastest(peers: list[Result], role: str) -> Result | None:
-    """Of a role."""
-    return max((p for p in peers if p["role"] == role), key=lambda p: p["rate"], default=None)
-
-
 def _shares(results: list[Result], limit: Result | None) -> str:
     if limit is None:
         return ""
     lines: list[list[str]] = []
     for result in results:
-        workload, sides, peers = _done(result)
+        workload, sides, peers = done(result, WORKLOADS)
         best = max((p for p in peers if p["precision"] == "fp32"), key=lambda p: p["rate"], default=None)
         for ours in sides:
             if "flops" in ours:
@@ -143,16 +117,6 @@ def _asked(workload: Workload) -> str:
     return f"{workload.share:.0%}" if workload.share else ""
 
 
-def _phases(results: list[Result]) -> str:
-    lines: list[list[str]] = []
-    for result in results:
-        workload, ours, peers = _done(result)
-        for side in (s for s in [*ours, *peers] if "parts" in s):
-            seconds = [f"{side['parts'][k]:.3g}" for k in ("generation", "logprob", "training")]
-            lines.append([workload.title, side["name"], side["precision"], *seconds])
-    return table(["seconds a step", "side", "precision", "drawing", "log-probabilities", "training"], lines)
-
-
 def _losses(results: list[Result]) -> str:
     lines = []
     for result in results:
@@ -162,13 +126,3 @@ def _losses(results: list[Result]) -> str:
             verdict = {True: "yes", False: "**no**", None: ""}[found["equal"]]
             lines.append([title, found["against"], apart, verdict])
     return table(["first losses", "against, in fp32", "apart by", "equal"], lines)
-
-
-def _failed(results: list[Result]) -> str:
-    lines = [
-        f"- {WORKLOADS[r['workload']].title}, {s['name']} ({s['precision']}): {s['error'].splitlines()[0]}"
-        for r in results
-        for s in r["sides"]
-        if s["error"]
-    ]
-    return "\n".join(["Did not come to its end:", *lines]) if lines else ""

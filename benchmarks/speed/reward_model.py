@@ -20,12 +20,12 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     units = [at_end(p, int(loaded.model.config.pad_token_id)) for p in rows.pairs(work / options["rows"], n)]
     signal = ours.InOrder(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), BradleyTerry(), options["steps"])
-    timed = ours.timed(rows.read(work / options["rows"], n), options["batch"], options["steps"])
+    timed = ours.timed(rows.read(work / options["rows"], n), options)
     tokens = sum(map(rows.pair_tokens, timed))
     body = ours.parameters(loaded) - loaded.model.get_input_embeddings().weight.numel()  # looked up, not multiplied
     return {
         "amount": {"pairs": len(timed)},
-        "seconds": ours.seconds(done),
+        **ours.timing(done, options),
         "losses": [row["loss"] for row in done],
         "flops": 6.0 * body * tokens,
     }

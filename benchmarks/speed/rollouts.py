@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import ours, rows
+from benchmarks.speed import device, ours, rows, traffic
 from benchmarks.speed.workload import Side, Workload, own, trl
 
 from ladder.types import Request, Sampling
@@ -19,17 +18,20 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     asked = rows.read(work / options["rows"], options["prompts"])
     eos = loaded.eos if options.get("ends", True) else (loaded.model.config.vocab_size,)
     sampler = ours.sampler(loaded, options, eos)
-    drawn, seconds = [], []
+    drawn, seconds, read = [], [], []
+    lengths = [len(row["ids"]) for row in asked]
     for repetition in range(options["repetitions"]):
         requests = [
             Request(row["ids"], options["group"], Sampling(options["tokens"]), 1000 * repetition + i)
             for i, row in enumerate(asked)
         ]
-        begun = time.perf_counter()
+        begun = device.now(sampler.device)
         groups = sampler.generate(requests)
-        seconds.append(time.perf_counter() - begun)
-        drawn.append(sum(len(c.tokens) for group in groups for c in group))
-    return measured(drawn, seconds, ours.parameters(loaded))
+        seconds.append(device.now(sampler.device) - begun)
+        answers = [[len(c.tokens) for c in group] for group in groups]
+        drawn.append(sum(map(sum, answers)))
+        read.append(traffic.read(loaded.model, lengths, answers))
+    return measured(drawn, seconds, ours.parameters(loaded)) | traffic.total(read[1:])
 
 
 def measured(drawn: list[int], seconds: list[float], n: int) -> dict[str, Any]:

@@ -19,10 +19,10 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     units = rows.samples(work / options["rows"], options["steps"] * options["batch"])
     signal = ours.InOrder(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), CrossEntropy(), options["steps"])
-    tokens = sum(len(u.tokens) for u in ours.timed(units, options["batch"], options["steps"]))
+    tokens = sum(len(u.tokens) for u in ours.timed(units, options))
     return {
         "amount": {"tokens": tokens},
-        "seconds": ours.seconds(done),
+        **ours.timing(done, options),
         "losses": [row["loss"] for row in done],
         "flops": 6.0 * ours.parameters(loaded) * tokens,
     }

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from benchmarks.speed import device
 
 
 def main(program: str, work: str, result: str, options: str) -> None:
     module = importlib.import_module(f"benchmarks.speed.{program}")
     made = module.run(Path(work), json.loads(options))
+    made |= device.peak()
     made["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     Path(result).write_text(json.dumps(made), encoding="utf-8")
 

@@ -5,12 +5,11 @@ Each answer ends at a length that was dealt beforehand, the same on every side, 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import ours, rows
+from benchmarks.speed import device, ours, rows, traffic
 from benchmarks.speed.rollouts import measured
 from benchmarks.speed.workload import Side, Workload, own, trl
 
@@ -37,12 +36,20 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     drawn, seconds = [], []
     for repetition in range(options["repetitions"]):
         requests = requested(asked, options, 1000 * repetition)
-        begun = time.perf_counter()
+        begun = device.now(sampler.device)
         groups = sampler.generate(requests)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(device.now(sampler.device) - begun)
         drawn.append(sum(len(c.tokens) for group in groups for c in group))
     assert set(drawn) == {sum(options["limits"])}
-    return measured(drawn, seconds, ours.parameters(loaded))
+    return measured(drawn, seconds, ours.parameters(loaded)) | reading(loaded, asked, options)
+
+
+def reading(loaded: Any, asked: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, float]:
+    """The least that decoding reads, in the repetitions that count."""
+    n = options["group"]
+    limits = [options["limits"][i * n : (i + 1) * n] for i in range(len(asked))]
+    one = traffic.read(loaded.model, [len(row["ids"]) for row in asked], limits)
+    return traffic.total([one] * (options["repetitions"] - 1))
 
 
 def requested(asked: list[dict[str, Any]], options: dict[str, Any], key: int) -> list[Request]:
