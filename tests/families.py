@@ -159,13 +159,14 @@ def chain(edges: Mapping[int, int]) -> Any:
 def gradients(e: Engine, units: Sequence[Unit], loss: Loss) -> tuple[dict[str, Tensor], dict[str, float]]:
     """What the engine hands its optimiser, and the update's figures."""
     seen: dict[str, Tensor] = {}
-    assert e.optimizer is not None
+    optimizer = e.optimizer
+    assert optimizer is not None
 
     def step() -> float:
-        seen.update({n: p.grad.clone() for n, p in e.trained.items() if p.grad is not None})
+        seen.update({n: p.grad.clone() for n, p in optimizer.stepped.items() if p.grad is not None})
         return 0.0
 
-    e.optimizer.step = step
+    optimizer.step = step
     return seen, e.update(units, loss)
 
 

@@ -49,7 +49,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def plain_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "compiled", lambda _: False)
+    monkeypatch.setattr(sampling, "kernels", lambda _: None)
 
 
 # ------------------------------------------------------------ steps

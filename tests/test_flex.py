@@ -2,15 +2,12 @@
 is exactly the mask's; another pack compiles nothing; and the processor never takes it.
 
 None of this runs on CUDA: flex attention runs uncompiled (its own refusal of gradients on a processor is lifted; the
-computation in torch's operators is there), and a stand-in with SDPA takes flash-attention's place.
+computation in torch's operators is there), and `tiles.py` takes the place of flash attention's kernels.
 """
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import ModuleSpec
-from itertools import pairwise
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +16,12 @@ import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor
 
 import families as fam
+import tiles
 from ladder import flash, flex
 from ladder.batch import count, pack
 from ladder.engine.engine import Engine
 from ladder.forest import Segment
+from ladder.kernels import between
 from ladder.losses import CrossEntropy
 from ladder.segments import PackedPlan
 from ladder.types import Sample
@@ -211,38 +210,11 @@ def test_what_flex_attention_takes(
     assert not flex.fits(q, v)  # pyright: ignore
 
 
-# ------------------------------------------------------------ flash-attention
+# ------------------------------------------------------------ flash attention
 
 
-def varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, softmax_scale: float,
-    causal: bool,
-) -> Tensor:  # fmt: skip
-    """flash_attn_varlen_func by SDPA, segment by segment; q [T, H, D]."""
-    assert cu_q is cu_k and cu_q.dtype == torch.int32 and causal
-    bounds = cu_q.tolist()
-    assert max_q == max_k == max(b - a for a, b in pairwise(bounds))
-    out = []
-    for a, b in pairwise(bounds):
-        some = (x[a:b].transpose(0, 1) for x in (q, k, v))
-        out.append(
-            torch.nn.functional.scaled_dot_product_attention(
-                *some, is_causal=True, scale=softmax_scale, enable_gqa=True
-            ).transpose(0, 1)
-        )
-    return torch.cat(out)
-
-
-@pytest.fixture
-def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = ModuleType("flash_attn")
-    module.__spec__ = ModuleSpec("flash_attn", None)
-    module.flash_attn_varlen_func = varlen  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
-    flash.installed.cache_clear()
-    yield
-    monkeypatch.undo()
-    flash.installed.cache_clear()
+def halves(q: Any, v: Any) -> bool:
+    return q.dtype in flash.HALVES
 
 
 @pytest.mark.parametrize(
@@ -253,24 +225,54 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("plain", torch.bfloat16, 129, 0.0, ["ladder.flex"]),
         ("plain", torch.bfloat16, 0, 2.0, ["ladder.flex"]),
         ("plain", torch.float32, 0, 0.0, ["ladder.flex"]),
-        ("shared", torch.bfloat16, 0, 0.0, ["ladder.flex"]),
-        ("one", torch.bfloat16, 0, 0.0, []),
+        ("shared", torch.bfloat16, 0, 0.0, ["ladder.flash"]),
+        ("shared", torch.bfloat16, 9, 0.0, ["ladder.flex"]),
+        ("one", torch.bfloat16, 0, 0.0, ["ladder.flash"]),
+        ("one", torch.float32, 0, 0.0, []),
     ],
 )
-def test_flash_attention_takes_plain_halves(
-    name: str, kind: torch.dtype, window: int, softcap: float, who: list[str], flash_attn: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_flash_attention_takes_halves(
+    name: str, kind: torch.dtype, window: int, softcap: float, who: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     want = outcome(plan_of(name), (4, 2), kind, window=window, softcap=softcap)
     taken = as_on_cuda(monkeypatch)
+    tiles.in_place(monkeypatch)
+    monkeypatch.setattr(flash, "fits", halves)
     got = outcome(plan_of(name), (4, 2), kind, window=window, softcap=softcap)
     assert taken == who
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, atol=0.06, rtol=0.06)
 
 
-def test_without_the_package_flex_attention_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = as_on_cuda(monkeypatch)
-    assert not flash.installed()
-    outcome(plan_of("plain"), (4, 2), torch.bfloat16, window=0, softcap=0.0)
-    assert taken == ["ladder.flex"]
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1), (2, 2)], ids=str)
+def test_lines_give_what_the_buckets_do(pack: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digits: keys are gathered for each segment, and their gradients gathered back."""
+    want = outcome(plan_of(pack), heads, torch.float32, window=0, softcap=0.0)
+    tiles.in_place(monkeypatch)
+    monkeypatch.setattr(flash, "fits", lambda q, v: True)
+    got = outcome(plan_of(pack), heads, torch.float32, window=0, softcap=0.0)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "widths", "fits"),
+    [
+        ("cuda", torch.bfloat16, (64, 64), True),
+        ("cuda", torch.float16, (256, 256), True),
+        ("cuda", torch.float32, (64, 64), False),
+        ("cuda", torch.bfloat16, (264, 264), False),
+        ("cuda", torch.bfloat16, (12, 12), False),
+        ("cuda", torch.bfloat16, (64, 128), False),
+        ("cpu", torch.bfloat16, (64, 64), False),
+    ],
+)
+def test_what_flash_attention_takes(
+    device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(between, "tiled", lambda: tiles)
+    q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
+    assert flash.fits(q, v) == fits  # pyright: ignore
+    monkeypatch.setenv("LADDER_KERNELS", "0")
+    assert not flash.fits(q, v)  # pyright: ignore

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import families as fam
+import tiles
 from ladder.batch import sequences
 from ladder.engine import fused
 from ladder.engine.engine import Engine
@@ -24,7 +25,7 @@ from ladder.losses import BradleyTerry
 from ladder.types import Loss, Sample, Unit
 from test_engine import LOSSES, group, same, units_of, weights
 
-needs_kernels = pytest.mark.skipif(fused.missing() is not None, reason=str(fused.missing()))
+either = pytest.mark.usefixtures("path")
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
 SHAPES: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -46,6 +47,17 @@ def build(name: str, **changes: Any) -> Any:
     return fam.build(name, **({"sliding_window": None} if name == "mistral" else {}), **changes)
 
 
+@pytest.fixture(params=["C", "CUDA"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels of the processor, or the path that CUDA takes, by operators that stand for its kernels."""
+    if request.param == "CUDA":
+        tiles.in_place(monkeypatch)
+        monkeypatch.setattr(fused, "_kind", lambda base: True)
+    elif fused.missing() is not None:
+        pytest.skip(str(fused.missing()))
+    return request.param
+
+
 def pair(make: Any, **options: Any) -> tuple[Engine, Engine]:
     """The same model twice: fused, and by its modules."""
     ours, theirs = (Engine(make(), Optim(lr=1e-3), **options) for _ in range(2))
@@ -65,7 +77,7 @@ def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance
     return got
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("loss", ["token", "everything", "pair"])
@@ -78,13 +90,13 @@ def test_loss_and_gradients_are_the_modules(name: str, tied: bool, loss: str, sp
     assert any("q_proj.bias" in n for n in got) == (name == "qwen2")
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("shape", SHAPES)
 def test_other_shapes_of_llama(shape: str) -> None:
     agree(*pair(lambda: build("llama", **SHAPES[shape])), units_of(LOSSES["token"]), LOSSES["token"])
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_pads_row_gets_no_gradient_where_it_is_read(tied: bool) -> None:
     samples = group(0, 3, prompt=6)
@@ -95,7 +107,7 @@ def test_the_pads_row_gets_no_gradient_where_it_is_read(tied: bool) -> None:
     assert tied or not got["model.embed_tokens.weight"][fam.PAD].any()
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("targets", ["attention", "mlp", "all-linear"])
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_adapters(targets: str, name: str) -> None:
@@ -122,7 +134,7 @@ def test_adapters(targets: str, name: str) -> None:
         assert not torch.allclose(a["logps"], c["logps"], atol=1e-3)
 
 
-@needs_kernels
+@either
 def test_a_scalar_head() -> None:
     import transformers as tf
 
@@ -140,7 +152,7 @@ def test_a_scalar_head() -> None:
     agree(*pair(make), units, BradleyTerry())
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("frozen", FROZEN, ids=" ".join)
 def test_what_is_frozen_gets_nothing_and_costs_the_rest_nothing(frozen: tuple[str, ...]) -> None:
     def make() -> Any:
@@ -153,7 +165,7 @@ def test_what_is_frozen_gets_nothing_and_costs_the_rest_nothing(frozen: tuple[st
     assert not any(part in n for n in got for part in frozen)
 
 
-@needs_kernels
+@either
 def test_one_token_answers_and_repeated_positions() -> None:
     """Every answer's first token is predicted by the one hidden state of the shared prompt's end."""
     prompt = torch.arange(10, 20)
@@ -161,7 +173,7 @@ def test_one_token_answers_and_repeated_positions() -> None:
     agree(*pair(lambda: build("llama")), units, LOSSES["token"])
 
 
-@needs_kernels
+@either
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_same_steps_lead_to_the_same_bytes(workers: int) -> None:
     ends = []
@@ -173,7 +185,7 @@ def test_the_same_steps_lead_to_the_same_bytes(workers: int) -> None:
     assert same(*ends)
 
 
-@needs_kernels
+@either
 def test_what_backward_needs_is_used_up_by_it() -> None:
     e = Engine(build("llama"), Optim())
     assert e.fused is not None

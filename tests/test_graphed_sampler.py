@@ -1,12 +1,14 @@
 """The step that is captured on CUDA is the modules' decoding: same tokens and log-probabilities whatever the schedule,
 run as it stands and replayed from a recording; in halves it is as exact as they are; and the processor never takes it.
 
-None of this runs on CUDA: `recorded.py` stands for the graph, and `capture` itself meets a torch.cuda that is made up.
+None of this runs on CUDA: `recorded.py` stands for the graph, `tiles.py` for the kernels, and `capture` itself meets a
+torch.cuda that is made up. `test_cuda.py` is the same where there is a GPU.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 
 import families as fam
 import recorded
+import tiles
 from drawn import TOKENIZER, draw, requests, same
 from ladder.engine.lora import LoRA, attach
 from ladder.errors import UserError
 from ladder.head import Head
+from ladder.kernels import between
 from ladder.rollout import graphed, llama
 from ladder.rollout.graphed import Graphed, bucket
 from ladder.rollout.llama import Llama
@@ -50,6 +54,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Graphed]:
 
     monkeypatch.setattr(Graphed, "__init__", init)
     monkeypatch.setattr(graphed, "fits", lambda device: True)
+    tiles.in_place(monkeypatch)
     return states
 
 
@@ -78,34 +83,64 @@ def test_other_families_go_through_the_modules(name: str, chosen: list[Graphed])
 def test_a_recorded_step_draws_the_same(slots: int, chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[recorded.Graph] = []
     oracle = draw(fam.cached("qwen3"), packed=False)
-    monkeypatch.setattr(graphed, "ROOM", 16)
     recorded.devices(monkeypatch, graphed, graphs)
     same(draw(fam.cached("qwen3"), slots=slots), oracle)
-    assert len(graphs) > 2  # rooms, and numbers of rows
+    assert len(graphs) >= 2  # numbers of rows
     assert sum(g.replays for g in graphs) > 2 * len(graphs)
 
 
-def test_room_that_grows_is_captured_anew(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_outlive_the_call_and_meet_the_weights_as_they_are(
+    chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that a call copies: queries, keys and values in one matrix, and whatever has an adapter."""
     graphs: list[recorded.Graph] = []
-    oracle = draw(fam.cached("llama"), packed=False)
-    monkeypatch.setattr(graphed, "ROOM", 1)
     recorded.devices(monkeypatch, graphed, graphs)
-    rooms: list[tuple[int, int]] = []
-    plain = Graphed._run
-
-    def run(self: Any, rows: int) -> None:
-        rooms.append((self.room, rows))
-        plain(self, rows)
-
-    monkeypatch.setattr(Graphed, "_run", run)
-    same(draw(fam.cached("llama"), slots=7), oracle)
-    assert len({room for room, _ in rooms}) > 2
-    assert len(graphs) == len(set(rooms))
-    longest = max(len(r.prompt) + r.sampling.max_tokens for r in requests())
-    assert max(room for room, _ in rooms) <= longest
+    wrapped = attach(fam.build("qwen2"), LoRA(rank=4, targets=("k_proj", "gate_proj")), seed=1)
+    sampler = NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS])
+    first = sampler.generate(requests())
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "norm" not in name:
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.03)
+    old, new = sampler.generate(requests()), NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS]).generate(requests())
+    assert [[c.tokens for c in group] for group in old] == [[c.tokens for c in group] for group in new]
+    assert [c.tokens for c in old[0]] != [c.tokens for c in first[0]]
+    assert chosen == [sampler.state, chosen[1]] and set(map(id, chosen[0].graphs.values())) <= set(map(id, graphs))
 
 
-def test_graphs_of_different_rows_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_needs_more_room_gets_it(chosen: list[Graphed]) -> None:
+    sampler = NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS])
+    some = requests()
+    few, short = some[:1], [replace(r, sampling=replace(r.sampling, max_tokens=1)) for r in some]
+    for asked, states in ((few, 1), (few, 1), (some, 2), (short, 2), (few, 2)):
+        sampler.generate(asked)
+        assert len(chosen) == states
+    assert graphed.roomy(1) == 64 and graphed.roomy(64) == 128 and graphed.roomy(1000) == 1152
+
+
+def test_an_adapter_that_is_switched_off_is_another_state(
+    chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+    wrapped = attach(build("qwen2").to(torch.bfloat16), LoRA(rank=2, targets="all-linear"), seed=1)
+    sampler = NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS])
+    sampler.generate(requests())
+    with wrapped.disable_adapter():
+        sampler.generate(requests())
+        sampler.generate(requests())
+    assert len(chosen) == 2
+
+
+def test_a_call_that_fails_leaves_no_state_behind(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS])
+    sampler.generate(requests())
+    monkeypatch.setattr(Llama, "refresh", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampler.generate(requests())
+    assert sampler.state is None
+
+
+def test_graphs_of_different_rows_take_turns(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that was captured before another still reads and writes where everything lies."""
     model = build("llama")
     base, head = model.get_decoder(), Head.of(model)
@@ -168,6 +203,7 @@ def logits(state: Any, steps: int = 12) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", HALVES, ids=str)
 @pytest.mark.parametrize(("name", "changes"), [("llama", {"num_hidden_layers": 1}), ("qwen3", {}), ("qwen2", {})])
+@pytest.mark.usefixtures("chosen")
 def test_halves_are_as_exact_as_the_modules_halves(name: str, changes: dict[str, Any], kind: torch.dtype) -> None:
     """Against the same weights in float32. Head widths of 8 and 12: scales that are no powers of two."""
     model = build(name, **changes).to(kind)
@@ -180,6 +216,7 @@ def test_halves_are_as_exact_as_the_modules_halves(name: str, changes: dict[str,
     assert 0 < error < 1.2 * allowed, (error, allowed)
 
 
+@pytest.mark.usefixtures("chosen")
 def test_float32_is_exact() -> None:
     model = build("llama")
     base, head = model.get_decoder(), Head.of(model)
@@ -198,10 +235,38 @@ def test_halves_are_drawn_where_the_device_is_said_to_have_them(
     drawn = draw(model)
     assert len(chosen) == 1 and chosen[0].logits.dtype == kind
     assert all(len(c.tokens) and max(c.logps) <= 0 for c in drawn)
-    adapted = attach(build("llama").to(kind), LoRA(rank=2, targets="all-linear"), seed=1)
-    for wrapped in (adapted, adapted.to(kind)):  # whatever the adapter's own type
-        draw(wrapped)
-    assert len(chosen) == 1
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("own", [torch.float32, None], ids=str)
+def test_an_adapter_stands_apart_from_halves(
+    kind: torch.dtype, own: torch.dtype | None, chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose change is lost when added to the weights; whatever its own type."""
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+
+    def make(by: float) -> Any:
+        wrapped = attach(build("qwen2").to(kind), LoRA(rank=2, alpha=4, targets="all-linear"), seed=1)
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.05 * by)
+            if "lora_" in name and own is not None:
+                p.data = p.data.to(own)
+        return wrapped.eval()
+
+    def outcome(model: Any) -> torch.Tensor:
+        base, head = model.get_decoder(), Head.of(model)
+        assert llama.fits(base, head, 64)
+        return logits(Graphed(Llama.of(base, head, 64, pack=False), 6, 64))
+
+    exact = make(1.0).float()
+    truth = logits(Modules(exact.get_decoder(), Head.of(exact), 6, 64))
+    mine, without = outcome(make(1.0)), outcome(make(0.0))
+    error, change = ((x - truth).pow(2).mean().sqrt().item() for x in (mine, without))
+    assert error < 0.3 * change
+    off = make(1.0)
+    with off.disable_adapter():
+        assert torch.equal(outcome(off), without)
 
 
 def test_halves_are_not_rounded_again() -> None:
@@ -221,6 +286,7 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graphed, "__init__", never)
     for kind in (torch.float32, torch.bfloat16):
         draw(build("llama").to(kind))
+    monkeypatch.setattr(between, "tiled", lambda: tiles)
     assert not graphed.fits(torch.device("cpu")) and graphed.fits(torch.device("cuda", 1))
     monkeypatch.setenv("LADDER_KERNELS", "0")
     assert not graphed.fits(torch.device("cuda"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import families as fam
+from ladder.engine.engine import Engine
 from ladder.engine.optim import NotFinite, Optim, Optimizer
 from ladder.errors import UserError
+from test_engine import LOSSES, units_of
 
 
 def factors(total: int, **fields: Any) -> list[float]:
@@ -190,3 +193,81 @@ def test_muon_steps_by_an_orthogonal_matrix() -> None:
     assert float(values.min()) > 0.3 and float(values.max()) < 1.5  # five Newton-Schulz steps come this near to 1
     u, _, vh = torch.linalg.svd(g)
     assert float((step * (u @ vh)).sum()) > 4
+
+
+# ------------------------------------------------------------ halves
+
+
+def halved(kind: str = "adamw", **fields: Any) -> tuple[Optimizer, nn.Parameter]:
+    w = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    return Optimizer({"w": w}, Optim(kind=kind, clip=0.0, **fields), 0), w  # pyright: ignore[reportArgumentType]
+
+
+def test_steps_smaller_than_a_halfs_last_digit_add_up() -> None:
+    """Between 0.5 and 1 bfloat16 has steps of 1/256; AdamW with a constant gradient steps by lr."""
+    optimizer, w = halved(lr=1e-4)
+    for n in range(1, 41):
+        (w * 3.0).sum().backward()
+        assert w.grad is None, "the gradient stands with the master"
+        optimizer.step()
+        assert optimizer.masters["w"].flatten().tolist() == pytest.approx([1 - n * 1e-4] * 4, abs=1e-6)
+        assert w[0, 0].item() == (1.0 if n < 20 else 1 - 1 / 256)  # rounded to the nearest
+
+
+def test_gradients_of_halves_are_summed_in_float32() -> None:
+    """256 + 1 + 1 is 256 in bfloat16, and 258 in float32; those that come otherwise than through autograd count too."""
+    optimizer, w = halved(lr=1e-4)
+    for factor in (256.0, 1.0):
+        (w * factor).sum().backward()
+    w.grad = torch.ones_like(w)
+    assert optimizer.step() == pytest.approx(258.0 * 2)  # of four equal entries
+
+
+def test_a_gradient_of_a_half_that_is_not_finite_changes_nothing() -> None:
+    optimizer, w = halved(lr=1e-2)
+    (w * math.inf).sum().backward()
+    with pytest.raises(NotFinite):
+        optimizer.step()
+    assert optimizer.masters["w"].grad is None and w.eq(1).all() and optimizer.masters["w"].eq(1).all()
+    (w * 2.0).sum().backward()
+    optimizer.zero_grad()
+    assert optimizer.masters["w"].grad is None
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_masters_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    (one, v), (other, w) = halved(kind, lr=1e-4, muon_lr=1e-4), halved(kind, lr=1e-4, muon_lr=1e-4)
+
+    def steps(optimizer: Optimizer, p: nn.Parameter, n: int) -> None:
+        for _ in range(n):
+            (p * torch.tensor([[3.0, 1.0], [-2.0, 0.5]])).sum().backward()
+            optimizer.step()
+
+    steps(one, v, 5)
+    one.save(tmp_path)
+    other.load(tmp_path)
+    steps(one, v, 45)
+    steps(other, w, 45)
+    assert one.masters["w"].equal(other.masters["w"]) and v.equal(w) and not v.eq(1).all()
+
+
+def test_a_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
+    halved()[0].save(tmp_path)
+    whole = Optimizer({"w": nn.Parameter(torch.ones(2, 2))}, Optim(), 0)
+    with pytest.raises(UserError, match="another type") as found:
+        whole.load(tmp_path)
+    assert found.value.field == "model.dtype"
+    whole.save(tmp_path)
+    with pytest.raises(UserError, match="another type"):
+        halved()[0].load(tmp_path)
+
+
+def test_the_engine_trains_halves_like_float32() -> None:
+    """A learning rate whose steps would be lost in the weights."""
+    units = units_of(LOSSES["token"])
+    curves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = Engine(fam.build("llama").to(dtype), Optim(lr=3e-4), budget=60)
+        curves.append([engine.update(units, LOSSES["token"])["loss"] for _ in range(25)])
+    assert curves[0][-1] < curves[0][0] - 2.0
+    assert all(abs(a - b) < 0.2 for a, b in zip(*curves, strict=True)), curves

@@ -17,7 +17,7 @@ from ladder.head import Head
 from ladder.rollout import llama, native, shared
 from ladder.rollout.collect import to_rollout
 from ladder.rollout.native import NativeSampler
-from ladder.rollout.packed import Matrix, effective, packable
+from ladder.rollout.packed import Effective, Matrix, effective, packable
 from ladder.signals.rewards import to_sample
 from ladder.types import Request, Sampling, Task
 
@@ -79,7 +79,7 @@ def test_a_matrix_is_the_plain_product() -> None:
     bias, other = torch.randn(13, generator=g), torch.randn(7, 13, generator=g)
     plain = x @ torch.cat([a, b]).T + bias
     for pack in (True, False):
-        m = Matrix([a, b], [bias[:8], bias[8:]], pack)
+        m = Matrix([Effective(a, bias[:8]), Effective(b, bias[8:])], pack)
         for mine, exact in (
             (m(x), plain),
             (m(x, onto=other), plain + other),

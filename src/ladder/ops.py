@@ -6,9 +6,9 @@ Backward needs the logits again. They are kept when there are few of them (`KEEP
 whole batch never exist, [chunk, V] at a time, and are recomputed chunk by chunk. Where the head is frozen and no
 entropy asked for, the forward pass takes the gradient by the hidden state but for its factor, W_t - sum_v p_v W_v, and
 backward costs nothing. Both outputs are differentiable. Everything is computed in float32 (float64 for float64
-models), whatever the model's dtype. On the CPU in float32 a kernel reads the logits twice and writes their gradient
-once (`kernels/layers.c`); heads that bound their logits, other types and other devices take torch's operators, which
-are its oracle.
+models), whatever the model's dtype. Kernels (`kernels/between.py`) read the logits as the head left them and write
+their gradient in their place; heads that bound their logits and other types on the CPU take torch's operators, which
+are their oracle.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from ladder.head import Head
-from ladder.kernels import layers
+from ladder.kernels import between
 
 CHUNK = 1 << 24
 """Logits computed at a time (numbers, not bytes)."""
 KEEP = 1 << 26
 """Logits kept for backward when there are at most this many; recomputing them is a fourth product with the head."""
+ON_CUDA = 16
+"""How much more of both a GPU takes: its products want thousands of rows."""
 
 
 def token_logps(
@@ -58,14 +60,14 @@ class _Vocabulary:
     cap: float
 
     @property
-    def fused(self) -> bool:
-        """Whether the kernels compute it."""
-        return not self.cap and layers.usable(self.weight)
+    def kernels(self) -> Any:
+        """What computes it, other than torch's operators, or None."""
+        return None if self.cap else between.kernels(self.weight)
 
     def raw(self, h: Tensor) -> Tensor:
-        """Logits in float32 (or float64), not scaled and not capped."""
+        """Logits, not scaled and not capped; in float32 (or float64) for torch's operators."""
         z = torch.nn.functional.linear(h, self.weight, self.bias)
-        return z.to(torch.promote_types(z.dtype, torch.float32))
+        return z if self.kernels else z.to(torch.promote_types(z.dtype, torch.float32))
 
     def finish_(self, z: Tensor) -> Tensor:
         """Scales and caps raw logits, in place as far as that goes."""
@@ -75,8 +77,8 @@ class _Vocabulary:
 
     def read(self, z: Tensor, t: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(log sum exp, log-probabilities, entropies) of raw logits, which stay as they are."""
-        if self.fused:
-            return layers.logps(z, t, self.scale, entropy)
+        if self.kernels:
+            return self.kernels.logps(z, t, self.scale, entropy)
         z = self.finish_(z.clone())
         lse = z.logsumexp(-1)
         logp = z.sub_(lse[:, None])
@@ -86,8 +88,8 @@ class _Vocabulary:
     def gradient_(self, z: Tensor, t: Tensor, lse: Tensor, g: Tensor, ge: Tensor | None, ent: Tensor | None) -> Tensor:
         """The gradient by raw logits, in their place, given those by log-probabilities and entropies:
         d logp_t / dz = onehot - p, d entropy / dz = -p (logp + entropy)."""
-        if self.fused:
-            return layers.logps_backward_(z, t, self.scale, lse, g, ge, ent)
+        if self.kernels:
+            return self.kernels.logps_backward_(z, t, self.scale, lse, g, ge, ent)
         slope = 1 - torch.tanh(z * (self.scale / self.cap)).square() if self.cap else None
         logp = self.finish_(z).sub_(lse[:, None])
         weight_of_p = g[:, None] if ge is None or ent is None else ge[:, None] * (logp + ent[:, None]) + g[:, None]
@@ -116,8 +118,9 @@ class _TokenLogps(torch.autograd.Function):
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         # a frozen head: what backward does, but for a factor
         ahead = differentiable and need_h and not need_w and not need_b and not entropy
-        keep = N * V <= KEEP and differentiable and not ahead
-        rows = N if keep else CHUNK // V
+        more = ON_CUDA if weight.device.type == "cuda" else 1
+        keep = KEEP * more >= N * V and differentiable and not ahead
+        rows = N if keep else CHUNK * more // V
         out = hidden.new_empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32))
         lse, ent = torch.empty_like(out), torch.empty_like(out) if entropy else None
         z: Tensor | None = None

@@ -4,7 +4,7 @@ On paper this is one block-sparse mask over the packed row. Computed so, it woul
 here segments of like size are gathered into small padded batches ("buckets"), each one call of SDPA. Only
 attention ever meets those pads, the rest of the model runs over the packed row. Segments that continue nothing
 need no mask at all: padded on the right, the causal rule hides the pads. The kernel for the CPU (`kernels/attend.c`)
-reads the packed row as it lies, family by family; so do `flex.py` and `flash.py` on CUDA.
+reads the packed row as it lies, family by family; so do `flash.py` (halves) and `flex.py` on CUDA.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class PackedPlan:
     """The plan (`attention.Plan`) of one packed row of T tokens.
 
     segments: as they lie. shared: some token is a key of several segments. What attention reads is laid out when it
-    first asks: `rows` for torch's operators on any device, `families` for the kernel, `flexed` and `bounds` for CUDA.
+    first asks: `rows` for torch's operators on any device, `families` for the kernel, `lines` and `flexed` for CUDA.
     """
 
     segments: Sequence[Segment]
@@ -143,7 +143,7 @@ class PackedPlan:
     _rows: _Rows | None = None
     _families: Families | None = None
     _flexed: flex.Row | None = None
-    _bounds: Tensor | None = None
+    _lines: flash.Lines | None = None
 
     @classmethod
     def of(cls, segments: Sequence[Segment], tokens: int) -> PackedPlan:
@@ -176,32 +176,23 @@ class PackedPlan:
         return self._flexed
 
     @property
-    def bounds(self) -> Tensor:
-        """int32 [n + 1]: where each segment begins, and the end of all."""
-        if self._bounds is None:
-            edges = [0, *(s.end for s in self.segments)]
-            self._bounds = torch.tensor(edges, dtype=torch.int32, device=self.device)
-        return self._bounds
+    def lines(self) -> flash.Lines:
+        if self._lines is None:
+            self._lines = flash.Lines.of(self.segments, self.device)
+        return self._lines
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
         """See `attention.Plan`; here B is 1 and L is the packed length T."""
-        if flex.fits(q, v):
-            return self._as_it_lies(q, k, v, scaling, window, softcap)
-        return self._by_buckets(q, k, v, scaling, window, softcap)
-
-    def _as_it_lies(
-        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
-    ) -> Tensor:
         longest = max(s.keys for s in self.segments)
         window = window if window < longest else 0
-        if not (window or softcap or self.shared):
-            if self.single:
-                return self._by_buckets(q, k, v, scaling, window, softcap)
-            if flash.fits(q, v):
-                return flash.attend(q, k, v, self.bounds, longest, scaling)
-        return flex.attend(self.flexed, q, k, v, scaling=scaling, window=window, softcap=softcap)
+        bare = not (window or softcap)
+        if bare and flash.fits(q, v):
+            return flash.attention(q, k, v, self.lines, scaling)
+        if flex.fits(q, v) and not (bare and self.single):
+            return flex.attend(self.flexed, q, k, v, scaling=scaling, window=window, softcap=softcap)
+        return self._by_buckets(q, k, v, scaling, window, softcap)
 
     def _by_buckets(
         self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float

@@ -4,12 +4,12 @@
     h = norm(x),  x = x + D (silu(G h) * U h)
 
 It computes what transformers' modules do, with the parameters where they are, and autograd sees one function. What
-stands between two matrix products is one pass over memory each (`kernels/layers.py`), attention reads the packed row as
-it lies (`kernels/attend.py`), norms and gates are computed again in backward rather than kept, and behind the last
-attention only the rows go on that something is asked of.
+stands between two matrix products is one pass over memory each (`kernels/between.py`), attention reads the packed row
+as it lies (`kernels/attend.py`; on CUDA `flash.py`), norms and gates are computed again in backward rather than kept,
+and behind the last attention only the rows go on that something is asked of.
 
-Left out, and computed by the modules, which are the oracle: other families, devices and types, adapters of other kinds,
-recomputed layers, and machines without a compiler.
+Float32 on the processor and halves on CUDA. Left out, and computed by the modules, which are the oracle: other families
+and types, adapters of other kinds, recomputed layers, and machines without a compiler.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ladder import flash
 from ladder.engine.linear import Gradients, Linear
-from ladder.kernels import attend, layers
+from ladder.kernels import attend, between, layers
 from ladder.kernels.attend import Families
-from ladder.kernels.library import why
+from ladder.kernels.library import wanted, why
 from ladder.llama import known
 from ladder.segments import PackedPlan
 
@@ -36,23 +36,24 @@ class Norm:
 
     weight: Tensor
     eps: float
+    by: Any  # the kernels
 
     @classmethod
     def of(cls, module: Any) -> Norm:
-        return cls(module.weight, module.variance_epsilon)
+        return cls(module.weight, module.variance_epsilon, between.must(module.weight))
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(x + delta, its norm, what the gradient needs); the norm is written over delta."""
-        return layers.norm(x, delta, self.weight, self.eps, delta)
+        return self.by.norm(x, delta, self.weight, self.eps, delta)
 
     def again(self, s: Tensor, r: Tensor) -> Tensor:
-        return layers.norm_again(s, self.weight, r, torch.empty_like(s))
+        return self.by.norm_again(s, self.weight, r, torch.empty_like(s))
 
     def backward(
         self, s: Tensor, r: Tensor, grad: Tensor, more: Tensor | None, into: Tensor, grads: Gradients
     ) -> Tensor:
         """The gradient by s plus `more`, in `into`, which may be either."""
-        dw = layers.norm_backward(s, self.weight, r, grad, more, into, self.weight in grads)
+        dw = self.by.norm_backward(s, self.weight, r, grad, more, into, self.weight in grads)
         if dw is not None:
             grads[self.weight] = dw
         return into
@@ -99,7 +100,7 @@ class Row:
     tokens_T: Tensor
     cos: Tensor
     sin: Tensor
-    families: Families
+    seen: Families | flash.Lines
     rows_U: Tensor | None  # None: all
     inverse_N: Tensor  # which of them each asked position is
 
@@ -144,13 +145,16 @@ class Decoder:
         self.rotary: nn.Module = base.rotary_emb
         self.width: int = attention.head_dim
         self.scale: float = attention.scaling
+        self.by = self.norm.by
+        self.attention: Any = attend if self.by is layers else flash
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, plan: PackedPlan, asked_N: Tensor) -> Tensor:
         """The last hidden states at the asked positions, [N, D], differentiable."""
-        rows, inverse = np.unique(asked_N.numpy(), return_inverse=True)
+        rows, inverse = asked_N.unique(return_inverse=True)
         cos, sin = self.rotary(self.embedding.weight, positions_T[None])
-        some = None if len(rows) == len(tokens_T) else torch.from_numpy(rows)
-        row = Row(tokens_T, cos[0].contiguous(), sin[0].contiguous(), plan.families, some, torch.from_numpy(inverse))
+        some = None if len(rows) == len(tokens_T) else rows
+        seen = plan.lines if self.attention is flash else plan.families
+        row = Row(tokens_T, cos[0].contiguous(), sin[0].contiguous(), seen, some, inverse)
         trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
         if not trained:
             with torch.no_grad():
@@ -185,15 +189,15 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             (raw_q, q, rq), (raw_k, k, rk) = layer.q_norm(q), layer.k_norm(k)
             raw = raw_q, raw_k, rq, rk
-        layers.rotate_(q, row.cos, row.sin)
-        layers.rotate_(k, row.cos, row.sin)
-        out, lse = attend.attend(q, k, v, row.families, self.scale)
+        self.by.rotate_(q, row.cos, row.sin)
+        self.by.rotate_(k, row.cos, row.sin)
+        out, lse = self.attention.attend(q, k, v, row.seen, self.scale)
         on, x_on = out.view(T, -1), x
         if rows is not None:
             on, x_on = on.index_select(0, rows), x.index_select(0, rows)
         y, h, ry = layer.mlp_norm(x_on, layer.out.forward(on, h if rows is None else None))
         g, u = layer.gate.forward(h), layer.up.forward(h)
-        delta = layer.down.forward(layers.gate(g, u), h)
+        delta = layer.down.forward(self.by.gate(g, u), h)
         return y, delta, Kept(x, r, q, k, v, raw, out, lse, y, ry, g, u)
 
     # ------------------------------------------------------------ backward
@@ -221,7 +225,7 @@ class Decoder:
 
     def _mlp_backward(self, layer: Layer, one: Kept, dx: Tensor, grads: Gradients) -> Tensor:
         act = layer.down.inputs(dx, torch.empty_like(one.g))
-        layers.gate_backward_(one.g, one.u, act)
+        self.by.gate_backward_(one.g, one.u, act)
         layer.down.weights(act, dx, grads)
         dh = layer.gate.inputs(one.g, torch.empty_like(dx))
         layer.up.inputs(one.u, dh, add=True)
@@ -240,11 +244,11 @@ class Decoder:
         if rows is not None:
             d_out = torch.zeros_like(out).index_copy_(0, rows, d_out)
             dx = dx.new_zeros(T, dx.shape[1]).index_copy_(0, rows, dx)
-        dq, dk, dv = attend.attend_backward(
-            one.q, one.k, one.v, one.out, one.lse, d_out.view_as(one.out), row.families, self.scale
+        dq, dk, dv = self.attention.attend_backward(
+            one.q, one.k, one.v, one.out, one.lse, d_out.view_as(one.out), row.seen, self.scale
         )
-        layers.rotate_(dq, row.cos, row.sin, -1.0)
-        layers.rotate_(dk, row.cos, row.sin, -1.0)
+        self.by.rotate_(dq, row.cos, row.sin, -1.0)
+        self.by.rotate_(dk, row.cos, row.sin, -1.0)
         if one.raw is not None and layer.q_norm is not None and layer.k_norm is not None:
             raw_q, raw_k, rq, rk = one.raw
             layer.q_norm.backward(raw_q, rq, dq, None, dq, grads)
@@ -282,16 +286,24 @@ class _Hidden(torch.autograd.Function):
 
 def of(base: Any, head: Tensor | None) -> Decoder | None:
     """The decoder of a model whose output head has the weights `head`; None where it is not known here."""
-    weights = list(base.parameters())
-    if not known(base, base.config.max_position_embeddings) or missing() is not None:
+    if not known(base, base.config.max_position_embeddings) or not _kind(base):
         return None
     found = [Layer.of(module) for module in base.layers]
     plain = [layer for layer in found if layer is not None]
     if len(plain) < len(found) or type(base.embed_tokens) is not nn.Embedding or base.embed_tokens.max_norm:
         return None
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" or not p.is_contiguous() for p in weights):
-        return None
     return Decoder(base, plain, head is base.embed_tokens.weight)
+
+
+def _kind(base: Any) -> bool:
+    """Whether there are kernels for weights of this kind, all of which are of one."""
+    weights = list(base.parameters())
+    first = weights[0]
+    if any(p.dtype != first.dtype or p.device != first.device or not p.is_contiguous() for p in weights):
+        return False
+    if first.is_cuda:
+        return first.dtype in flash.HALVES and wanted() and between.tiled() is not None
+    return first.device.type == "cpu" and first.dtype == torch.float32 and missing() is None
 
 
 def missing() -> str | None:

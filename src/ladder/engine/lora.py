@@ -48,7 +48,8 @@ def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        # in the type of the model: an adapter in halves is trained like weights in halves (`optim.py`)
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)  # pyright: ignore[reportArgumentType]
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

@@ -2,6 +2,10 @@
 
 AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024; torch's implementation. The whole
 gradient is clipped to one norm before the step. Weight decay leaves out vectors (norms, biases) and embeddings.
+
+Weights in halves are trained as mixed precision has it (Micikevicius et al. 2018, arXiv:1710.03740): the optimiser
+steps float32 weights of its own, gradients are summed in float32 as soon as each is there, and the model's weights are
+those rounded. A step of 1e-5 on a weight of 8 bits would change nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,6 +25,9 @@ from ladder.errors import UserError
 
 Kind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
+HALVES = (torch.bfloat16, torch.float16)
+MASTER = "master"
+"""What a float32 weight is called in a checkpoint, beside the moments."""
 
 
 class NotFinite(FloatingPointError):
@@ -86,15 +94,21 @@ class Optim:
 
 
 class Optimizer:
-    """Steps named parameters; its state goes to and comes from safetensors and JSON, bit for bit."""
+    """Steps named parameters; its state goes to and comes from safetensors and JSON, bit for bit.
+
+    masters: the float32 weights of those in halves. stepped: what the optimiser changes, a master or the parameter."""
 
     def __init__(self, params: dict[str, nn.Parameter], optim: Optim, total: int) -> None:
         optim.factor(0, total)  # an unusable schedule is an error before the first step, not after the first batch
         self.params, self.optim, self.total = params, optim, total
         self.step_count = 0
         self.last_lr = 0.0
-        matrices = {n: p for n, p in params.items() if p.ndim == 2 and not _is_table(n)}
-        others = {n: p for n, p in params.items() if n not in matrices}
+        self.masters = {n: p.detach().float() for n, p in params.items() if p.dtype in HALVES}
+        self.stepped: dict[str, Tensor] = params | self.masters
+        for name in self.masters:
+            params[name].register_post_accumulate_grad_hook(partial(self._gather, name))
+        matrices = {n: p for n, p in self.stepped.items() if p.ndim == 2 and not _is_table(n)}
+        others = {n: p for n, p in self.stepped.items() if n not in matrices}
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         if optim.kind == "muon" and matrices:
             muon = torch.optim.Muon(
@@ -112,15 +126,24 @@ class Optimizer:
             self.parts.append((adamw, optim.lr))
 
     def zero_grad(self) -> None:
-        for p in self.params.values():
+        for p in (*self.params.values(), *self.masters.values()):
             p.grad = None
+
+    def _gather(self, name: str, param: Tensor) -> None:
+        """Moves a half's gradient to its master."""
+        master = self.masters[name]
+        if param.grad is not None:
+            master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
+            param.grad = None
 
     def step(self) -> float:
         """Clips, steps, clears the gradients; returns the norm before clipping.
 
         Raises NotFinite on a gradient that is not finite: no weight was changed.
         """
-        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        for name in self.masters:  # those that came otherwise than through autograd
+            self._gather(name, self.params[name])
+        grads = [p.grad for p in self.stepped.values() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm):
             self.zero_grad()
@@ -132,17 +155,26 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = lr * factor
             part.step()
+        self._round()
         self.last_lr = self.optim.lr * factor
         self.step_count += 1
         self.zero_grad()
         return norm
 
+    def _round(self) -> None:
+        """The model's halves, from the masters."""
+        if self.masters:
+            halves: list[Tensor] = [self.params[name] for name in self.masters]
+            with torch.no_grad():
+                torch._foreach_copy_(halves, list(self.masters.values()))  # pyright: ignore[reportPrivateImportUsage]
+
     # ------------------------------------------------------------ state
 
     def save(self, directory: Path) -> None:
-        """Trained weights to trained.safetensors, moments to optim.safetensors, the step count to optim.json."""
-        tensors: dict[str, Tensor] = {}
-        for name, p in self.params.items():
+        """Trained weights to trained.safetensors, moments and masters to optim.safetensors, the step count to
+        optim.json."""
+        tensors = {f"{name}//{MASTER}": master for name, master in self.masters.items()}
+        for name, p in self.stepped.items():
             for part, _ in self.parts:
                 for key, value in part.state.get(p, {}).items():
                     value = value if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -172,12 +204,27 @@ class Optimizer:
         for full, value in load_file(directory / "optim.safetensors").items():
             name, key = full.rsplit("//", 1)
             states.setdefault(name, {})[key] = value
+        self._load_masters(states, directory)
         for part, _ in self.parts:
             own = {p for group in part.param_groups for p in group["params"]}
-            for name, p in self.params.items():
+            for name, p in self.stepped.items():
                 if p in own and name in states:
                     part.state[p] = {k: v.to(p.device) for k, v in states[name].items()}
         self.step_count, self.last_lr = saved["step"], saved["last_lr"]
+
+    def _load_masters(self, states: dict[str, dict[str, Tensor]], directory: Path) -> None:
+        """Takes them out of the states."""
+        found = {name: state.pop(MASTER) for name, state in states.items() if MASTER in state}
+        if found.keys() != self.masters.keys():
+            odd = min(found.keys() ^ self.masters.keys())
+            raise UserError(
+                f"this checkpoint is of weights of another type: {odd}",
+                file=directory,
+                field="model.dtype",
+                mend="go on with the type that it was trained in",
+            )
+        for name, master in self.masters.items():
+            master.copy_(found[name])
 
 
 def _is_table(name: str) -> bool:

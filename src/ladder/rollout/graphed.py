@@ -1,45 +1,48 @@
 """The Llama layout's decoding path on CUDA: a step has static shapes, is captured once and replayed as one graph.
 
-A step of a small batch is about a thousand short operators, and launching them costs a GPU more than computing them.
-Here everything that a step reads or writes lies where it lay at the capture: its inputs, the keys and values, the
-logits. Steps are captured for a few numbers of rows, smallest first when they are met, so rows that finish leave the
-graph soon; where the rows' room grows, everything moves and is captured anew. On any other device the very same
-function runs as it stands, which is how it is tested: nothing here has run on CUDA yet.
+A step of a small batch is hundreds of short operators, and launching them costs a GPU more than computing them. Here
+everything that a step reads or writes lies where it lay at the capture: its inputs, the weights, the keys and values,
+the logits. Steps are captured for a few numbers of rows, when they are met, so rows that finish leave the graph soon.
+The graphs outlive the call: weights that are not the model's own are copied to where they lay. What stands between two
+products is one kernel (`kernels/tiled.py`, `tiled_decode.py`), and a row reads its keys up to its position.
 
-A row's stretch of the store is [its prompt | its own tokens], so a token's position is its place, and attention is one
-call of SDPA under a mask from the positions. The queries that read one key head stand as several queries of it: with
-`enable_gqa` a masked call would go to the kernel that repeats the keys.
+A row's stretch of the store is [its prompt | its own tokens], so a token's position is its place.
 
-Left out: prompts kept once for all their rows (SDPA wants each row's keys in one piece, and gathering them for each
-step reads and writes what it saves), graphs kept from one call of the sampler to the next (weights are packed anew),
-and several workers, since only one graph of a process may be captured at a time.
+Left out: prompts kept once for all their rows, and several workers, since only one graph of a process may be captured
+at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ladder.kernels import between
 from ladder.kernels.library import wanted
 from ladder.rollout.llama import Llama, read
 from ladder.rollout.prompts import Prompts
 
 ROOM = 64
-"""Rows have room for a multiple of this; SDPA's kernels want the mask of a key row aligned."""
-GROWTH = 1.5
-"""By how much room grows: attention reads all of it, masked or not, and each growth costs a capture."""
-WARM_UP = 3
+"""Rows have room for a multiple of this,"""
+SPARE = 1.125
+"""and for more than was asked by this factor."""
+WARM_UP = 2
 """Steps run before a capture, in which libraries choose their kernels and take their workspaces."""
 
 
 def fits(device: torch.device) -> bool:
     """Whether steps are captured there; elsewhere nothing chooses this path."""
-    return device.type == "cuda" and wanted()
+    return device.type == "cuda" and wanted() and between.tiled() is not None
+
+
+def roomy(length: int) -> int:
+    """The room to make for rows of so many tokens: the next call's prompts may be a little longer."""
+    return -(-int(length * SPARE) // ROOM) * ROOM
 
 
 def bucket(rows: int, slots: int) -> int:
@@ -66,10 +69,10 @@ def capture(step: Callable[[], None], others: Iterable[torch.cuda.CUDAGraph]) ->
 
 
 class Graphed:
-    """One call's decoding state (`native.Decoding`). slots, length: the most rows, and tokens of one.
+    """Decoding state (`native.Decoding`). slots, length: the most rows, and tokens of one.
 
-    inputs [2, slots]: each row's newest token and its position. stores: keys and values [slots, key heads, room, D] by
-    layer. logits [slots, V].
+    inputs [2, slots]: each row's newest token and its position. stores: keys and values [slots, key heads, length, D]
+    by layer. logits [slots, V]. by: the kernels, for layers and for decoding.
     """
 
     ordered = False
@@ -77,17 +80,20 @@ class Graphed:
     def __init__(self, model: Llama, slots: int, length: int) -> None:
         self.model, self.slots, self.length = model, slots, length
         self.device = model.embedding.device
+        self.by: Any = between.tiled()
         self.inputs = torch.zeros(2, slots, dtype=torch.int64, device=self.device)
         self.logits = model.embedding.new_zeros(slots, len(model.head.weight))
-        self.room = 0
         self.stores = [self._store() for _ in model.layers]
         self.captures = self.device.type == "cuda"
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
 
+    def serves(self, slots: int, length: int) -> bool:
+        """Whether it has room for a call."""
+        return slots <= self.slots and length <= self.length
+
     # ------------------------------------------------------------ native.Decoding
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
-        self._make_room(int(prompts.lengths.max()) + 1)
         logits, kept = read(self.model, prompts)
         places = torch.from_numpy(prompts.line[prompts.owner]).to(self.device)  # [R, P]
         R, P = places.shape
@@ -98,7 +104,6 @@ class Graphed:
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         A = len(tokens_A)
-        self._make_room(int(positions_A.max()) + 1)
         rows = bucket(A, self.slots)
         inputs = np.zeros((2, rows), np.int64)  # a pad writes at position 0 of a slot that no row holds
         inputs[:, :A] = tokens_A, positions_A
@@ -128,51 +133,20 @@ class Graphed:
         self.graphs[rows].replay()
 
     def _compute(self, rows: int) -> None:
-        """From `inputs` to `logits`, nothing of it decided by the host but the number of rows and the room."""
-        m = self.model
+        """From `inputs` to `logits`, nothing of it decided by the host but the number of rows."""
+        m, by = self.model, self.by
         tokens, positions = self.inputs[:, :rows]
-        cos, sin = m.cos.index_select(0, positions)[:, None], m.sin.index_select(0, positions)[:, None]
-        bias, at = self._bias(positions), self._at(positions)
-        x = m.embedding.index_select(0, tokens)
+        x, delta = m.embedding.index_select(0, tokens), None
         for layer, stores in zip(m.layers, self.stores, strict=True):
-            q, k, v = m.qkv(layer, x, cos, sin)
-            for store, fresh in zip(stores, (k, v), strict=True):
-                store.view(-1, m.width).index_copy_(0, at, fresh.reshape(-1, m.width))
-            keys, values = (store[:rows] for store in stores)
-            q = q.unflatten(1, (m.key_heads, -1))
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=m.scaling)
-            x = m.finish(layer, x, out.reshape(rows, -1))
-        self.logits[:rows] = m.head(m.rms(x, m.norm))
-
-    def _bias(self, positions: Tensor) -> Tensor:
-        """[rows, 1, 1, room]: 0 up to each row's position, -inf behind it."""
-        hidden = torch.arange(self.room, device=self.device) > positions[:, None]
-        return self.logits.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
-
-    def _at(self, positions: Tensor) -> Tensor:
-        """[rows * key heads]: where each new key lies among all keys of a store."""
-        heads = self.model.key_heads
-        stretches = torch.arange(len(positions) * heads, device=self.device).view(-1, heads) * self.room
-        return (stretches + positions[:, None]).view(-1)
-
-    # ------------------------------------------------------------ room
+            x, h, _ = by.norm(x, delta, layer.norm, m.eps, None)
+            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            q = by.enter(layer.qkv(h), positions, (m.cos, m.sin), norms, m.eps, stores)
+            attended = by.attend(q, stores, positions, m.scaling)
+            x, h, _ = by.norm(x, layer.out(attended.view(rows, -1)), layer.mlp_norm, m.eps, None)
+            delta = layer.down(by.gate(layer.gate(h), layer.up(h)))
+        _, h, _ = by.norm(x, delta, m.norm, m.eps, None)
+        self.logits[:rows] = m.head(h)
 
     def _store(self) -> tuple[Tensor, Tensor]:
-        shape = self.slots, self.model.key_heads, self.room, self.model.width
+        shape = self.slots, self.model.key_heads, self.length, self.model.width
         return self.model.embedding.new_zeros(shape), self.model.embedding.new_zeros(shape)
-
-    def _make_room(self, needed: int) -> None:
-        """Room for `needed` tokens a row; the graphs know the old places only."""
-        if needed <= self.room:
-            return
-        old = self.room
-        self.graphs.clear()
-        self.room = max(_aligned(needed), min(_aligned(int(old * GROWTH)), _aligned(self.length)))
-        for i, before in enumerate(self.stores):  # one after another, so that only one layer is there twice
-            self.stores[i] = self._store()
-            for store, x in zip(self.stores[i], before, strict=True):
-                store[:, :, :old] = x
-
-
-def _aligned(n: int) -> int:
-    return -(-n // ROOM) * ROOM

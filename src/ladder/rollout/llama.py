@@ -8,14 +8,16 @@ weights as they lie. Here query, key and value are one product, additions and Si
 scale of the scores is part of the queries' weights, and prompts are shared (`shared.py`). The weights are packed anew
 for every call of the sampler, so none can be stale.
 
-Left out, and decoded by the modules: other families, other types than float32 (on CUDA: than it and the halves, and
-halves with an adapter, which rounding would swallow), windows shorter than the context, rotations that depend on the
-length, other activations.
+Adapters are added to the weights; in halves, which would round them away, they stand apart.
+
+Left out, and decoded by the modules: other families, other types than float32 (on CUDA: than it and the halves),
+windows shorter than the context, rotations that depend on the length, other activations.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from ladder.head import Head
 from ladder.kernels import attend
 from ladder.llama import known
-from ladder.rollout.packed import Matrix, effective
+from ladder.rollout.packed import Effective, Matrix, effective, unmerged
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.shared import Shared
 from ladder.segments import PackedPlan
@@ -82,7 +84,7 @@ class Llama:
             [_layer(module, pack) for module in base.layers],
             base.embed_tokens.weight.detach(),
             base.norm.weight.detach(),
-            Matrix([head.weight.detach()], [None if head.bias is None else head.bias.detach()], pack),
+            Matrix([Effective(head.weight.detach(), None if head.bias is None else head.bias.detach())], pack),
             base.norm.variance_epsilon,
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -91,6 +93,25 @@ class Llama:
             cos[0],
             sin,
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in an order of their own."""
+        found = [self.embedding, self.norm, self.cos, self.sin, *self.head.tensors()]
+        for layer in self.layers:
+            for part in (getattr(layer, f.name) for f in fields(layer)):
+                found += part.tensors() if isinstance(part, Matrix) else [] if part is None else [part]
+        return found
+
+    def refresh(self, now: Llama) -> bool:
+        """Takes over the weights of the same model as it is now, everything staying where it lies; False if it is not
+        laid out alike (an adapter that was switched off)."""
+        both = list(zip(self.tensors(), now.tensors(), strict=False))
+        if len(self.tensors()) != len(now.tensors()) or any(a.shape != b.shape for a, b in both):
+            return False
+        for mine, fresh in both:
+            if mine.data_ptr() != fresh.data_ptr():
+                mine.copy_(fresh)
+        return True
 
     def rms(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
@@ -181,10 +202,13 @@ def fits(base: nn.Module, head: Head, context: int) -> bool:
     if not known(base, context):
         return False
     linear = [m for name, m in base.named_modules() if name.rsplit(".", 1)[-1] in LINEAR]
-    if kind != torch.float32 and any(type(m) is not nn.Linear for m in linear):
-        return False  # an adapter's small change, added to a weight of 8 or 11 bits, would be rounded away
-    found = map(effective, linear)
-    return all(f is not None and f[0].dtype == kind for f in found)
+    found = map(_way(kind), linear)
+    return all(f is not None and f.weight.dtype == kind for f in found)
+
+
+def _way(kind: torch.dtype) -> Callable[[nn.Module], Effective | None]:
+    """How layers of a type are taken: an adapter's small change is lost when added to a weight of 8 or 11 bits."""
+    return effective if kind == torch.float32 else unmerged
 
 
 def _scaled(weight: Tensor) -> bool:
@@ -194,28 +218,29 @@ def _scaled(weight: Tensor) -> bool:
 
 def _layer(module: Any, pack: bool) -> Layer:
     attention, mlp = module.self_attn, module.mlp
-    parts = [_effective(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    way = _way(module.input_layernorm.weight.dtype)
+
+    def taken(layer: nn.Module) -> Effective:
+        found = way(layer)
+        assert found is not None, "a layer that `fits` has accepted"
+        return found
+
+    parts = [taken(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
     q_norm = attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None
-    weight, bias = parts[0]
-    scaling = attention.scaling if _scaled(weight) else 1.0
+    q = parts[0]
+    scaling = attention.scaling if _scaled(q.weight) else 1.0
     if q_norm is not None:
         q_norm = q_norm * scaling
-    else:
-        parts[0] = weight * scaling, None if bias is None else bias * scaling
-    others = map(_effective, (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-    matrices = [Matrix([w], [b], pack) for w, b in others]
+    elif scaling != 1.0:
+        parts[0] = Effective(q.weight * scaling, None if q.bias is None else q.bias * scaling)
+    others = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    matrices = [Matrix([taken(m)], pack) for m in others]
     return Layer(
         module.input_layernorm.weight.detach(),
-        Matrix([w for w, _ in parts], [b for _, b in parts], pack),
+        Matrix(parts, pack),
         q_norm,
         attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
         matrices[0],
         module.post_attention_layernorm.weight.detach(),
         *matrices[1:],
     )
-
-
-def _effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    found = effective(layer)
-    assert found is not None, "a layer that `fits` has accepted"
-    return found

@@ -94,6 +94,7 @@ class NativeSampler:
         if dtype != torch.float32:
             self._check_half()
         self.version = 0
+        self.state: graphed.Graphed | None = None  # on CUDA: graphs and their memory, from call to call
         self.device = self.head.weight.device
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
@@ -133,8 +134,7 @@ class NativeSampler:
         if graphed.fits(self.device):
             if self.workers > 1:
                 raise UserError("a GPU decodes with one worker", field="sampler.workers", mend="leave it at 1")
-            static = Llama.of(self.base, self.head, length, pack=False)
-            return lambda slots, length: graphed.Graphed(static, slots, length)
+            return self._captured
         many = rows >= PACK_FROM
         in_c = self.dtype != torch.float32 or (many and compiled.obstacle(self.base) is None)
         model = Llama.of(self.base, self.head, length, pack=many and not in_c)
@@ -142,6 +142,20 @@ class NativeSampler:
             weights = compiled.pack(model, self.dtype)
             return lambda slots, length: compiled.Compiled(model, weights, slots)
         return lambda slots, length: Decoder(model, slots)
+
+    def _captured(self, slots: int, length: int) -> graphed.Graphed:
+        """The state of the last call with the weights as they are now, or a new one where it has not the room."""
+        state, self.state = self.state, None  # a call that fails leaves none behind
+        if state is not None and state.serves(slots, length) and state.model.refresh(self._weights(state.length)):
+            self.state = state
+            return state
+        del state  # before there is another
+        length = graphed.roomy(length)
+        self.state = graphed.Graphed(self._weights(length), slots, length)
+        return self.state
+
+    def _weights(self, length: int) -> Llama:
+        return Llama.of(self.base, self.head, length, pack=False)
 
     def _check_half(self) -> None:
         """Raises UserError where bfloat16 can't be had."""

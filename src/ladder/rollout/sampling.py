@@ -10,11 +10,13 @@ sampled from, after all of it; greedy decoding (temperature 0) reports the model
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.kernels import decode
+from ladder.kernels import between, decode
 from ladder.types import Sampling
 
 BLOCK = 128
@@ -44,8 +46,10 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Tokens int64 [A] and the log-probabilities they were drawn with, float32 [A]. logits is overwritten."""
     plain = not (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-    if plain and sampling.temperature > 0 and compiled(logits_AV):
-        return decode.draw(logits_AV, uniform_A, sampling.temperature)
+    if plain and sampling.temperature > 0:
+        by = kernels(logits_AV)
+        if by is not None:
+            return by.draw(logits_AV, uniform_A, sampling.temperature)
     z = logits_AV.float()
     if sampling.temperature == 0:
         tokens = z.argmax(-1)
@@ -59,10 +63,14 @@ def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tens
     return tokens, (p.gather(1, tokens[:, None])[:, 0] / total).log()
 
 
-def compiled(logits_AV: Tensor) -> bool:
-    """Whether the kernel draws from these."""
-    fits = logits_AV.device.type == "cpu" and logits_AV.dtype == torch.float32 and logits_AV.stride(1) == 1
-    return fits and decode.kernels() is not None
+def kernels(logits_AV: Tensor) -> Any:
+    """The module whose kernels draw from these, or None."""
+    if logits_AV.stride(1) != 1:
+        return None
+    if logits_AV.device.type == "cuda":
+        return between.kernels(logits_AV)
+    fits = logits_AV.device.type == "cpu" and logits_AV.dtype == torch.float32
+    return decode if fits and decode.kernels() is not None else None
 
 
 def inverse_cdf(weights_AV: Tensor, uniform_A: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,153 @@
+"""Attention of one decoding step on CUDA, in Triton: what is new enters the store, and each row sees what it has.
+
+    enter     queries and keys are normed (Qwen 3) and rotated, keys and values written at the row's position
+    attend    flash decoding (Dao et al. 2023): stretches of the keys side by side, then put together
+
+A store is [slots, key heads, room, W]. A row reads its keys up to its position and no further, so room costs memory
+only; nothing here depends on what the host knows of a step but the number of rows, so a step can be captured.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# what a kernel is written in has no types that a checker could follow
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STRETCH = 256
+"""Keys that one program reads."""
+KEYS = 64
+"""Keys of one product."""
+LEAST = 16
+"""Rows that a product of Triton's has at least: queries that read one key head, padded to this."""
+
+
+@triton.jit
+def _turned(X, W, NORM: tl.constexpr, eps, COS, SIN, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """One head, normed if NORM and rotated: in float32, [WIDE]. SIN has the sign that its half has."""
+    d = tl.arange(0, WIDE)
+    here = d < WIDTH
+    other = tl.where(d < WIDTH // 2, d + WIDTH // 2, d - WIDTH // 2)
+    x, y = tl.load(X + d, here, 0.0).to(tl.float32), tl.load(X + other, here, 0.0).to(tl.float32)
+    if NORM:
+        r = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+        x *= r * tl.load(W + d, here, 0.0).to(tl.float32)
+        y *= r * tl.load(W + other, here, 0.0).to(tl.float32)
+    return x * tl.load(COS + d, here, 0.0).to(tl.float32) + y * tl.load(SIN + d, here, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _enter(
+    QKV, POSITIONS, COS, SIN, QW, KW, Q, KEYS_, VALUES, eps, room,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    position = tl.load(POSITIONS + row)
+    d = tl.arange(0, WIDE)
+    here = d < WIDTH
+    x = QKV + (row * (HEADS + 2 * KEY_HEADS) + head) * WIDTH
+    cos, sin = COS + position * WIDTH, SIN + position * WIDTH
+    if head < HEADS:
+        q = _turned(x, QW, NORM, eps, cos, sin, WIDTH, WIDE)
+        tl.store(Q + (row * HEADS + head) * WIDTH + d, q.to(Q.dtype.element_ty), here)
+    elif head < HEADS + KEY_HEADS:
+        k = _turned(x, KW, NORM, eps, cos, sin, WIDTH, WIDE)
+        at = ((row * KEY_HEADS + head - HEADS) * room + position) * WIDTH + d
+        tl.store(KEYS_ + at, k.to(KEYS_.dtype.element_ty), here)
+    else:
+        at = ((row * KEY_HEADS + head - HEADS - KEY_HEADS) * room + position) * WIDTH + d
+        tl.store(VALUES + at, tl.load(x + d, here, 0.0), here)
+
+
+def enter(
+    qkv_AN: Tensor,
+    positions_A: Tensor,
+    tables: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    stores: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Rotated queries [A, H, W]; keys and values of the rows enter the stores at their positions. tables: cos and sin
+    [length, W], sin with the sign that its half has. norms: weights of the queries' and the keys' norm."""
+    keys, values = stores
+    key_heads, room, width = keys.shape[1:]
+    A = len(qkv_AN)
+    heads = qkv_AN.shape[1] // width - 2 * key_heads
+    q = qkv_AN.new_empty(A, heads, width)
+    qw, kw = norms or (qkv_AN, qkv_AN)
+    _enter[(A, heads + 2 * key_heads)](
+        qkv_AN, positions_A, *tables, qw, kw, q, keys, values, eps, room,
+        heads, key_heads, width, triton.next_power_of_2(width), norms is not None,
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _attend(
+    Q, K, V, POSITIONS, PARTS, LSE, scale, room,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
+    SPLITS: tl.constexpr, REACH: tl.constexpr, SIZE: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """One row, key head and stretch: PARTS [A, H, SPLITS, W], LSE [A, H, SPLITS]."""
+    row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    n = tl.load(POSITIONS + row) + 1
+    group: tl.constexpr = HEADS // KEY_HEADS
+    g, d, line = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
+    own = (g < group) & (d < WIDTH)
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"  # pyright: ignore[reportAssignmentType]
+    q = tl.load(Q + (row * HEADS + head * group + g) * WIDTH + d, own, 0.0)
+    base = (row * KEY_HEADS + head) * room
+    top = tl.full([GROUP, 1], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP, 1], tl.float32)
+    out = tl.zeros([GROUP, WIDE], tl.float32)
+    for first in range(split * REACH, tl.minimum(n, (split + 1) * REACH), SIZE):
+        at = first + line
+        here = (at[:, None] < n) & (d < WIDTH)
+        k = tl.load(K + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=precision) * scale
+        s = tl.where(at[None, :] < n, s, float("-inf"))
+        higher = tl.maximum(top, tl.max(s, 1)[:, None])
+        p = tl.exp(s - higher)
+        shrink = tl.exp(top - higher)
+        v = tl.load(V + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        out = out * shrink + tl.dot(p.to(v.dtype), v, input_precision=precision)
+        total = total * shrink + tl.sum(p, 1)[:, None]
+        top = higher
+    any_ = total > 0
+    place = (row * HEADS + head * group + g) * SPLITS + split
+    tl.store(PARTS + place * WIDTH + d, out / tl.where(any_, total, 1.0), own)
+    lse = tl.where(any_, top + tl.log(tl.where(any_, total, 1.0)), float("-inf"))
+    tl.store(LSE + place, lse, g < group)
+
+
+@triton.jit
+def _together(PARTS, LSE, OUT, WIDTH: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, MANY: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)  # row and head
+    s, d = tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
+    lse = tl.load(LSE + at * SPLITS + s, s < SPLITS, float("-inf"))
+    weight = tl.exp(lse - tl.max(lse, 0))
+    part = tl.load(PARTS + (at * SPLITS + s) * WIDTH + d, (s < SPLITS) & (d < WIDTH), 0.0)
+    out = tl.sum(part * weight, 0)[None, :] / tl.sum(weight, 0)
+    tl.store(OUT + at * WIDTH + d, out.to(OUT.dtype.element_ty), d < WIDTH)
+
+
+def attend(q_AHW: Tensor, stores: tuple[Tensor, Tensor], positions_A: Tensor, scale: float) -> Tensor:
+    """[A, H, W]: each row's queries over its keys up to its position."""
+    keys, values = stores
+    A, heads, width = q_AHW.shape
+    key_heads, room = keys.shape[1:3]
+    splits, wide = triton.cdiv(room, STRETCH), max(LEAST, triton.next_power_of_2(width))
+    parts = torch.empty(A, heads, splits, width, dtype=torch.float32, device=q_AHW.device)
+    lse = torch.empty(A, heads, splits, dtype=torch.float32, device=q_AHW.device)
+    group = max(LEAST, triton.next_power_of_2(heads // key_heads))
+    _attend[(A, key_heads, splits)](
+        q_AHW, keys, values, positions_A, parts, lse, scale, room, heads, key_heads, group, width, wide, splits,
+        STRETCH, KEYS, q_AHW.dtype == torch.float32,
+    )  # fmt: skip
+    out = torch.empty_like(q_AHW)
+    whole = triton.next_power_of_2(width), splits, triton.next_power_of_2(splits)
+    _together[(A * heads,)](parts, lse, out, width, *whole)
+    return out

@@ -1,0 +1,72 @@
+"""Drawing tokens on CUDA, in Triton: the inverse CDF of `rollout/sampling.py` in two passes, the logits read once.
+
+    stretches    of each stretch of the vocabulary its top and sum of exp(z - top)
+    choose       the stretch in which the uniform number lies, then the token in it
+
+Sums over stretches are taken in float64, inside a stretch in float32.
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# what a kernel is written in has no types that a checker could follow
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STRETCH = 4096
+
+
+@triton.jit
+def _stretches(Z, TOPS, SUMS, stride, V, n, scale, SIZE: tl.constexpr):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    v = part * SIZE + tl.arange(0, SIZE)
+    z = tl.load(Z + row * stride + v, v < V, float("-inf")).to(tl.float32) * scale
+    top = tl.max(z, 0)
+    tl.store(TOPS + row * n + part, top)
+    some = tl.where(top > float("-inf"), top, 0.0)  # of nothing but -inf the sum is 0
+    tl.store(SUMS + row * n + part, tl.sum(tl.exp(z - some), 0))
+
+
+@triton.jit
+def _choose(Z, TOPS, SUMS, UNIFORM, OUT, rows, stride, V, n, scale, SIZE: tl.constexpr, MANY: tl.constexpr):
+    """OUT [2, rows] float64: the token, and its log-probability."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, MANY)
+    tops = tl.load(TOPS + row * n + part, part < n, float("-inf"))
+    top = tl.max(tops, 0)
+    sums = tl.load(SUMS + row * n + part, part < n, 0.0).to(tl.float64) * tl.exp((tops - top).to(tl.float64))
+    ends = tl.cumsum(sums, 0)
+    total = tl.sum(sums, 0)
+    target = tl.load(UNIFORM + row) * total
+    possible = tl.max(tl.where(sums > 0, part, 0), 0)  # rounding can leave the target beyond the end,
+    chosen = tl.minimum(tl.sum((ends <= target).to(tl.int32), 0), possible)
+    before = tl.sum(tl.where(part < chosen, sums, 0.0), 0)
+    line = tl.arange(0, SIZE)
+    v = chosen * SIZE + line
+    z = tl.load(Z + row * stride + v, v < V, float("-inf")).to(tl.float32) * scale
+    e = tl.exp(z - top)
+    passed = tl.cumsum(e, 0) <= (target - before).to(tl.float32)
+    last = tl.max(tl.where(e > 0, line, 0), 0)  # or beyond that of the stretch
+    at = tl.minimum(tl.sum(passed.to(tl.int32), 0), last)
+    found = tl.sum(tl.where(line == at, z, 0.0), 0)
+    tl.store(OUT + row, (chosen * SIZE + at).to(tl.float64))
+    tl.store(OUT + rows + row, (found - top).to(tl.float64) - tl.log(total))
+
+
+def draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [A] and their log-probabilities float32 [A], both on the CPU: one wait for the device."""
+    A, V = logits_AV.shape
+    n = triton.cdiv(V, STRETCH)
+    tops, sums = torch.empty(2, A, n, dtype=torch.float32, device=logits_AV.device)
+    out = torch.empty(2, A, dtype=torch.float64, device=logits_AV.device)
+    stride, scale = logits_AV.stride(0), 1.0 / temperature
+    _stretches[(A, n)](logits_AV, tops, sums, stride, V, n, scale, STRETCH)
+    uniform = uniform_A.to(logits_AV.device)
+    _choose[(A,)](
+        logits_AV, tops, sums, uniform, out, A, stride, V, n, scale, STRETCH, triton.next_power_of_2(n), num_warps=8
+    )
+    tokens, logps = out.cpu()
+    return tokens.long(), logps.float()
