@@ -208,19 +208,42 @@ def test_steps_smaller_than_a_halfs_last_digit_add_up() -> None:
     optimizer, w = halved(lr=1e-4)
     for n in range(1, 41):
         (w * 3.0).sum().backward()
-        assert w.grad is None, "the gradient stands with the master"
         optimizer.step()
+        assert w.grad is None
         assert optimizer.masters["w"].flatten().tolist() == pytest.approx([1 - n * 1e-4] * 4, abs=1e-6)
         assert w[0, 0].item() == (1.0 if n < 20 else 1 - 1 / 256)  # rounded to the nearest
 
 
 def test_gradients_of_halves_are_summed_in_float32() -> None:
-    """256 + 1 + 1 is 256 in bfloat16, and 258 in float32; those that come otherwise than through autograd count too."""
+    """256 + 1 + 1 is 256 in bfloat16, and 258 in float32."""
     optimizer, w = halved(lr=1e-4)
-    for factor in (256.0, 1.0):
+    for factor in (256.0, 1.0, 1.0):
         (w * factor).sum().backward()
-    w.grad = torch.ones_like(w)
+        optimizer.gather()
+        assert w.grad is None
     assert optimizer.step() == pytest.approx(258.0 * 2)  # of four equal entries
+
+
+def test_micro_batches_of_halves_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a step is split: many small gradients on top of a large one."""
+    units = units_of(LOSSES["token"])
+    norms = []
+    for budget in (9999, 30):
+        engine = Engine(fam.build("llama").bfloat16(), Optim(lr=1e-4), budget=budget)
+        seen: list[int] = []
+        assert engine.optimizer is not None
+        plain = engine.optimizer.gather
+        monkeypatch.setattr(engine.optimizer, "gather", lambda p=plain, s=seen: s.append(1) or p())
+        norms.append(engine.update(units, LOSSES["token"])["grad_norm"])
+    assert len(seen) > 3 and norms[0] == pytest.approx(norms[1], rel=5e-3)
+
+
+def test_one_optimiser_after_another_steps_the_same_halves() -> None:
+    """Nothing of the first is left at the parameters."""
+    first, w = halved(lr=1e-2)
+    second = Optimizer({"w": w}, Optim(lr=1e-2, clip=0.0), 0)
+    (w * 3.0).sum().backward()
+    assert second.step() == pytest.approx(6.0) and not w.eq(1).any() and first.masters["w"].grad is None
 
 
 def test_a_gradient_of_a_half_that_is_not_finite_changes_nothing() -> None:

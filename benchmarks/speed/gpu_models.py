@@ -34,7 +34,10 @@ def make(work: Path, inputs: Path, size: str, device: str, wanted: set[str]) -> 
 
 def configuration(inputs: Path, size: str) -> Qwen2Config:
     tokenizer: Any = AutoTokenizer.from_pretrained(inputs)
-    apart = next(i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id)  # what pads must end nothing
+    # what pads must end nothing and stand in no row: transformers makes its embedding 0, and the norms of every layer
+    # multiply the gradient of a row of zeros by a thousand, until it is no number any more, here and there
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    apart = next(i for i in tokenizer.all_special_ids if i not in used)
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": apart}
     return Qwen2Config(**COMMON, **SIZES[size], **tokens)
 

@@ -175,6 +175,7 @@ class Engine:
                 for param, grad in zip(self.trained.values(), grads, strict=False):
                     if grad is not None:
                         param.grad = grad if param.grad is None else param.grad.add_(grad)
+                self.optimizer.gather()
                 loss_sum += value
                 meter.add(metrics)
         except BaseException:  # half a step's gradients must not flow into the next step

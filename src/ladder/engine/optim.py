@@ -4,8 +4,8 @@ AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024; tor
 gradient is clipped to one norm before the step. Weight decay leaves out vectors (norms, biases) and embeddings.
 
 Weights in halves are trained as mixed precision has it (Micikevicius et al. 2018, arXiv:1710.03740): the optimiser
-steps float32 weights of its own, gradients are summed in float32 as soon as each is there, and the model's weights are
-those rounded. A step of 1e-5 on a weight of 8 bits would change nothing.
+steps float32 weights of its own, gradients of micro-batches are summed in float32, and the model's weights are those
+rounded. A step of 1e-5 on a weight of 8 bits would change nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -105,8 +104,6 @@ class Optimizer:
         self.last_lr = 0.0
         self.masters = {n: p.detach().float() for n, p in params.items() if p.dtype in HALVES}
         self.stepped: dict[str, Tensor] = params | self.masters
-        for name in self.masters:
-            params[name].register_post_accumulate_grad_hook(partial(self._gather, name))
         matrices = {n: p for n, p in self.stepped.items() if p.ndim == 2 and not _is_table(n)}
         others = {n: p for n, p in self.stepped.items() if n not in matrices}
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
@@ -129,20 +126,20 @@ class Optimizer:
         for p in (*self.params.values(), *self.masters.values()):
             p.grad = None
 
-    def _gather(self, name: str, param: Tensor) -> None:
-        """Moves a half's gradient to its master."""
-        master = self.masters[name]
-        if param.grad is not None:
-            master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
-            param.grad = None
+    def gather(self) -> None:
+        """Moves the halves' gradients to their masters; for after each backward pass."""
+        for name, master in self.masters.items():
+            param = self.params[name]
+            if param.grad is not None:
+                master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
+                param.grad = None
 
     def step(self) -> float:
         """Clips, steps, clears the gradients; returns the norm before clipping.
 
         Raises NotFinite on a gradient that is not finite: no weight was changed.
         """
-        for name in self.masters:  # those that came otherwise than through autograd
-            self._gather(name, self.params[name])
+        self.gather()
         grads = [p.grad for p in self.stepped.values() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm):
