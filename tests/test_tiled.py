@@ -171,7 +171,7 @@ def test_draws(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.Monke
     apart = (logps - wanted).abs()
     tokens[1], apart[1] = want[1], 0.0  # at the very end float32 cannot tell the last few
     assert tokens.equal(want) and tokens.dtype == torch.int64 and tokens.device.type == "cpu"
-    assert logps.dtype == torch.float32 and float(apart.max()) < 1e-5
+    assert logps.dtype == torch.float32 and float(apart.max()) < 1e-4  # 700 in float32 is known to 6e-5
 
 
 def test_draws_follow_the_distribution(random: Any) -> None:

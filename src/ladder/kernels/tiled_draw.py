@@ -30,7 +30,7 @@ def _stretches(Z, TOPS, SUMS, stride, V, n, scale, SIZE: tl.constexpr):
     tl.store(SUMS + row * n + part, tl.sum(tl.exp(z - some), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _choose(Z, TOPS, SUMS, UNIFORM, OUT, rows, stride, V, n, scale, SIZE: tl.constexpr, MANY: tl.constexpr):
     """OUT [2, rows] float64: the token, and its log-probability."""
     row = tl.program_id(0).to(tl.int64)
