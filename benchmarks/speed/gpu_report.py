@@ -6,6 +6,8 @@ this run. share of the bandwidth: what decoding has to read at least (`traffic.p
 
 from __future__ import annotations
 
+from statistics import median
+
 from benchmarks.speed.gpu_workloads import Setting, workloads
 from benchmarks.speed.measure import shown
 from benchmarks.speed.tables import Result, Workloads, done, failed, phases, table, versions
@@ -58,7 +60,8 @@ def ratios(results: list[Result]) -> str:
             for peer in peers or [None]:
                 if mine or peer:
                     lines.append(ratio(workload, mine, peer, best))
-    return table(["workload", "ours", "peer", "its figure", "ratio", "peak GB, ours / peer"], lines)
+    head = ["workload", "ours", "peer", "its figure", "ratio", "of the median step, ms", "peak GB, ours / peer"]
+    return table(head, lines)
 
 
 def ratio(workload: Workload, mine: Result | None, peer: Result | None, best: Result | None) -> list[str]:
@@ -67,7 +70,15 @@ def ratio(workload: Workload, mine: Result | None, peer: Result | None, best: Re
     name = "" if peer is None else (f"**{peer['name']}**" if peer is best else peer["name"]) + at_once(peer)
     times = f"{mine['rate'] / peer['rate']:.2f}×" if mine and peer else ""
     memory = " / ".join(gigabytes(side) if side else "-" for side in (mine, peer))
-    return [workload.title, figures[0], name, figures[1], times, memory]
+    return [workload.title, figures[0], name, figures[1], times, median_step(mine, peer), memory]
+
+
+def median_step(mine: Result | None, peer: Result | None) -> str:
+    """Where a step waits for a compilation, the median says what the others take."""
+    steps = [1000 * median(side["step_seconds"]) for side in (mine, peer) if side and side.get("step_seconds")]
+    if len(steps) < 2:
+        return ""
+    return f"{steps[1] / steps[0]:.2f}× ({steps[0]:.3g} / {steps[1]:.3g})"
 
 
 def at_once(peer: Result) -> str:
