@@ -169,14 +169,17 @@ class Engine:
         parts = self.pool.map(lambda p: self._gradients(p, loss, total), packs) if self.pool else None
         if parts is None:
             parts = (self._accumulate(p, loss, total) for p in packs)
-        loss_sum = 0.0
+        figures: list[tuple[Tensor, dict[str, Tensor]]] = []  # read when all is under way: a GPU would wait
         try:
             for value, grads, metrics in parts:
                 for param, grad in zip(self.trained.values(), grads, strict=False):
                     if grad is not None:
                         param.grad = grad if param.grad is None else param.grad.add_(grad)
                 self.optimizer.gather()
-                loss_sum += value
+                figures.append((value, metrics))
+            loss_sum = 0.0
+            for value, metrics in figures:
+                loss_sum += value.item()
                 meter.add(metrics)
         except BaseException:  # half a step's gradients must not flow into the next step
             self.optimizer.zero_grad()
@@ -194,21 +197,21 @@ class Engine:
         each, metrics = loss(self._out(packed, loss.entropy), packed.batch)
         return each.sum() / total, metrics
 
-    def _accumulate(self, packed: Packed, loss: Loss, total: float) -> tuple[float, tuple[()], dict[str, Tensor]]:
+    def _accumulate(self, packed: Packed, loss: Loss, total: float) -> tuple[Tensor, tuple[()], dict[str, Tensor]]:
         """Gradients straight into the parameters: no second copy."""
         with torch.enable_grad():
             value, metrics = self._value(packed, loss, total)
             value.backward()
-        return value.item(), (), metrics
+        return value.detach(), (), metrics
 
     def _gradients(
         self, packed: Packed, loss: Loss, total: float
-    ) -> tuple[float, tuple[Tensor | None, ...], dict[str, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor | None, ...], dict[str, Tensor]]:
         """Gradients apart, so that workers do not meet in the parameters."""
         with torch.enable_grad():
             value, metrics = self._value(packed, loss, total)
             grads = torch.autograd.grad(value, list(self.trained.values()), allow_unused=True)
-        return value.item(), grads, metrics
+        return value.detach(), grads, metrics
 
     # ------------------------------------------------------------ weights
 
