@@ -112,6 +112,12 @@ def test_it_is_what_the_buckets_compute(
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
 
 
+def test_short_segments_are_not_padded_to_long_ones() -> None:
+    segments = [*family(0, 300, 220, 5), *family(525, 5), *family(530, 3)]
+    buckets = PackedPlan.of(segments, 533).rows.buckets
+    assert [(b.n, b.Lq, b.Lk) for b in buckets] == [(1, 300, 300), (2, 5, 5), (1, 220, 520), (1, 5, 305)]
+
+
 @pytest.mark.parametrize("window", [0, 1, 7, 128, 200])
 @pytest.mark.parametrize("name", PACKS)
 def test_the_grid_of_blocks_is_the_masks(name: str, window: int) -> None:

@@ -13,11 +13,14 @@ import families as fam
 from drawn import TOKENIZER, TOLERANCE, draw, requests, same
 from ladder.engine.engine import Engine
 from ladder.engine.lora import LoRA, attach
+from ladder.forest import Segment
 from ladder.head import Head
+from ladder.kernels import attend
 from ladder.rollout import llama, native, shared
 from ladder.rollout.collect import to_rollout
 from ladder.rollout.native import NativeSampler
 from ladder.rollout.packed import Effective, Matrix, effective, packable
+from ladder.segments import PackedPlan
 from ladder.signals.rewards import to_sample
 from ladder.types import Request, Sampling, Task
 
@@ -105,6 +108,23 @@ def test_weights_are_packed_for_many_rows_and_left_for_few(monkeypatch: pytest.M
     made.clear()
     draw(fam.cached("llama"), slots=native.PACK_FROM - 1)
     assert made and not any(made)
+
+
+@pytest.mark.parametrize("scaling", [1.0, 0.3])
+def test_what_prompts_share_needs_no_mask_where_there_is_a_kernel(
+    scaling: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked: list[int] = []
+    plain = PackedPlan.attend
+    monkeypatch.setattr(PackedPlan, "attend", lambda *a, **how: masked.append(1) or plain(*a, **how))
+    opening = Segment(0, 5)
+    plan = PackedPlan.of([opening, Segment(5, 3, opening), Segment(8, 4, opening)], 12)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(12, n, 16, generator=g) for n in (4, 2, 2))
+    here = llama._over(plan, 0, scaling, q, k, v)
+    assert bool(masked) == (attend.kernels() is None)
+    monkeypatch.setattr(attend, "kernels", lambda: None)
+    assert torch.allclose(here, llama._over(plan, 0, scaling, q, k, v), atol=1e-5) and masked
 
 
 # ------------------------------------------------------------ which models

@@ -12,8 +12,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from ladder import attention  # noqa: F401  (registers the attention function)
 from ladder.batch import count, pack, sequences
 from ladder.engine.engine import Engine, _minibatches
-from ladder.forest import MIN_SHARED
+from ladder.forest import MIN_SHARED, Segment
 from ladder.losses import CrossEntropy
+from ladder.segments import PackedPlan
 from ladder.signals.preferences import at_end
 from ladder.types import Pair, Sample, Unit
 
@@ -74,7 +75,17 @@ def alone(model: nn.Module, sample: Sample) -> Tensor:
     return torch.where(sample.mask, torch.cat([logps.new_zeros(1), logps]), 0.0)
 
 
-ROWS = {"groups": ragged, "forks": conversations}
+def turns(seed: int = 0) -> list[Sample]:
+    """What one trains, its neighbour only reads: they part later than where they stop sharing."""
+    g = torch.Generator().manual_seed(seed)
+    prompt, other, first, ending, question, second = (
+        torch.randint(0, 60, (n,), generator=g) for n in (5, 9, 6, 3, 4, 7)
+    )
+    brief, long = answer(prompt, other), answer(prompt, torch.cat([first, ending]))
+    return [brief, long, answer(torch.cat([prompt, first, question]), second), long, brief]
+
+
+ROWS = {"groups": ragged, "forks": conversations, "turns": turns}
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -136,10 +147,22 @@ def test_packs_of_a_step_are_about_equal() -> None:
     assert [len(p.tokens_T) for p in pack(samples, (), 10_000, lanes=4)] == [120, 120, 120, 60]
     assert [len(p.tokens_T) for p in pack(samples[:1], (), 10_000, lanes=4)] == [20]
     assert [len(p.tokens_T) for p in pack(samples[:3], (), 1)] == [20, 20, 20]
+    assert [len(p.tokens_T) for p in pack(samples, (), 7 * 20, lanes=2)] == [120, 120, 120, 60]
     for budget in range(20, 430, 7):
         made = pack(samples, (), budget)
         assert max(len(p.tokens_T) for p in made) <= budget
         assert len(made) == -(-21 // (budget // 20)), "as few as the budget allows"
+
+
+def test_no_pack_is_larger_than_the_budget_to_be_even() -> None:
+    units = [answer(torch.tensor([i]), torch.zeros(n).long()) for i, n in enumerate((31, 69, 2, 50))]
+    assert [len(p.tokens_T) for p in pack(units, (), 100)] == [100, 52]  # at 102, the first would hold three
+
+
+def test_what_is_shared_takes_up_the_budget_once() -> None:
+    samples = [answer(torch.arange(50), torch.full((10,), i)) for i in range(4)]
+    assert [len(p.tokens_T) for p in pack(samples, (), 50 + 4 * 9)] == [86]
+    assert [len(p.tokens_T) for p in pack(samples, (), 50 + 4 * 9 - 1)] == [68, 68]
 
 
 def gradients(model: nn.Module, units: list[Unit], **engine: object) -> dict[str, Tensor]:
@@ -275,3 +298,35 @@ def test_a_beginning_that_is_short_for_its_sequence_is_not_shared() -> None:
         samples = [answer(torch.cat([opening, torch.tensor([i])]), torch.zeros(longest - 10).long()) for i in (20, 21)]
         (packed,) = pack(samples, (), 10_000)
         assert len(packed.tokens_T) == 2 * longest - saved
+
+
+def test_forks_that_are_there_are_shared_and_no_others_close_to_them() -> None:
+    """Neither a common beginning little longer than one that is laid down, nor a long sequence, makes or ends one."""
+
+    def opened(n: int, last: int, length: int = 30) -> Sample:
+        """n tokens of one beginning, and others."""
+        return answer(torch.cat([torch.arange(n), torch.tensor([last])]), torch.zeros(length - n).long())
+
+    for common, saved in ((20, 20), (20 + MIN_SHARED - 1, 20), (20 + MIN_SHARED, 20 + MIN_SHARED)):
+        samples = [opened(20, 58), opened(common, 59), opened(common, 57)]
+        (packed,) = pack(samples, (), 10_000)
+        assert len(packed.tokens_T) == 3 * 30 - 20 - saved
+    (packed,) = pack([opened(10, 58), opened(10, 59), opened(10, 57, 400)], (), 10_000)
+    assert len(packed.tokens_T) == 30 + 20 + 390
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [Segment(0, 3), Segment(4, 1)],
+        [Segment(0, 3), Segment(2, 3)],
+        [Segment(0, 5), Segment(5, 0)],
+        [Segment(0, 4)],
+        [Segment(0, 6)],
+        [(root := Segment(0, 2)), Segment(2, 1), Segment(3, 2, root)],
+    ],
+    ids=["gap", "overlap", "empty", "short", "long", "not behind"],
+)
+def test_segments_that_do_not_tile_the_row_are_no_plan(segments: list[Segment]) -> None:
+    with pytest.raises(AssertionError):
+        PackedPlan.of(segments, 5)

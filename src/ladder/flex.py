@@ -96,7 +96,8 @@ class Row:
         return end_, place_, floor_
 
     def blocks(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool [blocks, blocks]: where a query sees some key, and where all queries see all keys."""
+        """bool [blocks, blocks]: where a query sees some key, and where all queries see all keys, if those are of one
+        segment: the block in which another one begins takes the mask even where it hides nothing."""
         n = self.padded // BLOCK
         some, queries = np.zeros((n, n), np.bool_), np.zeros((n, n), np.int64)  # how many queries see all keys
         for s in self.segments:

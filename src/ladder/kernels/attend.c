@@ -93,7 +93,7 @@ static float *cut(float **room, int64_t n) {
 /* Numbers that one thread needs for segments of at most `keys` keys. */
 int64_t attend_room(int64_t keys, int64_t W) {
   int64_t Wp = up(W), Kp = up(keys);
-  return 6 * Kp * Wp + 2 * ROWS * Kp + 4 * ROWS * Wp + 2 * ROWS + 16 * VL;
+  return 5 * Kp * Wp + 2 * ROWS * Kp + 3 * ROWS * Wp + ROWS;
 }
 
 /* Row i of the scores [rows, width] sees its first `limit` + i columns: they become exp(x - top), the others 0. */
