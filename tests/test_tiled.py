@@ -175,8 +175,8 @@ def test_draws(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.Monke
 
 
 def test_draws_follow_the_distribution(random: Any) -> None:
-    z, n = random(1, 300), 4000
+    z, n = random(1, 40), 200
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     tokens, _ = tiled.draw(z.expand(n, -1), u, 1.0)
-    counts = torch.bincount(tokens, minlength=300)
+    counts = torch.bincount(tokens, minlength=40)
     assert float((counts - z[0].cpu().softmax(-1) * n).abs().max()) <= 1.01
