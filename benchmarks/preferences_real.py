@@ -96,26 +96,6 @@ def _side(row: dict[str, Any], name: str) -> Sample:
     return Sample(tokens, torch.arange(len(tokens)) >= len(row["prompt_ids"]))
 
 
-class InOrder:
-    """Pairs as they stand, `BATCH` a step (`types.Signal`)."""
-
-    def __init__(self, units: list[Any]) -> None:
-        self.units = units
-
-    def batches(self) -> Any:
-        for i in range(0, len(self.units) - BATCH + 1, BATCH):
-            yield self.units[i : i + BATCH]
-
-    def observe(self, weights: Any, version: int) -> None: ...
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
 def run(work: Path, kind: str, weights: str, data: str, name: str) -> None:
     """Trains one of the four and writes its model, losses and times."""
     scalar = kind == "rm"
@@ -148,7 +128,9 @@ def run(work: Path, kind: str, weights: str, data: str, name: str) -> None:
 
     steps = len(units) // BATCH
     loss = BradleyTerry() if scalar else DPO(beta=0.1)
-    train(InOrder(units), [Learner(engine, loss)], steps=steps, on_step=on_step)
+    units = units[: steps * BATCH]
+    in_order = Examples(units, BATCH, order=lambda _: range(len(units)))
+    train(in_order, [Learner(engine, loss)], steps=steps, on_step=on_step)
     if weights == "lora":
         loaded.model = merge(loaded.model)
     save_model(loaded, work / name / "model")

@@ -10,7 +10,6 @@ from benchmarks.speed import ours, rows
 from benchmarks.speed.workload import Workload, own, trl_sides
 
 from ladder.losses import DPO
-from ladder.signals.examples import Examples
 from ladder.signals.preferences import Preferences
 
 BATCH = 4
@@ -25,7 +24,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     engine = ours.engine(loaded, options)
     reference = partial(engine.forward, reference=True) if options["lora"] else engine.freeze().forward
     pairs = rows.pairs(work / options["rows"], n)
-    examples = Examples(pairs, options["batch"], epochs=None, order=lambda _: range(len(pairs)))
+    examples = ours.in_order(pairs, options["batch"])
     done = ours.steps(Preferences(examples, reference), engine, DPO(beta=0.1), options["steps"])
     timed = ours.timed(rows.read(work / options["rows"], n), options)
     tokens = sum(map(rows.pair_tokens, timed))

@@ -16,6 +16,7 @@ from ladder.engine.lora import LoRA, adapter_off, attach
 from ladder.engine.model import LoadedModel, load_model
 from ladder.engine.optim import Optim
 from ladder.rollout.native import NativeSampler
+from ladder.signals.examples import Examples
 from ladder.train import Learner, train
 from ladder.types import Loss, Signal, Unit
 
@@ -83,23 +84,9 @@ def workers(options: dict[str, Any]) -> int:
     return wanted
 
 
-class InOrder:
-    """Units as they stand, `batch` a step, over and over (`types.Signal`)."""
-
-    def __init__(self, units: Sequence[Unit], batch: int) -> None:
-        self.units, self.batch = units, batch
-
-    def batches(self) -> Any:
-        yield from batches(self.units, self.batch)
-
-    def observe(self, weights: Any, version: int) -> None: ...
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None: ...
+def in_order(units: Sequence[Unit], batch: int) -> Examples:
+    """Units as they stand, `batch` a step, over and over. They are a whole number of steps."""
+    return Examples(units, batch, epochs=None, order=lambda _: range(len(units)))
 
 
 def batches(units: Sequence[Any], batch: int) -> Iterator[list[Any]]:

@@ -18,7 +18,7 @@ def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded: Any = ours.load(work, options, scalar=True)
     n = options["steps"] * options["batch"]
     units = [at_end(p, int(loaded.model.config.pad_token_id)) for p in rows.pairs(work / options["rows"], n)]
-    signal = ours.InOrder(units, options["batch"])
+    signal = ours.in_order(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), BradleyTerry(), options["steps"])
     timed = ours.timed(rows.read(work / options["rows"], n), options)
     tokens = sum(map(rows.pair_tokens, timed))

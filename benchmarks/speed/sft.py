@@ -17,7 +17,7 @@ OPTIONS = {"model": "base", "rows": "sft.jsonl", "lr": 2e-5, "batch": BATCH, "st
 def run(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     loaded = ours.load(work, options)
     units = rows.samples(work / options["rows"], options["steps"] * options["batch"])
-    signal = ours.InOrder(units, options["batch"])
+    signal = ours.in_order(units, options["batch"])
     done = ours.steps(signal, ours.engine(loaded, options), CrossEntropy(), options["steps"])
     tokens = sum(len(u.tokens) for u in ours.timed(units, options))
     return {
