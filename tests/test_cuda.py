@@ -107,7 +107,7 @@ def test_the_kernels_read_causal_from_the_right() -> None:
 # ------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("kind", [torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("name", "loss"), product(("llama", "qwen2", "qwen3"), ("token", "pair")))
 def test_gradients_are_as_exact_as_the_modules(name: str, loss: str, tied: bool, kind: torch.dtype) -> None:
@@ -132,7 +132,7 @@ def test_gradients_are_as_exact_as_the_modules(name: str, loss: str, tied: bool,
         assert error(mine[n], true) < max(1.6 * error(theirs[n], true), 4e-3), n
 
 
-@pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_it_learns_in_halves_as_in_float32(kind: torch.dtype) -> None:
     """With a learning rate whose steps halves alone could not hold."""
     units = units_of(LOSSES["token"])
@@ -226,7 +226,7 @@ def test_whole_calls_draw_what_the_modules_draw_and_graphs_outlive_them() -> Non
     assert sampler.state is not None and sampler.state.graphs
 
 
-@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("kind", [torch.bfloat16], ids=str)
 def test_drawn_log_probabilities_are_the_engines(kind: torch.dtype) -> None:
     from ladder.types import Sample
 

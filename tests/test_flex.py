@@ -210,8 +210,12 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_flex_attention_takes(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(between, "tiled", lambda: tiles)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flex.fits(q, v) == fits  # pyright: ignore
+    with monkeypatch.context() as m:
+        m.setattr(between, "tiled", lambda: None)
+        assert not flex.fits(q, v)  # pyright: ignore
     monkeypatch.setenv("LADDER_KERNELS", "0")
     assert not flex.fits(q, v)  # pyright: ignore
 
@@ -278,7 +282,32 @@ def test_what_flash_attention_takes(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(between, "tiled", lambda: tiles)
+    monkeypatch.setattr(flash, "able", lambda _: True)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flash.fits(q, v) == fits  # pyright: ignore
+    for name in ("able", "tiled"):  # a GPU before Ampere, and one without Triton
+        with monkeypatch.context() as m:
+            m.setattr(flash if name == "able" else between, name, lambda *_: None)
+            assert not flash.fits(q, v)  # pyright: ignore
     monkeypatch.setenv("LADDER_KERNELS", "0")
     assert not flash.fits(q, v)  # pyright: ignore
+
+
+def test_which_gpus_have_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (capability, hip, want) in enumerate(
+        (((8, 0), None, True), ((9, 0), None, True), ((7, 5), None, False), ((9, 4), "6.3", False))
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert flash.able(torch.device("cuda", number)) == want
+    flash.able.cache_clear()
+
+
+def test_why_there_are_no_kernels_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(between, "find_spec", lambda _: object())
+    monkeypatch.setattr(between.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
+    assert between.untiled() is None
+    monkeypatch.setattr(between.shutil, "which", lambda _: None)
+    assert "C compiler" in str(between.untiled())
+    monkeypatch.setattr(between, "find_spec", lambda _: None)
+    assert "Triton" in str(between.untiled())

@@ -131,6 +131,58 @@ def test_an_adapter_that_is_switched_off_is_another_state(
     assert len(chosen) == 2
 
 
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.clone() for n, p in model.named_parameters()}
+
+
+def test_a_model_that_is_another_one_at_the_next_call_is_not_written_to(chosen: list[Graphed]) -> None:
+    """In float32 an adapter is added to the weights, so with it switched off some are the model's own."""
+    wrapped = attach(build("qwen2"), LoRA(rank=2, targets="all-linear"), seed=1)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.3)
+    before, sampler = weights(wrapped), NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS])
+    for _ in range(2):
+        with wrapped.disable_adapter():
+            sampler.generate(requests())
+        drawn = sampler.generate(requests())
+    assert all(before[n].equal(p) for n, p in wrapped.named_parameters())
+    fresh = NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS]).generate(requests())
+    assert [[c.tokens for c in g] for g in drawn] == [[c.tokens for c in g] for g in fresh]
+
+
+def test_parameters_that_are_exchanged_keep_what_they_hold(chosen: list[Graphed]) -> None:
+    """Averaged weights for a measurement, and back."""
+    model = build("llama")
+    sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
+    first = sampler.generate(requests())
+    own = {n: p.data for n, p in model.named_parameters()}
+    before = {n: x.clone() for n, x in own.items()}
+    for p in model.parameters():
+        p.data = p.data * 1.1
+    sampler.generate(requests())
+    for n, p in model.named_parameters():
+        p.data = own[n]
+    again = sampler.generate(requests())
+    assert all(x.equal(before[n]) for n, x in own.items())
+    assert [[c.tokens for c in g] for g in first] == [[c.tokens for c in g] for g in again]
+
+
+def test_room_stays_within_the_bound(chosen: list[Graphed]) -> None:
+    some = requests()
+    longest = max(len(r.prompt) + r.sampling.max_tokens for r in some)
+    NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS], slots=4, cache_tokens=4 * longest).generate(some)
+    assert [(s.slots, s.length) for s in chosen] == [(4, longest)]
+
+
+def test_halves_go_through_the_modules_where_no_step_is_captured(
+    chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
+    monkeypatch.setattr(graphed, "fits", lambda device: False)
+    assert draw(build("llama").to(torch.bfloat16)) and not chosen
+
+
 def test_a_call_that_fails_leaves_no_state_behind(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = NativeSampler(fam.cached("llama"), TOKENIZER, eos=[fam.EOS])
     sampler.generate(requests())

@@ -285,6 +285,21 @@ def test_a_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
         halved()[0].load(tmp_path)
 
 
+def test_a_checkpoint_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    """Neither weights nor moments: the engine goes on with what it has."""
+    Optimizer({"w": nn.Parameter(torch.full((2, 2), 5.0))}, Optim(), 0).save(tmp_path)
+    optimizer, w = halved()
+    with pytest.raises(UserError, match="another type"):
+        optimizer.load(tmp_path)
+    assert w.eq(1).all() and optimizer.masters["w"].eq(1).all()
+
+
+def test_float16_is_not_trained() -> None:
+    with pytest.raises(UserError, match="too narrow") as found:
+        Optimizer({"w": nn.Parameter(torch.ones(2, 2, dtype=torch.float16))}, Optim(), 0)
+    assert found.value.field == "model.dtype" and "bfloat16" in str(found.value)
+
+
 def test_the_engine_trains_halves_like_float32() -> None:
     """A learning rate whose steps would be lost in the weights."""
     units = units_of(LOSSES["token"])

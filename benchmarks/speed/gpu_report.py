@@ -75,10 +75,15 @@ def ratio(workload: Workload, mine: Result | None, peer: Result | None, best: Re
 
 def median_step(mine: Result | None, peer: Result | None) -> str:
     """Where a step waits for a compilation, the median says what the others take."""
-    steps = [1000 * median(side["step_seconds"]) for side in (mine, peer) if side and side.get("step_seconds")]
+    steps = [1000 * median(timed(side)) for side in (mine, peer) if side and side.get("step_seconds")]
     if len(steps) < 2:
         return ""
     return f"{steps[1] / steps[0]:.2f}× ({steps[0]:.3g} / {steps[1]:.3g})"
+
+
+def timed(side: Result) -> list[float]:
+    """The seconds of the steps that count: the first one's are not noted, and others may warm up as well."""
+    return side["step_seconds"][side["options"].get("warm", 1) - 1 :]
 
 
 def at_once(peer: Result) -> str:

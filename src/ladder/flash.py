@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,22 @@ MULTIPLE = 8
 HALVES = (torch.float16, torch.bfloat16)
 
 
+@cache
+def able(device: torch.device) -> bool:
+    """Whether the GPU has the kernels: NVIDIA's from Ampere on. (AMD's read "causal" in a way of their own.)"""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def knows(device: torch.device, kind: torch.dtype, width: int) -> bool:
+    """Whether it takes heads of this type and width there."""
+    if device.type != "cuda" or not wanted() or between.tiled() is None:
+        return False
+    return kind in HALVES and width <= WIDEST and width % MULTIPLE == 0 and able(device)
+
+
 def fits(q: Tensor, v: Tensor) -> bool:
-    """Whether it takes heads of this type and width."""
-    width = q.shape[-1]
-    kind = q.device.type == "cuda" and q.dtype in HALVES and wanted() and between.tiled() is not None
-    return kind and width == v.shape[-1] <= WIDEST and width % MULTIPLE == 0
+    """Whether it takes these."""
+    return q.shape[-1] == v.shape[-1] and knows(q.device, q.dtype, q.shape[-1])
 
 
 @dataclass(slots=True)

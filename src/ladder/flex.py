@@ -9,7 +9,7 @@ see all of each other take no mask, and the rest ask three numbers of a token:
 
 The row is padded to whole blocks and compiled for lengths that vary, so another pack compiles nothing; windows and
 soft caps are tensors for the same reason. Uncompiled, flex attention computes the same on any device, and so it is
-tested: nothing here has run on CUDA yet.
+tested where there is no GPU.
 
 Left out: heads narrower than 16, which its kernels do not take.
 """
@@ -29,6 +29,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ladder import forest
 from ladder.forest import Segment
+from ladder.kernels import between
 from ladder.kernels.library import wanted
 
 BLOCK = 128
@@ -39,7 +40,8 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def fits(q: Tensor, v: Tensor) -> bool:
     """Whether these are attended to here; nothing on another device ever is."""
-    return wanted() and q.device.type == "cuda" and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
+    there = q.device.type == "cuda" and wanted() and between.tiled() is not None
+    return there and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
 
 
 def seen(segment: Segment, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:

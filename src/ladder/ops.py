@@ -27,7 +27,9 @@ CHUNK = 1 << 24
 KEEP = 1 << 26
 """Logits kept for backward when there are at most this many; recomputing them is a fourth product with the head."""
 ON_CUDA = 16
-"""How much more of both a GPU takes: its products want thousands of rows."""
+"""How much more of both a GPU takes, whose products want thousands of rows,"""
+SHARE = 16
+"""as far as what is kept is at most this part of its memory."""
 
 
 def token_logps(
@@ -118,9 +120,9 @@ class _TokenLogps(torch.autograd.Function):
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         # a frozen head: what backward does, but for a factor
         ahead = differentiable and need_h and not need_w and not need_b and not entropy
-        more = ON_CUDA if weight.device.type == "cuda" else 1
+        more = _more(weight)
         keep = KEEP * more >= N * V and differentiable and not ahead
-        rows = N if keep else CHUNK * more // V
+        rows = N if keep else int(CHUNK * more) // V
         out = hidden.new_empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32))
         lse, ent = torch.empty_like(out), torch.empty_like(out) if entropy else None
         z: Tensor | None = None
@@ -164,6 +166,14 @@ class _TokenLogps(torch.autograd.Function):
             if need_b and bias is not None:
                 g_bias = dz.sum(0) if g_bias is None else g_bias.add_(dz.sum(0))
         return g_hidden, g_weight, g_bias, *[None] * 5
+
+
+def _more(weight: Tensor) -> float:
+    """How much more than a processor the weight's device takes at a time."""
+    if weight.device.type != "cuda":
+        return 1
+    memory = torch.cuda.get_device_properties(weight.device).total_memory
+    return min(ON_CUDA, memory / SHARE / (KEEP * weight.element_size()))
 
 
 def _parts(n: int, rows: int) -> list[slice]:

@@ -216,7 +216,8 @@ class Engine:
     # ------------------------------------------------------------ weights
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's parameters by name, live (not copies)."""
+        """The model's parameters by name, live (not copies). They are for reading: the optimiser writes halves anew
+        from float32 weights of its own."""
         return iter(self.model.named_parameters())
 
     def freeze(self) -> Engine:

@@ -25,7 +25,7 @@ from ladder import flash
 from ladder.engine.linear import Gradients, Linear
 from ladder.kernels import attend, between, layers
 from ladder.kernels.attend import Families
-from ladder.kernels.library import wanted, why
+from ladder.kernels.library import why
 from ladder.llama import known
 from ladder.segments import PackedPlan
 
@@ -205,7 +205,8 @@ class Decoder:
     def backward(self, run: Run, grad_ND: Tensor, grads: Gradients) -> None:
         """Fills grads, and uses the run up."""
         row = run.row
-        dx = torch.zeros_like(run.x).index_add_(0, row.inverse_N, grad_ND)
+        # summed in float32: what ends a prompt is asked by all of its answers
+        dx = torch.zeros_like(run.x, dtype=torch.float32).index_add_(0, row.inverse_N, grad_ND.float()).to(run.x.dtype)
         self.norm.backward(run.x, run.r, dx, None, dx, grads)
         whole = self.embedding.weight in grads
         for at in range(len(self.layers) - 1, self._lowest(grads) - 1, -1):
@@ -265,7 +266,14 @@ class Decoder:
         if not self.tied:
             return torch.ops.aten.embedding_dense_backward(dx, tokens_T, e.num_embeddings, pad, False)
         own = (tokens_T != pad).nonzero()[:, 0]  # autograd adds a few rows to the head's gradient instead of a table
-        return torch.sparse_coo_tensor(tokens_T[None, own], dx[own], e.weight.shape, check_invariants=False)
+        at, rows, shape = tokens_T[None, own], dx[own], e.weight.shape
+        if dx.dtype == torch.float32:
+            return torch.sparse_coo_tensor(at, rows, shape, check_invariants=False)
+        # a token that stands there often is summed in float32 first
+        few = torch.sparse_coo_tensor(at, rows.float(), shape, check_invariants=False).coalesce()
+        return torch.sparse_coo_tensor(
+            few.indices(), few.values().to(dx.dtype), shape, is_coalesced=True, check_invariants=False
+        )
 
 
 class _Hidden(torch.autograd.Function):
@@ -302,7 +310,7 @@ def _kind(base: Any) -> bool:
     if any(p.dtype != first.dtype or p.device != first.device or not p.is_contiguous() for p in weights):
         return False
     if first.is_cuda:
-        return first.dtype in flash.HALVES and wanted() and between.tiled() is not None
+        return flash.knows(first.device, first.dtype, base.layers[0].self_attn.head_dim)
     return first.device.type == "cpu" and first.dtype == torch.float32 and missing() is None
 
 

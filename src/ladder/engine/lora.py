@@ -87,7 +87,10 @@ def adapter_off(wrapped: PeftModel) -> Iterator[None]:
 
 
 def merge(wrapped: PeftModel) -> Any:
-    """The adapter folded into the weights: a plain model with equal logits within rounding."""
+    """The adapter folded into the weights: a plain model with equal logits within rounding. In float32: halves would
+    round most of a young adapter away."""
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in wrapped.parameters()):
+        wrapped.float()
     merged: Any = wrapped.merge_and_unload()
     for p in merged.parameters():
         p.requires_grad_(True)

@@ -189,6 +189,8 @@ def _dtype(name: str) -> torch.dtype:
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
+        if (place := torch.device(device)).type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # where kernels of Triton's are launched and graphs are captured
     except (RuntimeError, AssertionError) as err:  # an unknown name, and a torch built without it
         text = str(err).splitlines()[0]
         raise UserError(f"{device!r} cannot be used ({text})", field="model.device", mend="use cpu") from err

@@ -5,7 +5,8 @@ gradient is clipped to one norm before the step. Weight decay leaves out vectors
 
 Weights in halves are trained as mixed precision has it (Micikevicius et al. 2018, arXiv:1710.03740): the optimiser
 steps float32 weights of its own, gradients of micro-batches are summed in float32, and the model's weights are those
-rounded. A step of 1e-5 on a weight of 8 bits would change nothing.
+rounded. A step of 1e-5 on a weight of 8 bits would change nothing. Left out: scaling the loss, without which float16
+loses most of a gradient that is divided by thousands of tokens, so float16 is not trained at all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from ladder.errors import UserError
 
 Kind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
-HALVES = (torch.bfloat16, torch.float16)
 MASTER = "master"
 """What a float32 weight is called in a checkpoint, beside the moments."""
 
@@ -102,7 +102,9 @@ class Optimizer:
         self.params, self.optim, self.total = params, optim, total
         self.step_count = 0
         self.last_lr = 0.0
-        self.masters = {n: p.detach().float() for n, p in params.items() if p.dtype in HALVES}
+        if any(p.dtype == torch.float16 for p in params.values()):
+            raise UserError("float16 is too narrow to train in", field="model.dtype", mend="use bfloat16")
+        self.masters = {n: p.detach().float() for n, p in params.items() if p.dtype == torch.bfloat16}
         self.stepped: dict[str, Tensor] = params | self.masters
         matrices = {n: p for n, p in self.stepped.items() if p.ndim == 2 and not _is_table(n)}
         others = {n: p for n, p in self.stepped.items() if n not in matrices}
@@ -194,14 +196,14 @@ class Optimizer:
             if trained[name].shape != p.shape:
                 shapes = f"{tuple(trained[name].shape)}, not {tuple(p.shape)}"
                 raise UserError(f"this checkpoint is of another model: {name} is {shapes}", file=directory)
-        with torch.no_grad():
-            for name, p in self.params.items():
-                p.copy_(trained[name])
         states: dict[str, dict[str, Tensor]] = {}
         for full, value in load_file(directory / "optim.safetensors").items():
             name, key = full.rsplit("//", 1)
             states.setdefault(name, {})[key] = value
         self._load_masters(states, directory)
+        with torch.no_grad():
+            for name, p in self.params.items():
+                p.copy_(trained[name])
         for part, _ in self.parts:
             own = {p for group in part.param_groups for p in group["params"]}
             for name, p in self.stepped.items():

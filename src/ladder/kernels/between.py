@@ -5,6 +5,8 @@ Both have the functions of `layers.py` under the same names; where neither fits,
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,10 +23,20 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @cache
 def tiled() -> Any:
-    """The Triton kernels; None where Triton is not installed, which torch's builds for CUDA bring.
+    """The Triton kernels; None where Triton (which torch's builds for CUDA bring) or a C compiler is missing: Triton
+    compiles what starts its kernels.
 
     Beside what `layers.py` has: `gathered`, and for decoding `enter`, `attend` and `draw`."""
-    return import_module("ladder.kernels.tiled") if find_spec("triton") else None
+    return import_module("ladder.kernels.tiled") if untiled() is None else None
+
+
+def untiled() -> str | None:
+    """Why there are no kernels for CUDA, in a sentence; None if there are."""
+    if find_spec("triton") is None:
+        return "Triton is not installed, so general operators are used; pip install triton mends it"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "there is no C compiler (cc), which Triton needs, so general operators are used; gcc or clang mends it"
+    return None
 
 
 def kernels(x: Tensor) -> Any:

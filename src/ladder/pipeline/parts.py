@@ -105,7 +105,7 @@ def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
         eos=loaded.eos,
         slots=spec.slots,
         cache_tokens=spec.cache_tokens,
-        workers=spec.workers,
+        workers=spec.workers if recipe.model.device == "cpu" else 1,
         dtype=DTYPES[spec.dtype],
     )
 
@@ -270,7 +270,7 @@ def engine(
         temperature=temperature,
         checkpointing=spec.checkpointing,
         total_steps=total,
-        workers=spec.workers,
+        workers=spec.workers if recipe.model.device == "cpu" else 1,
         without=(lambda: adapter_off(model)) if isinstance(model, PeftModel) else None,
     )
 

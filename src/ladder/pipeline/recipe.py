@@ -40,7 +40,8 @@ class ModelSpec(Config):
 
 
 class EngineSpec(Config):
-    """budget: most tokens of one micro-batch. workers: threads that run micro-batches side by side (tiny models).
+    """budget: most tokens of one micro-batch. workers: threads of a processor that run micro-batches side by side (tiny
+    models).
     matmul: how float32 products are computed, in torch's words: highest in float32; high and medium in TF32 or bfloat16
     where the processor has them, several times faster, with three decimal digits."""
 
@@ -52,10 +53,10 @@ class EngineSpec(Config):
 
 
 class SamplerSpec(Config):
-    """slots: sequences decoded side by side. Native: cache_tokens bounds slots x length, workers are threads (for tiny
-    models), dtype what it computes in (bfloat16: half to read; a loss with a ratio then needs importance_cap). vllm:
-    room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at every start);
-    tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
+    """slots: sequences decoded side by side. Native: cache_tokens bounds slots x length, workers are threads of a
+    processor (for tiny models), dtype what it computes in (bfloat16: half to read; a loss with a ratio then needs
+    importance_cap). vllm: room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at
+    every start); tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
 
     kind: Literal["native", "vllm"] = "native"
     slots: int = Field(default=256, ge=1)

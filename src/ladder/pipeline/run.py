@@ -27,7 +27,7 @@ from ladder.config import Document
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import sha256, write_json
 from ladder.errors import UserError
-from ladder.kernels import library
+from ladder.kernels import between, library
 from ladder.log import RunLog, read_lines
 from ladder.pipeline import evaluate, gates, parts
 from ladder.pipeline.lineage import read_stage
@@ -61,7 +61,7 @@ def run(
         raise checkpoint.disk_error(err, out, 0) from err
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.set_float32_matmul_precision(recipe.engine.matmul)
-    if recipe.model.device == "cpu" and (reason := library.lacking()):
+    if reason := library.lacking() if recipe.model.device == "cpu" else between.untiled():
         console.say(f"[yellow]slower than it could be:[/yellow] {escape(reason)}")
     with locked(out), interruptible(console) as stop:
         write_recipe(recipe, planned, out / "recipe.yaml")

@@ -31,6 +31,8 @@ ROOM = 64
 """Rows have room for a multiple of this,"""
 SPARE = 1.125
 """and for more than was asked by this factor."""
+COPIED = 1 << 26
+"""Numbers of prompts' keys that are copied to their rows at a time."""
 WARM_UP = 2
 """Steps run before a capture, in which libraries choose their kernels and take their workspaces."""
 
@@ -97,9 +99,12 @@ class Graphed:
         logits, kept = read(self.model, prompts)
         places = torch.from_numpy(prompts.line[prompts.owner]).to(self.device)  # [R, P]
         R, P = places.shape
+        some = max(1, COPIED // (P * self.model.key_heads * self.model.width))
         for stores, fresh in zip(self.stores, kept, strict=True):
             for store, x in zip(stores, fresh, strict=True):
-                store[first : first + R, :, :P] = x[places].transpose(1, 2)
+                for at in range(0, R, some):
+                    to = min(R, at + some)
+                    store[first + at : first + to, :, :P] = x[places[at:to]].transpose(1, 2)
         return logits
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:

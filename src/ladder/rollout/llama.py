@@ -70,6 +70,7 @@ class Llama:
     scaling: float
     cos: Tensor
     sin: Tensor
+    lent: frozenset[int] = frozenset()  # where the model's own parameters lie, some of which are used as they are
 
     @classmethod
     def of(cls, base: Any, head: Head, length: int, pack: bool) -> Llama:
@@ -92,6 +93,7 @@ class Llama:
             1.0 if _scaled(head.weight) else attention.scaling,
             cos[0],
             sin,
+            frozenset(p.data_ptr() for p in (*base.parameters(), head.weight)),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -103,14 +105,19 @@ class Llama:
         return found
 
     def refresh(self, now: Llama) -> bool:
-        """Takes over the weights of the same model as it is now, everything staying where it lies; False if it is not
-        laid out alike (an adapter that was switched off)."""
+        """Takes over the weights of the same model as it is now, everything staying where it lies. False, and nothing
+        is changed, where that cannot be: it is laid out otherwise (an adapter was switched), or has other parameters
+        than were used here, which are not ours to write to."""
         both = list(zip(self.tensors(), now.tensors(), strict=False))
-        if len(self.tensors()) != len(now.tensors()) or any(a.shape != b.shape for a, b in both):
+        if len(self.tensors()) != len(now.tensors()):
             return False
-        for mine, fresh in both:
-            if mine.data_ptr() != fresh.data_ptr():
-                mine.copy_(fresh)
+        moved = [(mine, fresh) for mine, fresh in both if mine.data_ptr() != fresh.data_ptr()]
+        if any(a.shape != b.shape or a.dtype != b.dtype or a.device != b.device for a, b in both):
+            return False
+        if any(mine.data_ptr() in self.lent for mine, _ in moved):
+            return False
+        for mine, fresh in moved:
+            mine.copy_(fresh)
         return True
 
     def rms(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -135,6 +135,8 @@ class NativeSampler:
             if self.workers > 1:
                 raise UserError("a GPU decodes with one worker", field="sampler.workers", mend="leave it at 1")
             return self._captured
+        if self.head.weight.dtype != torch.float32:  # of a GPU that steps cannot be captured on
+            return lambda slots, length: Modules(self.base, self.head, slots, length)
         many = rows >= PACK_FROM
         in_c = self.dtype != torch.float32 or (many and compiled.obstacle(self.base) is None)
         model = Llama.of(self.base, self.head, length, pack=many and not in_c)
@@ -150,7 +152,7 @@ class NativeSampler:
             self.state = state
             return state
         del state  # before there is another
-        length = graphed.roomy(length)
+        length = max(length, min(graphed.roomy(length), self.cache_tokens // slots))
         self.state = graphed.Graphed(self._weights(length), slots, length)
         return self.state
 

@@ -104,7 +104,7 @@ class RL(Sampled, Trained):
             message = "engine and sampler do not round alike: the ratio would not be 1"
             mend = f"set {name}.loss.importance_cap to 2: the engine then computes the log-probabilities anew"
             raise UserError(message, field=where, mend=mend)
-        if corrects(loss) and recipe.sampler.kind == "native" and not where:
+        if corrects(loss) and recipe.sampler.kind == "native" and not where and not _apart(recipe):
             message = "corrects for a sampler that computes otherwise than the engine; here both are the same modules"
             mend = "leave it out; for answers of an older policy CISPO's ratio_max caps the ratio itself"
             raise UserError(message, field=f"{name}.loss.importance_cap", mend=mend)
@@ -185,6 +185,11 @@ def _rounded(recipe: Recipe) -> str | None:
     if recipe.engine.matmul != "highest":
         return "engine.matmul"
     return "sampler.dtype" if recipe.sampler.dtype != "float32" else None
+
+
+def _apart(recipe: Recipe) -> bool:
+    """Whether engine and sampler round in ways of their own, though in one type: by other kernels on a GPU."""
+    return recipe.model.device != "cpu" and recipe.model.dtype != "float32"
 
 
 def corrects(loss: Loss) -> bool:
