@@ -283,3 +283,19 @@ def test_saving_an_adapter_asks_no_hub(tmp_path: Path, monkeypatch: pytest.Monke
     save_adapter(wrapped, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "somebody/some-model"
+
+
+def test_a_young_adapter_in_halves_survives_being_merged() -> None:
+    """Its change is below the last digit of most weights; in float32 nothing of it is lost."""
+    wrapped = attach(fam.build("llama").bfloat16(), LoRA(rank=2, targets="all-linear"), seed=1)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.fill_(1e-4)
+    layer: Any = wrapped.get_base_model().model.layers[0].self_attn.q_proj  # pyright: ignore
+    before = layer.base_layer.weight.detach().float().clone()
+    change = layer.get_delta_weight("default").detach().float()
+    merged = merge(wrapped)
+    after = merged.model.layers[0].self_attn.q_proj.weight.detach()
+    assert after.dtype == torch.float32 and 0 < float(change.abs().max()) < 1e-3
+    torch.testing.assert_close(after - before, change, atol=1e-7, rtol=0.02)

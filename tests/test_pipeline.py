@@ -338,6 +338,14 @@ def test_what_rounds_on_one_side_asks_for_a_correction(copy: Path, what: str) ->
     assert error.value.field == what.split("=")[0] and "importance_cap" in str(error.value.mend)
 
 
+def test_halves_on_a_gpu_may_be_corrected_for(copy: Path) -> None:
+    """Engine and sampler have kernels of their own there; on a processor both are the same modules."""
+    on_gpu = "model.device=cuda", "model.dtype=bfloat16"
+    assert plan(copy, *on_gpu, f"rl.{CAP}") and plan(copy, *on_gpu)
+    with pytest.raises(UserError, match="the same modules"):
+        plan(copy, "model.dtype=bfloat16", f"rl.{CAP}")
+
+
 def test_a_sampler_in_bfloat16_draws_and_is_corrected_for(tmp_path: Path) -> None:
     if decode.kernels() is None:
         pytest.skip("no C compiler here")
