@@ -7,6 +7,7 @@ torch.cuda that is made up. `test_cuda.py` is the same where there is a GPU.
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -102,7 +103,8 @@ def test_graphs_outlive_the_call_and_meet_the_weights_as_they_are(
         for name, p in wrapped.named_parameters():
             if "norm" not in name:
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.03)
-    old, new = sampler.generate(requests()), NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS]).generate(requests())
+    another = NativeSampler(copy.deepcopy(wrapped), TOKENIZER, eos=[fam.EOS])
+    old, new = sampler.generate(requests()), another.generate(requests())
     assert [[c.tokens for c in group] for group in old] == [[c.tokens for c in group] for group in new]
     assert [c.tokens for c in old[0]] != [c.tokens for c in first[0]]
     assert chosen == [sampler.state, chosen[1]] and set(map(id, chosen[0].graphs.values())) <= set(map(id, graphs))
@@ -181,6 +183,21 @@ def test_halves_go_through_the_modules_where_no_step_is_captured(
     monkeypatch.setitem(llama.TYPES, "cpu", llama.TYPES["cuda"])
     monkeypatch.setattr(graphed, "fits", lambda device: False)
     assert draw(build("llama").to(torch.bfloat16)) and not chosen
+
+
+def test_samplers_of_one_model_share_a_state_while_one_holds_it(chosen: list[Graphed]) -> None:
+    """Drawing for training and measuring: one store of keys, one capture of each step."""
+    model = build("llama")
+    drawing, measuring = (NativeSampler(model, TOKENIZER, eos=[fam.EOS]) for _ in range(2))
+    first = drawing.generate(requests())
+    assert measuring.generate(requests())[0][0].tokens == first[0][0].tokens
+    assert len(chosen) == 1 and drawing.state is measuring.state
+    NativeSampler(build("llama"), TOKENIZER, eos=[fam.EOS]).generate(requests())
+    assert len(chosen) == 2
+    del drawing, measuring
+    chosen.clear()
+    NativeSampler(model, TOKENIZER, eos=[fam.EOS]).generate(requests())
+    assert len(chosen) == 1
 
 
 def test_a_call_that_fails_leaves_no_state_behind(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +375,7 @@ def test_adapters_are_drawn_with_and_weights_are_fresh(chosen: list[Graphed]) ->
             if "lora_B" in name:
                 p.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.1)
     after = draw(wrapped)
-    assert [c.tokens for c in after] != [c.tokens for c in before] and len(chosen) == 2
+    assert [c.tokens for c in after] != [c.tokens for c in before] and len(chosen) == 1
     same(after, draw(wrapped, packed=False))
 
 

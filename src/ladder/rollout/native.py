@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ PREFILL_TOKENS = 8192
 """Most prompt tokens read in one pass."""
 PACK_FROM = 4
 """Rows from which laying the weights out anew pays for itself."""
+_captured: WeakKeyDictionary[nn.Module, ref[graphed.Graphed]] = WeakKeyDictionary()
+"""On CUDA: what decodes a model, for as long as a sampler holds it; drawing and measuring share one."""
 
 
 class Decoding(Protocol):
@@ -134,7 +137,7 @@ class NativeSampler:
         if graphed.fits(self.device):
             if self.workers > 1:
                 raise UserError("a GPU decodes with one worker", field="sampler.workers", mend="leave it at 1")
-            return self._captured
+            return self._state
         if self.head.weight.dtype != torch.float32:  # of a GPU that steps cannot be captured on
             return lambda slots, length: Modules(self.base, self.head, slots, length)
         many = rows >= PACK_FROM
@@ -145,15 +148,18 @@ class NativeSampler:
             return lambda slots, length: compiled.Compiled(model, weights, slots)
         return lambda slots, length: Decoder(model, slots)
 
-    def _captured(self, slots: int, length: int) -> graphed.Graphed:
-        """The state of the last call with the weights as they are now, or a new one where it has not the room."""
-        state, self.state = self.state, None  # a call that fails leaves none behind
+    def _state(self, slots: int, length: int) -> graphed.Graphed:
+        """The model's state of the last call with the weights as they are now; a new one where it has not the room."""
+        known = _captured.get(self.base)
+        state = known() if known else None
+        self.state = None  # a call that fails leaves none behind
         if state is not None and state.serves(slots, length) and state.model.refresh(self._weights(state.length)):
             self.state = state
             return state
         del state  # before there is another
         length = max(length, min(graphed.roomy(length), self.cache_tokens // slots))
         self.state = graphed.Graphed(self._weights(length), slots, length)
+        _captured[self.base] = ref(self.state)
         return self.state
 
     def _weights(self, length: int) -> Llama:
