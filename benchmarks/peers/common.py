@@ -159,6 +159,12 @@ def accumulated(options: dict[str, Any], micro: int) -> dict[str, int]:
     return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": options["batch"] // micro}
 
 
+def drawn(result: Path, amounts: list[int], seconds: list[float]) -> None:
+    """Reports tokens by repetition. The first one warms up."""
+    each = [a / s for a, s in zip(amounts, seconds, strict=True)]
+    report(result, {"amount": {"tokens": sum(amounts[1:])}, "seconds": sum(seconds[1:]), "each": each})
+
+
 def report(result: Path, made: dict[str, Any]) -> None:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if "trl" in sys.modules:

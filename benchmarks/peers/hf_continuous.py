@@ -54,14 +54,7 @@ def main() -> None:
             amounts.append(draw(manager, prompts, limits))
             seconds.append(common.now() - begun)
     assert set(amounts) == {sum(limits)}
-    common.report(
-        result,
-        {
-            "amount": {"tokens": sum(amounts[1:])},
-            "seconds": sum(seconds[1:]),
-            "each": [a / s for a, s in zip(amounts, seconds, strict=True)],
-        },
-    )
+    common.drawn(result, amounts, seconds)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,7 @@ def main() -> None:
             out = model.generate(**batch, generation_config=config, stopping_criteria=stop)
         seconds.append(common.now() - begun)
         amounts.append(drawn(out[:, batch["input_ids"].shape[1] :], eos, limits))
-    common.report(
-        result,
-        {
-            "amount": {"tokens": sum(amounts[1:])},
-            "seconds": sum(seconds[1:]),
-            "each": [a / s for a, s in zip(amounts, seconds, strict=True)],
-        },
-    )
+    common.drawn(result, amounts, seconds)
 
 
 if __name__ == "__main__":

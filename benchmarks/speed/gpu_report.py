@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.speed.gpu_workloads import Setting, workloads
 from benchmarks.speed.measure import shown
-from benchmarks.speed.tables import Result, Workloads, done, failed, phases, table, versions
+from benchmarks.speed.tables import Result, Workloads, done, failed, fastest, phases, table, versions
 from benchmarks.speed.workload import Workload
 
 WORKLOADS: Workloads = workloads(Setting("tiny", "cuda"))
@@ -55,7 +55,7 @@ def ratios(results: list[Result]) -> str:
     lines: list[list[str]] = []
     for result in results:
         workload, ours, peers = done(result, WORKLOADS)
-        best = fastest(peers)
+        best = fastest(peers, *EQUAL)
         for mine in ours or [None]:
             for peer in peers or [None]:
                 if mine or peer:
@@ -98,16 +98,11 @@ def gigabytes(side: Result) -> str:
     return f"{side.get('gpu_peak_gb', side['peak_gb']):.1f}"
 
 
-def fastest(peers: list[Result]) -> Result | None:
-    """Of those that learn the same."""
-    return max((p for p in peers if p["role"] in EQUAL), key=lambda p: p["rate"], default=None)
-
-
 def shares(results: list[Result], limits: Result) -> str:
     lines: list[list[str]] = []
     for result in results:
         workload, ours, peers = done(result, WORKLOADS)
-        best = fastest(peers)
+        best = fastest(peers, *EQUAL)
         for mine in ours:
             sides = [mine, best] if best else [mine]
             work = [share(mine["flops"], mine, side, 1e12 * limits["bf16_tflops"]) for side in sides]

@@ -34,9 +34,9 @@ def done(result: Result, workloads: Workloads) -> tuple[Workload, list[Result], 
     return workloads[result["workload"]], ours, [s for s in sides if s["role"] != "ours"]
 
 
-def fastest(peers: list[Result], role: str) -> Result | None:
-    """Of a role."""
-    return max((p for p in peers if p["role"] == role), key=lambda p: p["rate"], default=None)
+def fastest(peers: list[Result], *roles: str) -> Result | None:
+    """Of some roles."""
+    return max((p for p in peers if p["role"] in roles), key=lambda p: p["rate"], default=None)
 
 
 def phases(results: list[Result], workloads: Workloads) -> str:

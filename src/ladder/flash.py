@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ladder.forest import Segment
 from ladder.kernels import between
-from ladder.kernels.library import wanted
 
 WIDEST = 256
 MULTIPLE = 8
@@ -38,9 +37,7 @@ def able(device: torch.device) -> bool:
 
 def knows(device: torch.device, kind: torch.dtype, width: int) -> bool:
     """Whether it takes heads of this type and width there."""
-    if device.type != "cuda" or not wanted() or between.tiled() is None:
-        return False
-    return kind in HALVES and width <= WIDEST and width % MULTIPLE == 0 and able(device)
+    return between.on(device) and kind in HALVES and width <= WIDEST and width % MULTIPLE == 0 and able(device)
 
 
 def fits(q: Tensor, v: Tensor) -> bool:
@@ -87,9 +84,7 @@ class Lines:
         """Gradients by what is lined -> those by keys or values."""
         if self.order is None or self.offsets is None:
             return x
-        by = between.tiled()
-        assert by is not None
-        return by.gathered(x.contiguous(), self.order, self.offsets)
+        return between.must(x).gathered(x.contiguous(), self.order, self.offsets)
 
 
 FORWARD = torch.ops.aten._flash_attention_forward.default

@@ -30,18 +30,15 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from ladder import forest
 from ladder.forest import Segment
 from ladder.kernels import between
-from ladder.kernels.library import wanted
 
 BLOCK = 128
 NARROWEST = 16
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def fits(q: Tensor, v: Tensor) -> bool:
     """Whether these are attended to here; nothing on another device ever is."""
-    there = q.device.type == "cuda" and wanted() and between.tiled() is not None
-    return there and q.dtype in TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
+    return between.on(q.device) and q.dtype in between.TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
 
 
 def seen(segment: Segment, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:

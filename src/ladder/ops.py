@@ -79,8 +79,8 @@ class _Vocabulary:
 
     def read(self, z: Tensor, t: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(log sum exp, log-probabilities, entropies) of raw logits, which stay as they are."""
-        if self.kernels:
-            return self.kernels.logps(z, t, self.scale, entropy)
+        if by := self.kernels:
+            return by.logps(z, t, self.scale, entropy)
         z = self.finish_(z.clone())
         lse = z.logsumexp(-1)
         logp = z.sub_(lse[:, None])
@@ -90,8 +90,8 @@ class _Vocabulary:
     def gradient_(self, z: Tensor, t: Tensor, lse: Tensor, g: Tensor, ge: Tensor | None, ent: Tensor | None) -> Tensor:
         """The gradient by raw logits, in their place, given those by log-probabilities and entropies:
         d logp_t / dz = onehot - p, d entropy / dz = -p (logp + entropy)."""
-        if self.kernels:
-            return self.kernels.logps_backward_(z, t, self.scale, lse, g, ge, ent)
+        if by := self.kernels:
+            return by.logps_backward_(z, t, self.scale, lse, g, ge, ent)
         slope = 1 - torch.tanh(z * (self.scale / self.cap)).square() if self.cap else None
         logp = self.finish_(z).sub_(lse[:, None])
         weight_of_p = g[:, None] if ge is None or ent is None else ge[:, None] * (logp + ent[:, None]) + g[:, None]

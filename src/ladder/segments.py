@@ -185,6 +185,13 @@ class PackedPlan:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
         """See `attention.Plan`; here B is 1 and L is the packed length T."""
+        if flash.fits(q, v) or flex.fits(q, v):
+            return self._as_it_lies(q, k, v, scaling, window, softcap)
+        return self._by_buckets(q, k, v, scaling, window, softcap)
+
+    def _as_it_lies(
+        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int, softcap: float
+    ) -> Tensor:
         longest = max(s.keys for s in self.segments)
         window = window if window < longest else 0
         bare = not (window or softcap)

@@ -25,7 +25,7 @@ from ladder import flash
 from ladder.engine.linear import Gradients, Linear
 from ladder.kernels import attend, between, layers
 from ladder.kernels.attend import Families
-from ladder.kernels.library import why
+from ladder.kernels.library import readable, why
 from ladder.llama import known
 from ladder.segments import PackedPlan
 
@@ -311,7 +311,7 @@ def _kind(base: Any) -> bool:
         return False
     if first.is_cuda:
         return flash.knows(first.device, first.dtype, base.layers[0].self_attn.head_dim)
-    return first.device.type == "cpu" and first.dtype == torch.float32 and missing() is None
+    return readable(first) and missing() is None
 
 
 def missing() -> str | None:

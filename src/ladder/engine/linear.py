@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoRALinear
 from torch import Tensor, nn
+
+from ladder import llama
 
 Gradients = dict[Tensor, Tensor | None]
 """By parameter; None until there is one. Only what is trained has a place."""
@@ -50,11 +51,8 @@ class Linear:
         if m is None or m.disable_adapters:
             return
         assert not m.merged, "an adapter that is merged into its weights cannot be trained"
-        for name in m.active_adapters:
-            if name in m.lora_A:
-                down: Any = m.lora_A[name]
-                up: Any = m.lora_B[name]
-                yield Adapter(down.weight, up.weight, m.scaling[name])
+        for down, up, scale in llama.adapters(m):
+            yield Adapter(down, up, scale)
 
     def parameters(self) -> Iterator[Tensor]:
         yield self.weight
@@ -96,7 +94,5 @@ class Linear:
 
 
 def _plain(m: LoRALinear) -> bool:
-    """An adapter as its paper has it."""
-    dropouts = all(isinstance(d, nn.Identity) for d in m.lora_dropout.values())
-    biases = all(b.bias is None for b in m.lora_B.values())
-    return dropouts and biases and not m.lora_variant and not m.fan_in_fan_out and not m.merged
+    """An adapter as its paper has it, and no dropout."""
+    return all(isinstance(d, nn.Identity) for d in m.lora_dropout.values()) and llama.plain(m)

@@ -71,7 +71,7 @@ def load_model(
     a preset. Raises UserError naming what is missing or broken.
     """
     kind = _dtype(dtype)
-    _check_device(device)
+    _take_device(device)
     if source.startswith("preset:"):
         if tokenizer is None:
             raise UserError("a preset has no tokenizer of its own", field="model", mend="use a task that brings one")
@@ -186,7 +186,8 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_device(device: str) -> None:
+def _take_device(device: str) -> None:
+    """Makes it the current one of its kind, if it names one. Raises UserError for a device that cannot be used."""
     try:
         torch.empty(0, device=device)
         if (place := torch.device(device)).type == "cuda" and place.index is not None:

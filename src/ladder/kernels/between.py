@@ -19,6 +19,7 @@ from ladder.kernels import layers
 from ladder.kernels.library import wanted
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Those that the Triton kernels know."""
 
 
 @cache
@@ -39,10 +40,15 @@ def untiled() -> str | None:
     return None
 
 
+def on(device: torch.device) -> bool:
+    """Whether there are kernels of Triton's for it."""
+    return device.type == "cuda" and wanted() and tiled() is not None
+
+
 def kernels(x: Tensor) -> Any:
     """The module for tensors of this one's kind, or None."""
     if x.device.type == "cuda":
-        return tiled() if wanted() and x.dtype in TYPES else None
+        return tiled() if on(x.device) and x.dtype in TYPES else None
     return layers if layers.usable(x) else None
 
 

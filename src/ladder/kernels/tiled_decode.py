@@ -21,7 +21,7 @@ STRETCH = 256
 """Keys that one program reads."""
 KEYS = 64
 """Keys of one product, or as many fewer as leave room for four such tiles"""
-ROOM = 96 << 10
+SHARED = 96 << 10
 """in this many bytes: what the smallest GPUs have of shared memory."""
 LEAST = 16
 """Rows that a product of Triton's has at least: queries that read one key head, padded to this."""
@@ -145,7 +145,7 @@ def attend(q_AHW: Tensor, stores: tuple[Tensor, Tensor], positions_A: Tensor, sc
     parts = torch.empty(A, heads, splits, width, dtype=torch.float32, device=q_AHW.device)
     lse = torch.empty(A, heads, splits, dtype=torch.float32, device=q_AHW.device)
     size = KEYS
-    while size > LEAST and 4 * size * wide * q_AHW.element_size() > ROOM:
+    while size > LEAST and 4 * size * wide * q_AHW.element_size() > SHARED:
         size //= 2
     group = max(LEAST, triton.next_power_of_2(heads // key_heads))
     _attend[(A, key_heads, splits)](

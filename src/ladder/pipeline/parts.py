@@ -105,9 +105,14 @@ def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
         eos=loaded.eos,
         slots=spec.slots,
         cache_tokens=spec.cache_tokens,
-        workers=spec.workers if recipe.model.device == "cpu" else 1,
+        workers=_workers(recipe, spec.workers),
         dtype=DTYPES[spec.dtype],
     )
+
+
+def _workers(recipe: Recipe, asked: int) -> int:
+    """Threads are for a processor's cores."""
+    return asked if recipe.model.device == "cpu" else 1
 
 
 def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
@@ -270,7 +275,7 @@ def engine(
         temperature=temperature,
         checkpointing=spec.checkpointing,
         total_steps=total,
-        workers=spec.workers if recipe.model.device == "cpu" else 1,
+        workers=_workers(recipe, spec.workers),
         without=(lambda: adapter_off(model)) if isinstance(model, PeftModel) else None,
     )
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ladder.kernels import between
-from ladder.kernels.library import wanted
 from ladder.rollout.llama import Llama, read
 from ladder.rollout.prompts import Prompts
 
@@ -39,7 +38,7 @@ WARM_UP = 2
 
 def fits(device: torch.device) -> bool:
     """Whether steps are captured there; elsewhere nothing chooses this path."""
-    return device.type == "cuda" and wanted() and between.tiled() is not None
+    return between.on(device)
 
 
 def roomy(length: int) -> int:

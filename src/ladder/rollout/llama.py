@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladder.head import Head
-from ladder.kernels import attend
+from ladder.kernels import attend, between
 from ladder.llama import known
 from ladder.rollout.packed import Effective, Matrix, effective, unmerged
 from ladder.rollout.prompts import Prompts
 from ladder.rollout.shared import Shared
 from ladder.segments import PackedPlan
 
-TYPES = {"cuda": (torch.float32, torch.bfloat16, torch.float16)}
+TYPES = {"cuda": between.TYPES}
 """Types that are decoded here, by device; float32 alone elsewhere."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

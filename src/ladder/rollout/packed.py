@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ladder.llama import adapters, plain
+
 ROWS = 64
 """Rows that the layout is made for; a layout made for few is slower on many, but not the other way round."""
 
@@ -116,9 +118,7 @@ def unmerged(layer: Any) -> Effective | None:
     found = effective(inner)
     if found is None or layer.disable_adapters:
         return found
-    biased = any(b.bias is not None for b in layer.lora_B.values())
-    if layer.lora_variant or layer.fan_in_fan_out or layer.merged or biased:
+    if not plain(layer):
         return None
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    pairs = ((layer.lora_A[n].weight.detach(), layer.scaling[n] * layer.lora_B[n].weight.detach()) for n in names)
+    pairs = ((a.detach(), scale * b.detach()) for a, b, scale in adapters(layer))
     return replace(found, apart=tuple((a.to(found.weight), b.to(found.weight)) for a, b in pairs))
