@@ -253,3 +253,18 @@ def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: p
         for word in ("keep", "default")
     ]
     assert faults[0] < 10_000 < 100_000 < faults[1]  # two blocks of 16,384 pages, four times
+
+
+def test_gradients_are_summed_where_they_belong() -> None:
+    """One copy of a step's gradients: autograd, which would add a second to the first, sees none of them."""
+    e = Engine(build("llama", tie_word_embeddings=True), Optim(lr=1e-3), budget=40)
+    if e.fused is None:
+        pytest.skip(str(fused.missing()))
+    seen: set[str] = set()
+    for name, p in e.trained.items():
+        p.register_hook(lambda grad, name=name: seen.add(name) if grad is not None else None)
+    e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
+    assert not seen
+    e.fused = None
+    e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
+    assert seen == e.trained.keys()

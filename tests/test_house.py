@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "ladder"
 FILES = sorted(SRC.rglob("*.py"))
 
-TENSORS = {"ops", "batch", "segments", "forest", "sdpa", "head", "attention", "kernels", "llama", "flex", "flash"}
+TENSORS = {"ops", "gradients", "batch", "segments", "forest", "sdpa", "head", "attention", "kernels", "llama"}
+TENSORS |= {"flex", "flash"}
 GROUND = TENSORS | {"types", "rng", "errors", "kl", "chat", "config", "log", "trackers", "data"}
 # a room and what it may import beside itself and the ground floor
 MAY_IMPORT = {

@@ -121,6 +121,25 @@ def test_adamw_by_hand() -> None:
     assert o.params["hidden.weight"].tolist()[0] == pytest.approx([0.95 - 0.5, 0.95 + 0.5], abs=1e-6)
 
 
+def test_moments_are_there_from_the_start_as_torch_makes_them() -> None:
+    """Made at the first step they would lie between gradients, which leave holes that activations do not fit into."""
+    w, plain = (nn.Parameter(torch.ones(3, 2)) for _ in range(2))
+    ours = Optimizer({"w": w}, Optim(weight_decay=0.1), 0)
+    theirs = torch.optim.AdamW([plain], lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    (part, _), there = ours.parts[0], theirs.state
+    assert part.state[w].keys() == {"step", "exp_avg", "exp_avg_sq"} and not there[plain]
+    places = {key: value.data_ptr() for key, value in part.state[w].items()}
+    for p in (w, plain):
+        p.grad = torch.tensor([[0.1, 0.2], [0.3, -0.1], [0.0, 0.2]])
+    ours.step()
+    theirs.step()
+    assert torch.equal(w, plain)
+    assert part.state[w].keys() == there[plain].keys()
+    for key, value in there[plain].items():
+        mine = part.state[w][key]
+        assert torch.equal(mine, value) and mine.dtype == value.dtype and mine.data_ptr() == places[key]
+
+
 def test_the_schedule_moves_every_learning_rate() -> None:
     names = {"layers.0.q_proj.weight": torch.ones(4, 4), "norm.weight": torch.ones(4)}
     o = optimizer(names, Optim(lr=1e-3, muon_lr=0.1, kind="muon", schedule="linear"), total=4)

@@ -22,7 +22,7 @@ from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
-BUDGET = 1536
+BUDGET = 1280
 """Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers. A GPU is told
 its own (gpu_workloads.py)."""
 SMALL = ("tiny", "chain")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladder.gradients import Gradients, add, add_product, given, taken
 from ladder.head import Head
 from ladder.kernels import between
 
@@ -33,12 +34,18 @@ SHARE = 16
 
 
 def token_logps(
-    hidden_ND: Tensor, head: Head, targets_N: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    hidden_ND: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and, when asked for, the entropy of its distribution: ([N], [N] | None).
 
     hidden_ND: the hidden states that predict. targets_N: int64 token ids. temperature > 0: of the distribution
-    that was sampled from. Raises ValueError on shapes that disagree.
+    that was sampled from. in_place: see `taken`. Raises ValueError on shapes that disagree.
     """
     if hidden_ND.ndim != 2 or targets_N.shape != hidden_ND.shape[:1]:
         raise ValueError(f"hidden [N, D] {tuple(hidden_ND.shape)} and targets [N] {tuple(targets_N.shape)}")
@@ -47,7 +54,7 @@ def token_logps(
     scale = head.scale / temperature
     cap = head.softcap / temperature
     logps, ents = _TokenLogps.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        hidden_ND, head.weight, head.bias, targets_N, scale, cap, entropy, torch.is_grad_enabled()
+        hidden_ND, head.weight, head.bias, targets_N, scale, cap, entropy, torch.is_grad_enabled(), in_place
     )
     return logps, ents if entropy else None
 
@@ -114,6 +121,7 @@ class _TokenLogps(torch.autograd.Function):
         cap: float,
         entropy: bool,
         differentiable: bool,
+        in_place: bool,
     ) -> tuple[Tensor, Tensor]:
         N, V = hidden.shape[0], weight.shape[0]
         vocabulary = _Vocabulary(weight, bias, scale, cap)
@@ -128,6 +136,7 @@ class _TokenLogps(torch.autograd.Function):
         z: Tensor | None = None
         slope = torch.empty_like(hidden) if ahead else None
         for part in _parts(N, rows):
+            z = None  # the last chunk makes room
             z = vocabulary.raw(hidden[part])
             lse[part], out[part], e = vocabulary.read(z, targets[part], entropy)
             if ent is not None and e is not None:
@@ -137,14 +146,14 @@ class _TokenLogps(torch.autograd.Function):
                 torch.mm(dz.to(weight.dtype), weight, out=slope[part])
         ctx.save_for_backward(hidden, weight, bias, targets, lse, ent, slope)
         ctx.logits = z if keep else None  # the first backward writes the gradient over them, a second recomputes them
-        ctx.scale, ctx.cap, ctx.rows = scale, cap, rows
+        ctx.scale, ctx.cap, ctx.rows, ctx.in_place = scale, cap, rows, in_place
         return out, out.new_zeros(0) if ent is None else ent.clone()
 
     @staticmethod
     def backward(ctx: Any, g_logps: Tensor, g_ents: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, targets, lse, ent, slope = ctx.saved_tensors
         if slope is not None:
-            return (slope * g_logps[:, None]).to(slope.dtype), *[None] * 7
+            return (slope * g_logps[:, None]).to(slope.dtype), *[None] * 8
         vocabulary = _Vocabulary(weight, bias, ctx.scale, ctx.cap)
         kept, ctx.logits = ctx.logits, None
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
@@ -152,8 +161,8 @@ class _TokenLogps(torch.autograd.Function):
         # a gradient that is zero everywhere (entropy only logged) costs nothing
         by_ents = g_ents.contiguous() if ent is not None and bool(g_ents.any()) else None
         g_hidden = torch.empty_like(hidden) if need_h else None
-        g_weight: Tensor | None = None
-        g_bias: Tensor | None = None
+        grads: Gradients = {p: None for p, needed in ((weight, need_w), (bias, need_b)) if needed}
+        taken(grads, ctx.in_place)
         for part in _parts(len(hidden), ctx.rows):
             h = hidden[part]
             z: Tensor = vocabulary.raw(h) if kept is None else kept  # pyright: ignore[reportAssignmentType]
@@ -162,10 +171,12 @@ class _TokenLogps(torch.autograd.Function):
             if g_hidden is not None:
                 torch.mm(dz, weight, out=g_hidden[part])
             if need_w:
-                g_weight = dz.t() @ h if g_weight is None else g_weight.addmm_(dz.t(), h)
-            if need_b and bias is not None:
-                g_bias = dz.sum(0) if g_bias is None else g_bias.add_(dz.sum(0))
-        return g_hidden, g_weight, g_bias, *[None] * 5
+                add_product(grads, weight, dz.t(), h)
+            if need_b:
+                add(grads, bias, dz.sum(0))
+            del z, dz
+        given(grads, ctx.in_place)
+        return g_hidden, grads.get(weight), grads.get(bias), *[None] * 6
 
 
 def _more(weight: Tensor) -> float:

@@ -67,6 +67,7 @@ class Engine:
         self.temperature = temperature
         self.without = without
         self.workers = workers
+        self.in_place = workers == 1  # workers take their gradients apart
         self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
         if workers > 1:
             sys.setswitchinterval(1e-4)  # with the default 5 ms the threads wait for each other's interpreter
@@ -118,13 +119,20 @@ class Engine:
             values = self.head.values(asked)
             return Out(values.new_full(values.shape, math.nan), None, values)  # no loss may read a log-probability
         return Out(
-            *token_logps(asked, self.head, packed.tgt_N, temperature=self.temperature, entropy=entropy)
+            *token_logps(
+                asked,
+                self.head,
+                packed.tgt_N,
+                temperature=self.temperature,
+                entropy=entropy,
+                in_place=self.in_place,
+            )
         )
 
     def _hidden(self, packed: Packed) -> Tensor:
         """[N, D]: the last hidden states of the positions that predict."""
         if self.fused is not None:
-            return self.fused.hidden(packed.tokens_T, packed.positions_T, packed.plan, packed.src_N)
+            return self.fused.hidden(packed.tokens_T, packed.positions_T, packed.plan, packed.src_N, self.in_place)
         states = self.base(
             input_ids=packed.tokens_T[None],
             position_ids=packed.positions_T[None],

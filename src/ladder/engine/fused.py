@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ladder import flash
-from ladder.engine.linear import Gradients, Linear
+from ladder.engine.linear import Linear
+from ladder.gradients import Gradients, add, given, taken
 from ladder.kernels import attend, between, layers
 from ladder.kernels.attend import Families
 from ladder.kernels.library import readable, why
@@ -55,7 +56,7 @@ class Norm:
         """The gradient by s plus `more`, in `into`, which may be either."""
         dw = self.by.norm_backward(s, self.weight, r, grad, more, into, self.weight in grads)
         if dw is not None:
-            grads[self.weight] = dw
+            add(grads, self.weight, dw)
         return into
 
 
@@ -148,8 +149,10 @@ class Decoder:
         self.by = self.norm.by
         self.attention: Any = attend if self.by is layers else flash
 
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, plan: PackedPlan, asked_N: Tensor) -> Tensor:
-        """The last hidden states at the asked positions, [N, D], differentiable."""
+    def hidden(
+        self, tokens_T: Tensor, positions_T: Tensor, plan: PackedPlan, asked_N: Tensor, in_place: bool = False
+    ) -> Tensor:
+        """The last hidden states at the asked positions, [N, D], differentiable. in_place: see `gradients.taken`."""
         rows, inverse = asked_N.unique(return_inverse=True)
         cos, sin = self.rotary(self.embedding.weight, positions_T[None])
         some = None if len(rows) == len(tokens_T) else rows
@@ -159,7 +162,7 @@ class Decoder:
         if not trained:
             with torch.no_grad():
                 return self.forward(row, keep=False)[0]
-        return _Hidden.apply(self, row, trained, *trained)  # pyright: ignore[reportReturnType]
+        return _Hidden.apply(self, row, trained, in_place, *trained)  # pyright: ignore[reportReturnType]
 
     def parameters(self) -> Iterator[Tensor]:
         yield self.embedding.weight
@@ -215,7 +218,7 @@ class Decoder:
             some = row.rows_U if layer is self.layers[-1] else None
             dx = self._attention_backward(layer, one, dx, row, some, grads)
         if whole:
-            grads[self.embedding.weight] = self._embedding_gradient(row.tokens_T, dx)
+            add(grads, self.embedding.weight, self._embedding_gradient(row.tokens_T, dx))
 
     def _lowest(self, grads: Gradients) -> int:
         """The first layer that a gradient has to reach."""
@@ -255,8 +258,8 @@ class Decoder:
             layer.q_norm.backward(raw_q, rq, dq, None, dq, grads)
             layer.k_norm.backward(raw_k, rk, dk, None, dk, grads)
         h, dh = layer.norm.again(one.x, one.r), torch.empty_like(dx)
-        for add, (linear, d) in enumerate(((layer.q, dq), (layer.k, dk), (layer.v, dv))):
-            linear.inputs(d.view(T, -1), dh, add=add > 0)
+        for i, (linear, d) in enumerate(((layer.q, dq), (layer.k, dk), (layer.v, dv))):
+            linear.inputs(d.view(T, -1), dh, add=i > 0)
             linear.weights(h, d.view(T, -1), grads)
         return layer.norm.backward(one.x, one.r, dh, dx, dx, grads)
 
@@ -278,8 +281,8 @@ class Decoder:
 
 class _Hidden(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, decoder: Decoder, row: Row, trained: list[Tensor], *_: Tensor) -> Tensor:
-        ctx.decoder, ctx.trained = decoder, trained
+    def forward(ctx: Any, decoder: Decoder, row: Row, trained: list[Tensor], in_place: bool, *_: Tensor) -> Tensor:
+        ctx.decoder, ctx.trained, ctx.in_place = decoder, trained, in_place
         out, ctx.run = decoder.forward(row, keep=True)
         return out
 
@@ -288,8 +291,10 @@ class _Hidden(torch.autograd.Function):
         grads: Gradients = dict.fromkeys(ctx.trained)
         run, ctx.run = ctx.run, None
         assert run is not None, "what backward needs is used up by it: one backward a forward"
+        taken(grads, ctx.in_place)
         ctx.decoder.backward(run, grad.contiguous(), grads)
-        return None, None, None, *grads.values()
+        given(grads, ctx.in_place)
+        return None, None, None, None, *grads.values()
 
 
 def of(base: Any, head: Tensor | None) -> Decoder | None:

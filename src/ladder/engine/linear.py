@@ -16,9 +16,7 @@ from peft.tuners.lora import Linear as LoRALinear
 from torch import Tensor, nn
 
 from ladder import llama
-
-Gradients = dict[Tensor, Tensor | None]
-"""By parameter; None until there is one. Only what is trained has a place."""
+from ladder.gradients import Gradients, add, add_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +81,14 @@ class Linear:
     def weights(self, x: Tensor, dy: Tensor, grads: Gradients) -> None:
         """The gradients by what is trained here."""
         if self.weight in grads:
-            grads[self.weight] = dy.t() @ x
+            add_product(grads, self.weight, dy.t(), x)
         if self.bias is not None and self.bias in grads:
-            grads[self.bias] = dy.sum(0)
+            add(grads, self.bias, dy.sum(0))
         for a in self.adapters():
             if a.B in grads:
-                grads[a.B] = dy.t() @ (x @ a.A.t()).mul_(a.scale)
+                add_product(grads, a.B, dy.t(), (x @ a.A.t()).mul_(a.scale))
             if a.A in grads:
-                grads[a.A] = (dy @ a.B).mul_(a.scale).t() @ x
+                add_product(grads, a.A, (dy @ a.B).mul_(a.scale).t(), x)
 
 
 def _plain(m: LoRALinear) -> bool:

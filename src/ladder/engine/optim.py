@@ -122,6 +122,9 @@ class Optimizer:
         groups = [g for g in groups if g["params"]]
         if groups:
             adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+            for p in (p for g in groups for p in g["params"]):  # now: later they would lie between gradients that go
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             self.parts.append((adamw, optim.lr))
 
     def zero_grad(self) -> None:
