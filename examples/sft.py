@@ -22,7 +22,7 @@ def main(source: str, rows: str, out: str) -> None:
     print("\n".join(report.lines()))
     signal = Examples(samples, batch=8, epochs=1)
     steps = signal.steps_per_epoch
-    engine = Engine(loaded.model, Optim(lr=2e-5, warmup=0.05, schedule="cosine"), total_steps=steps, budget=2048)
+    engine = Engine(loaded.model, Optim(lr=2e-5, warmup=0.05, schedule="cosine"), total_steps=steps)
 
     def show(step: int, figures: dict[str, float]) -> bool:
         print(f"step {step} of {steps}: loss {figures['loss']:.3f}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import families as fam
 from ladder.batch import Batch, Out, count, sequences
-from ladder.engine.engine import Engine, NotFinite, _minibatches
+from ladder.engine.engine import PROCESSOR, Engine, NotFinite, _minibatches
 from ladder.engine.optim import Optim
 from ladder.errors import UserError
 from ladder.losses import CISPO, GSPO, CrossEntropy, PolicyClip, PolicyGradient
@@ -306,6 +306,11 @@ class Failing(CrossEntropy):
         if len(self.calls[0]) == 2:
             raise RuntimeError("out of memory")
         return CrossEntropy.__call__(self, out, batch)
+
+
+def test_micro_batches_are_of_the_devices_size_where_nothing_is_said() -> None:
+    assert engine().budget == PROCESSOR
+    assert engine(budget=PROCESSOR + 1).budget == PROCESSOR + 1
 
 
 def test_half_a_step_leaves_no_gradient_behind() -> None:

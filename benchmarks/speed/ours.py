@@ -22,9 +22,6 @@ from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0
-BUDGET = 1280
-"""Tokens of a micro-batch: enough for the products to be fast, and for a prompt with its eight answers. A GPU is told
-its own (gpu_workloads.py)."""
 SMALL = ("tiny", "chain")
 MATMUL = {"fp32": "highest", "bf16": "medium"}
 """Our precisions in torch's words, as a recipe's engine.matmul has them."""
@@ -58,7 +55,7 @@ def engine(loaded: LoadedModel, options: dict[str, Any]) -> Engine:
     return Engine(
         model,
         optimiser(options["lr"]),
-        budget=options.get("budget", BUDGET),
+        budget=options.get("budget"),  # a GPU is told its own (gpu_workloads.py)
         workers=workers(options),
         without=without,
     )

@@ -33,15 +33,21 @@ from ladder.types import Loss, Pair, Unit
 
 __all__ = ["Engine", "NotFinite"]
 
+PROCESSOR = 1280
+"""Tokens of a micro-batch where nothing else is said: products are as fast as with more, and of a model of 135 million
+parameters it holds 0.9 GB."""
+ELSEWHERE = 8192
+"""A GPU wants thousands of rows."""
+
 
 class Engine:
     """A causal language model, or one with a scalar head, under training (with `optim`) or frozen (without).
 
-    budget: most tokens of one micro-batch; it bounds memory and changes no gradient. temperature: of the
-    distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute activations in
-    backward. total_steps: of the learning-rate schedule, in optimiser steps. workers: threads that run micro-batches
-    side by side, each with its own copy of the gradients, summed in order: for models so small that one operator
-    cannot fill the cores. without: a context in which the model is another one (an adapter switched off); only
+    budget: most tokens of one micro-batch; it bounds memory and changes no gradient (None: PROCESSOR or ELSEWHERE).
+    temperature: of the distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute
+    activations in backward. total_steps: of the learning-rate schedule, in optimiser steps. workers: threads that run
+    micro-batches side by side, each with its own copy of the gradients, summed in order: for models so small that one
+    operator cannot fill the cores. without: a context in which the model is another one (an adapter switched off); only
     `forward(reference=True)` enters it.
     """
 
@@ -50,7 +56,7 @@ class Engine:
         model: nn.Module,
         optim: Optim | None = None,
         *,
-        budget: int = 8192,
+        budget: int | None = None,
         share_prefix: bool = True,
         temperature: float = 1.0,
         checkpointing: bool = False,
@@ -62,7 +68,6 @@ class Engine:
         self.base: nn.Module = model.get_decoder()  # pyright: ignore[reportCallIssue]
         self.head = head_of(model)
         self.fused = None if checkpointing else fused.of(self.base, self.head.weight)
-        self.budget = budget
         self.share_prefix = share_prefix
         self.temperature = temperature
         self.without = without
@@ -72,6 +77,7 @@ class Engine:
         if workers > 1:
             sys.setswitchinterval(1e-4)  # with the default 5 ms the threads wait for each other's interpreter
         self.device = next(model.parameters()).device
+        self.budget = budget or (PROCESSOR if self.device.type == "cpu" else ELSEWHERE)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer: Optimizer | None = None
         model.train(optim is not None and checkpointing)

@@ -40,12 +40,12 @@ class ModelSpec(Config):
 
 
 class EngineSpec(Config):
-    """budget: most tokens of one micro-batch. workers: threads of a processor that run micro-batches side by side (tiny
-    models).
+    """budget: most tokens of one micro-batch (left out: 1,280 on a processor, 8,192 on a GPU). workers: threads of a
+    processor that run micro-batches side by side (tiny models).
     matmul: how float32 products are computed, in torch's words: highest in float32; high and medium in TF32 or bfloat16
     where the processor has them, several times faster, with three decimal digits."""
 
-    budget: int = Field(default=8192, ge=1)
+    budget: int | None = Field(default=None, ge=1)
     workers: int = Field(default=1, ge=1)
     matmul: Literal["highest", "high", "medium"] = "highest"
     share_prefix: bool = True
