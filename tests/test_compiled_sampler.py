@@ -154,6 +154,28 @@ def test_a_step_is_the_plain_computation_at_many_sizes() -> None:
         assert torch.allclose(*logits, atol=2e-5), A
 
 
+def test_few_prompts_are_cut_into_pieces_for_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 16 rows and three heads of keys: one thread takes them together, two get four pieces each (3 x 3 heads of keys)
+    assert [decode.piece(16, 9, 3, threads) for threads in (1, 2, 4, 64)] == [16, 6, 3, 3]
+    # queries fill a product's eight rows as long as there are eight; many rows are not cut further than before
+    assert decode.piece(64, 3, 3, 64) == 8 and decode.piece(64, 32, 1, 64) == 1
+    assert decode.piece(1000, 9, 3, 2) == decode.ROWS
+
+    model = build("llama", num_hidden_layers=1)
+    sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
+    rows = llama.Llama.of(sampler.base, sampler.head, 64, pack=False)
+    owner = np.array([0, 0, 0, 1, 0, 0, 1, 0, 0, 0])
+    prompts, logits = native.Prompts.of([[5, 6, 7], [8, 9]], owner), []
+    for most in (decode.ROWS, 3, 1):
+        monkeypatch.setattr(decode, "piece", lambda *_, most=most: most)
+        state = compiled.Compiled(rows, compiled.pack(rows), len(owner))
+        with torch.no_grad():
+            state.read(prompts, 0)
+            logits.append(state.step(np.arange(10) + 3, prompts.lengths[owner]).clone())
+        assert state.turn is not None and state.turn.units.most == min(most, 8)
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
 # ------------------------------------------------------------ draws
 
 

@@ -197,19 +197,29 @@ def _address(x: Tensor | Packed | None) -> ctypes.c_void_p:
 
 ROWS = 16
 """Most rows of one prompt that attend in one piece: their scores stay in the second cache, and pieces are dealt out."""
+DEALT = 4
+"""Pieces for each thread, one key head each, if there are so many rows: the last of them should not be waited for."""
+TALL = 8
+"""Fewest queries that a piece is cut down to: as many rows as a product takes at a time."""
+
+
+def piece(A: int, heads: int, key_heads: int, threads: int) -> int:
+    """Most rows that attend in one piece, of A."""
+    pieces = -(-DEALT * threads // key_heads) if threads > 1 else 1
+    return min(ROWS, max(-(-TALL * key_heads // heads), -(-A // pieces)))
 
 
 class Units:
-    """Rows by the prompt that they continue, in pieces. owner [A], lengths [p]."""
+    """Rows by the prompt that they continue, in pieces of at most `most`. owner [A], lengths [p]."""
 
-    def __init__(self, owner: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(self, owner: np.ndarray, lengths: np.ndarray, most: int = ROWS) -> None:
         self.rows = np.argsort(owner, kind="stable")
         counts = np.bincount(owner, minlength=len(lengths))
         first, many, prompt, at = [], [], [], 0
         for p in np.flatnonzero(counts):
             end = at + int(counts[p])
             while at < end:
-                n = min(ROWS, end - at)
+                n = min(most, end - at)
                 first.append(at)
                 many.append(n)
                 prompt.append(int(p))

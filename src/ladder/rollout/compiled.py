@@ -91,6 +91,8 @@ class Compiled(Store):
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         own = self.places(positions_A)
         if self.turn is None:
-            units = decode.Units(self.owner, self.prompt_lengths)
+            s = self.weights.sizes
+            most = decode.piece(len(own), s.H, s.KH, self.weights.threads)
+            units = decode.Units(self.owner, self.prompt_lengths, most)
             self.turn = decode.Step(self.weights, units, len(own), self.room, self.own, self.prompts)
         return self.turn(tokens_A, positions_A, own)
