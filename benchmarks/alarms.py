@@ -17,14 +17,14 @@ from typing import Any
 
 import yaml
 
+from ladder.base.jsonl import read_lines
 from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
 from ladder.diagnose.series import Series
 from ladder.diagnose.watch import replay
-from ladder.log import read_lines
 from ladder.pipeline import recipe as recipes
-from ladder.pipeline.progress import Console
 from ladder.pipeline.run import run
+from ladder.tracking.console import Console
 
 PLANTED = Path(__file__).with_name("planted.py")
 OPTIM = {"lr": 1.1e-3, "betas": [0.9, 0.95], "warmup": 0.15, "schedule": "linear", "final": 0.1}

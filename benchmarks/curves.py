@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-from ladder.log import read_lines
+from ladder.base.jsonl import read_lines
 from ladder.pipeline.lineage import stages
 
 matplotlib.use("Agg")

@@ -24,12 +24,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ladder.attention import IMPLEMENTATION
+from ladder.attention.plan import IMPLEMENTATION
+from ladder.contract.rollouts import Request, Sampling
+from ladder.contract.training import Sample, Unit
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
 from ladder.engine.optim import Optim
 from ladder.losses import PolicyGradient
-from ladder.rollout.native import NativeSampler
-from ladder.types import Request, Sample, Sampling, Unit
 
 
 @dataclass(frozen=True)

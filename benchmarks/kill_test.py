@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ladder.engine.checkpoint import read_json, sha256
-from ladder.log import read_lines
+from ladder.base.files import read_json, sha256
+from ladder.base.jsonl import read_lines
 
 SMALL = [
     "pretrain.data.web.documents=6000",
@@ -46,8 +46,8 @@ SAVE_EVERY = 0.3
 def child(recipe: str, overrides: list[str], out: str) -> None:
     """The whole of `ladder run`, in a process of its own."""
     from ladder.pipeline import recipe as recipes
-    from ladder.pipeline.progress import Console
     from ladder.pipeline.run import run
+    from ladder.tracking.console import Console
 
     loaded, document = recipes.load(recipe, overrides)
     run(loaded, document, Path(out), Console(quiet=True), save_every=SAVE_EVERY)

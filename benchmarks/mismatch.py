@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from ladder.contract.rollouts import Request, Sampling
+from ladder.contract.training import Sample
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
-from ladder.engine.model import load_model
-from ladder.rollout.native import NativeSampler
-from ladder.types import Request, Sample, Sampling
+from ladder.models.load import load_model
 
 PROMPTS, ANSWERS, TOKENS, CAP = 4, 16, 128, 2.0
 

@@ -20,21 +20,21 @@ from typing import Any
 
 import torch
 
+from ladder.base.files import read_json, write_json, write_lines
+from ladder.base.jsonl import read_lines
+from ladder.contract.training import Pair, Sample, Unit
 from ladder.data.samples import Encoding, to_pairs
 from ladder.data.source import Data, Report
-from ladder.engine.checkpoint import read_json, write_json, write_lines
 from ladder.engine.engine import Engine
-from ladder.engine.lora import LoRA, adapter_off, attach, merge, save_adapter
-from ladder.engine.model import LoadedModel, load_model, save_model
 from ladder.engine.optim import Optim
-from ladder.evals import wilson
-from ladder.evals_pairs import ranking
-from ladder.log import read_lines
+from ladder.evals.accuracy import wilson
+from ladder.evals.ranking import ranking
 from ladder.losses import DPO, BradleyTerry
+from ladder.models.load import LoadedModel, load_model, save_model
+from ladder.models.lora import LoRA, adapter_off, attach, merge, save_adapter
 from ladder.signals.examples import Examples
 from ladder.signals.preferences import Preferences, at_end
 from ladder.train import Learner, train
-from ladder.types import Pair, Sample, Unit
 
 LONGEST, HELD, BATCH, STEPS = 160, 300, 4, 32
 RATES = {("rm", "full"): 1e-5, ("rm", "lora"): 1e-4, ("dpo", "full"): 5e-6, ("dpo", "lora"): 5e-5}

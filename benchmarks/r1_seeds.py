@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ladder.engine.checkpoint import read_json
+from ladder.base.files import read_json
 
 CONTROLS = ["more_raw_sft", "worked_sft", "rejection_from_base", "zero_continued", "five_percent_worked"]
 MODELS = ["pretrain", "r1_zero", "harvest", "sft", "rl"]

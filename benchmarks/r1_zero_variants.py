@@ -14,8 +14,8 @@ from typing import Any
 
 from r1_seeds import lend, run_command
 
-from ladder.engine.checkpoint import read_json
-from ladder.log import read_lines
+from ladder.base.files import read_json
+from ladder.base.jsonl import read_lines
 
 VARIANTS: dict[str, tuple[str, str]] = {
     "GRPO": ("{kind: PolicyClip, unit: sequence}", "group_std"),

@@ -8,18 +8,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ladder.chat import encode_prompt
+from ladder.contract.rollouts import Sampling
+from ladder.data.chat import encode_prompt
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
-from ladder.engine.model import load_model, save_model
 from ladder.engine.optim import Optim
 from ladder.losses import PolicyClip
+from ladder.models.load import load_model, save_model
 from ladder.rollout.collect import Collector
-from ladder.rollout.native import NativeSampler
-from ladder.signals.rewards import Prompts, Rewards
+from ladder.signals.prompts import Prompts
+from ladder.signals.rewards import Rewards
 from ladder.tasks import build
 from ladder.tasks.chain.answers import correct
 from ladder.train import Learner, train
-from ladder.types import Sampling
 
 
 def show(step: int, figures: dict[str, float]) -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 from ladder.data.samples import Encoding, load
 from ladder.data.source import Data
 from ladder.engine.engine import Engine
-from ladder.engine.model import load_model, save_model
 from ladder.engine.optim import Optim
 from ladder.losses import CrossEntropy
+from ladder.models.load import load_model, save_model
 from ladder.signals.examples import Examples
 from ladder.train import Learner, train
 

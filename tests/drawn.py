@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 import families as fam
+from ladder.contract.rollouts import Completion, Request, Sampling
+from ladder.decoding.sampler import NativeSampler
 from ladder.kernels import decode
-from ladder.rollout.native import NativeSampler
-from ladder.types import Completion, Request, Sampling
 
 TOKENIZER = fam.tokenizer()
 TOLERANCE = 1e-4

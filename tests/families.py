@@ -17,11 +17,11 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
-from ladder.attention import IMPLEMENTATION
+from ladder.attention.plan import IMPLEMENTATION
+from ladder.base.errors import UserError
+from ladder.contract.training import Loss, Unit
 from ladder.engine.engine import Engine
-from ladder.engine.model import wrap_tokenizer
-from ladder.errors import UserError
-from ladder.types import Loss, Unit
+from ladder.models.load import wrap_tokenizer
 
 torch.set_num_threads(1)  # on models this small, threads only wait for each other
 

@@ -1,4 +1,5 @@
-"""What every sampler (`ladder.types.Sampler`) must do. A backend is one when `check` and its parts pass for it.
+"""What every sampler (`ladder.contract.rollouts.Sampler`) must do. A backend is one when `check` and its parts pass for
+it.
 
 `Case` says how to make the sampler and what it may be asked; the functions are the contract, one promise each, so
 that a test can be parametrised over PROMISES.
@@ -10,7 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ladder.types import Completion, Request, Sampler, Sampling, Weights
+from ladder.contract.rollouts import Completion, Request, Sampler, Sampling
+from ladder.contract.training import Weights
 
 
 @dataclass(frozen=True)

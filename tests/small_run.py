@@ -9,11 +9,11 @@ from types import ModuleType
 
 import torch
 
-from ladder.config import Document
+from ladder.base.config import Document
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline import run as running
-from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
+from ladder.tracking.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain", "r1_zero", "harvest", "sft", "rl")

@@ -14,8 +14,8 @@ import torch
 
 import small_run
 from ladder import cli
-from ladder.engine.checkpoint import read_json
-from ladder.engine.model import load_model
+from ladder.base.files import read_json
+from ladder.models.load import load_model
 
 Ladder = Callable[..., tuple[int, str, str]]
 R1 = str(small_run.ROOT / "recipes" / "r1.yaml")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import yaml
 
-from ladder.engine.checkpoint import read_json
+from ladder.base.files import read_json
+from ladder.base.jsonl import read_lines
 from ladder.engine.engine import Engine
-from ladder.engine.model import load_model
-from ladder.log import read_lines
-from ladder.pipeline.kinds.imitate import WebData, web_samples
+from ladder.models.load import load_model
+from ladder.pipeline.kinds.supervised import WebData, web_samples
 from small_run import run
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}

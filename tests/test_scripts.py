@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from ladder.engine.model import load_model, save_model, wrap_tokenizer
+from ladder.models.load import load_model, save_model, wrap_tokenizer
 from ladder.tasks.chain import words
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import families as fam
-from ladder import rng
+from ladder.base import rng
+from ladder.contract.training import Sample, Unit, Weights
 from ladder.engine.engine import Engine
 from ladder.engine.optim import Optim
 from ladder.losses import CrossEntropy
 from ladder.train import Learner, train
-from ladder.types import Sample, Unit, Weights
 
 LOSS = CrossEntropy()
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladder import flash
-from ladder.kernels import between
+from ladder.attention import flash
+from ladder.kernels import dispatch
 
 
 def exact(x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def in_place(monkeypatch: Any) -> None:
     """What asks for kernels gets these, on any device, as it would get Triton's on CUDA."""
     import tiles
 
-    monkeypatch.setattr(between, "tiled", lambda: tiles)
-    monkeypatch.setattr(between, "kernels", lambda x: tiles)
+    monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
+    monkeypatch.setattr(dispatch, "kernels", lambda x: tiles)
     monkeypatch.setattr(flash, "FORWARD", flash_forward)
     monkeypatch.setattr(flash, "BACKWARD", flash_backward)

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.speed import rows
 from benchmarks.speed.prepare import Counts, inputs
 
-from ladder.engine.model import load_model
+from ladder.models.load import load_model
 
 COUNTS = Counts(rows=128, pairs=96, prompts=128)
 LONG_ROWS, LONG = 16, 4096

@@ -14,7 +14,7 @@ from benchmarks.speed import ours
 from benchmarks.speed.gpu_sizes import SIZES, folder
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from ladder.engine.lora import attach, save_adapter
+from ladder.models.lora import attach, save_adapter
 
 COMMON = {"num_key_value_heads": 2, "rope_theta": 1e6, "max_position_embeddings": 32768, "tie_word_embeddings": True}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

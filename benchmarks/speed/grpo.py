@@ -9,10 +9,10 @@ from benchmarks.speed import ours, rows
 from benchmarks.speed.rewards import reward
 from benchmarks.speed.workload import Workload, own, trl_sides
 
+from ladder.contract.rollouts import Sampling, Task
 from ladder.losses import PolicyClip
 from ladder.rollout.collect import Collector
 from ladder.signals.rewards import Rewards
-from ladder.types import Sampling, Task
 
 OPTIONS = {"model": "base", "rows": "prompts.jsonl", "lr": 1e-6, "prompts": 4, "group": 8, "tokens": 128, "steps": 3}
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from benchmarks.speed import device
 
+from ladder.contract.training import Loss, Signal, Unit
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
-from ladder.engine.lora import LoRA, adapter_off, attach
-from ladder.engine.model import LoadedModel, load_model
 from ladder.engine.optim import Optim
-from ladder.rollout.native import NativeSampler
+from ladder.models.load import LoadedModel, load_model
+from ladder.models.lora import LoRA, adapter_off, attach
 from ladder.signals.examples import Examples
 from ladder.train import Learner, train
-from ladder.types import Loss, Signal, Unit
 
 ADAPTER = LoRA(rank=16, alpha=32, targets="all-linear")
 SEED = 0

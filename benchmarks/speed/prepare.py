@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from benchmarks.speed import ours, rows, tiny_model
 
-from ladder.chat import encode_prompt
+from ladder.data.chat import encode_prompt
 from ladder.data.samples import Encoding, to_pairs, to_samples
 from ladder.data.source import Data, Report
-from ladder.engine.lora import attach, save_adapter
-from ladder.engine.model import LoadedModel, load_model, save_model
+from ladder.models.load import LoadedModel, load_model, save_model
+from ladder.models.lora import attach, save_adapter
 from ladder.tasks.gsm8k import GSM8K
 
 LONGEST_ROW = LONGEST_PAIR = 512

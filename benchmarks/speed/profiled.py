@@ -20,13 +20,13 @@ from benchmarks.speed import categories, ours
 from benchmarks.speed.categories import CATEGORIES, KERNEL, WHOLE
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from ladder.attention.packed import PackedPlan
+from ladder.decoding import sampler
+from ladder.decoding.llama_torch import Shared
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.optim import Optimizer
 from ladder.kernels import attend, decode, layers
 from ladder.kernels.library import lacking
-from ladder.rollout import native
-from ladder.rollout.native import NativeSampler
-from ladder.rollout.shared import Shared
-from ladder.segments import PackedPlan
 
 LIBRARIES = {"attend": attend, "layers": layers, "decode": decode}
 LARGEST = 12
@@ -145,7 +145,7 @@ def mark_program() -> None:
         (Optimizer, "step", "profile::optimiser"),
         (PackedPlan, "attend", "profile::attention"),
         (Shared, "attend", "profile::attention"),
-        (native, "draw", "profile::draw"),
+        (sampler, "draw", "profile::draw"),
     ):
         setattr(owner, name, marked(mark, getattr(owner, name)))
 

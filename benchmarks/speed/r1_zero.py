@@ -17,19 +17,20 @@ from typing import Any
 from benchmarks.speed import ours, rows
 from benchmarks.speed.workload import Side, Workload, own, trl
 
-from ladder.chat import encode_prompt
+from ladder.contract.rollouts import Sampling, Task
+from ladder.data.chat import encode_prompt
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
-from ladder.engine.model import load_model, save_model
 from ladder.engine.optim import Optim
-from ladder.evals import evaluate
+from ladder.evals.accuracy import evaluate
 from ladder.losses import PolicyClip
+from ladder.models.load import load_model, save_model
 from ladder.rollout.collect import Collector
-from ladder.rollout.native import NativeSampler
-from ladder.signals.rewards import Prompts, Rewards
+from ladder.signals.prompts import Prompts
+from ladder.signals.rewards import Rewards
 from ladder.tasks.chain import answers
 from ladder.tasks.chain.source import Chain
 from ladder.train import Learner, train
-from ladder.types import Sampling, Task
 
 GOAL = 0.9
 PROBLEMS = 1024

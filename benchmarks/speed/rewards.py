@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ladder.types import Outcome, Rollout, Score
+from ladder.contract.rollouts import Outcome, Rollout, Score
 
 
 def odd_share(ids: Sequence[int]) -> float:

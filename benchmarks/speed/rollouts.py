@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.speed import device, ours, rows, traffic
 from benchmarks.speed.workload import Side, Workload, own, trl
 
-from ladder.types import Request, Sampling
+from ladder.contract.rollouts import Request, Sampling
 
 OPTIONS = {"model": "base", "rows": "prompts.jsonl", "prompts": 4, "group": 16, "tokens": 128, "repetitions": 3}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ladder.batch import prompt_length
-from ladder.types import Pair, Sample
+from ladder.contract.training import Pair, Sample
+from ladder.packing.pack import prompt_length
 
 
 def read(path: Path, n: int | None = None) -> list[dict[str, Any]]:

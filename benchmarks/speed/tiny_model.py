@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ladder.engine.model import LoadedModel, load_model, wrap_tokenizer
+from ladder.models.load import LoadedModel, load_model, wrap_tokenizer
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<turn>")
 TEMPLATE = (

@@ -13,7 +13,7 @@ from benchmarks.speed import device, ours, rows, traffic
 from benchmarks.speed.rollouts import measured
 from benchmarks.speed.workload import Side, Workload, own, trl
 
-from ladder.types import Request, Sampling
+from ladder.contract.rollouts import Request, Sampling
 
 PROMPTS, GROUP, SHORT, LONG = 16, 4, 32, 256
 OPTIONS = {

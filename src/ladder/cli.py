@@ -221,7 +221,7 @@ def main() -> None:
 
 def _explain(err: Exception) -> int:
     """Says what went wrong; returns the exit code."""
-    from ladder.errors import UserError
+    from ladder.base.errors import UserError
 
     if isinstance(err, UserError):
         _say(str(err))

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ladder import rng
+from ladder.base import rng
+from ladder.contract.training import Loss, Signal
 from ladder.engine.engine import Engine
-from ladder.types import Loss, Signal
 
 
 @dataclass(slots=True)

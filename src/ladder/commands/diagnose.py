@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ladder.base.errors import UserError
 from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
 from ladder.diagnose.watch import replay
-from ladder.errors import UserError
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.alarms import say
 from ladder.pipeline.kinds import KINDS
 from ladder.pipeline.kinds.rl import RL
-from ladder.pipeline.progress import Console
+from ladder.tracking.console import Console
 
 REWARDED = tuple(kind for kind, cls in KINDS.items() if issubclass(cls, RL))
 

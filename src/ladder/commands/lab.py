@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
 from ladder.lab.experiments import EXPERIMENTS
 from ladder.lab.experiments import find as find_experiment
 from ladder.lab.run import perform
-from ladder.pipeline.progress import Console
+from ladder.tracking.console import Console
 
 
 def list_experiments() -> None:

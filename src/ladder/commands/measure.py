@@ -12,14 +12,14 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from ladder.base.errors import UserError
+from ladder.base.files import write_json
 from ladder.commands.options import load, wrong
-from ladder.engine.checkpoint import write_json
-from ladder.errors import UserError
-from ladder.pipeline import parts
 from ladder.pipeline import recipe as recipes
+from ladder.pipeline.build import samplers
 from ladder.pipeline.evaluate import line, measure
-from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
+from ladder.tracking.console import Console
 
 
 def evaluate_model(
@@ -30,7 +30,7 @@ def evaluate_model(
     assert spec.eval is not None
     torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     loaded = load(model)
-    sampler = parts.sampler(spec, loaded)
+    sampler = samplers.sampler(spec, loaded)
     written: dict[str, Any] = {"model": model, "results": []}
     console = Console()
     for name in spec.eval.sets:

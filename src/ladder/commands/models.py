@@ -11,19 +11,19 @@ import torch
 from rich.console import Console as Rich
 from rich.markup import escape
 
-from ladder import rng
-from ladder.chat import encode_prompt
+from ladder.base import rng
+from ladder.base.errors import UserError
 from ladder.commands.options import load, sampling
+from ladder.contract.rollouts import Request
+from ladder.data.chat import encode_prompt
+from ladder.data.inspection import inspect_file
 from ladder.data.samples import Encoding
 from ladder.data.source import Data
+from ladder.decoding.sampler import NativeSampler
 from ladder.engine.checkpoint import write_directory
-from ladder.engine.model import LoadedModel, save_model
-from ladder.errors import UserError
-from ladder.head import Head, hidden
-from ladder.inspection import inspect_file
-from ladder.pipeline.progress import Console
-from ladder.rollout.native import NativeSampler
-from ladder.types import Request
+from ladder.models.head import Head, hidden
+from ladder.models.load import LoadedModel, save_model
+from ladder.tracking.console import Console
 
 
 def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str, Any], *, raw: bool, seed: int) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ladder.engine.model import LoadedModel, load_model
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Sampling
+from ladder.models.load import LoadedModel, load_model
 from ladder.pipeline.recipe import SamplingSpec
-from ladder.types import Sampling
 
 
 def load(source: str, *, dtype: str = "float32") -> LoadedModel:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from ladder import trackers
 from ladder.pipeline import lineage
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.evaluate import number
-from ladder.pipeline.progress import Console
 from ladder.pipeline.run import plan as plan_run
 from ladder.pipeline.run import run as start
 from ladder.report import page
+from ladder.tracking import trackers
+from ladder.tracking.console import Console
 
 STATUS = {"done": "[green]done[/green]", "resume": "[yellow]goes on[/yellow]", "new": "to do", "stale": "to do again"}
 

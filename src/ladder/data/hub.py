@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ladder.base.errors import UserError, missing_extra
 from ladder.data.kinds import Origin
 from ladder.data.parquet import checked
 from ladder.data.rows import Bad, Row
-from ladder.errors import UserError, missing_extra
 
 
 def read(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[Row | Bad]:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from ladder.base.errors import UserError
 from ladder.data.kinds import Origin
 from ladder.data.rows import Bad, Row, flaw
-from ladder.errors import UserError
 
 MAX_BYTES = 8 << 20
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from ladder.errors import UserError
-from ladder.types import Message
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Message
 
 Content = str | list[Message]
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Message
 from ladder.data.kinds import Answered, Chat, Content, Kind, Labelled, Preference, Text
 from ladder.data.rows import Row
-from ladder.errors import UserError
-from ladder.types import Message
 
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 

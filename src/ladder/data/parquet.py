@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ladder.base.errors import UserError, missing_extra
 from ladder.data.kinds import Origin
 from ladder.data.rows import Bad, Row, flaw
-from ladder.errors import UserError, missing_extra
 
 
 def read(path: str | Path) -> Iterator[Row | Bad]:

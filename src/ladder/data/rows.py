@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ladder.base.errors import UserError
 from ladder.data.kinds import Origin
-from ladder.errors import UserError
 
 DEPTH = 64
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ladder.chat import Encoder, Mask, Tokens
-from ladder.config import Config
+from ladder.base.config import Config
+from ladder.base.errors import UserError
+from ladder.contract.training import Pair, Sample
+from ladder.data.chat import Encoder, Mask, Tokens
 from ladder.data.kinds import Kind, Labelled, Preference
 from ladder.data.source import Data, Report
-from ladder.errors import UserError
-from ladder.types import Pair, Sample
 
 Encoded = tuple[Tokens, Mask]
 

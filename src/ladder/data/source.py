@@ -17,11 +17,11 @@ from typing import IO, Literal
 
 from pydantic import Field, model_validator
 
-from ladder.config import Config
+from ladder.base.config import Config
+from ladder.base.errors import UserError
 from ladder.data import hub, jsonl, layouts, parquet
 from ladder.data.kinds import Kind
 from ladder.data.rows import Bad, Row
-from ladder.errors import UserError
 
 NAMED = 5
 """How many rows of each sort a report names."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ladder.types import Outcome, Rollout, Score
+from ladder.contract.rollouts import Outcome, Rollout, Score
 
 GRAM = 4
 APART = 0.05

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import Field, field_validator
 
-from ladder.config import Config, near
+from ladder.base.config import Config, near
 from ladder.diagnose.finding import Curve
 from ladder.diagnose.series import WIDTH, Series
 

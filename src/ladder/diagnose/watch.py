@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ladder.base.jsonl import read_lines
 from ladder.diagnose.detectors import DETECTORS, Alarms
 from ladder.diagnose.finding import Finding
-from ladder.log import read_lines
 
 Answer = tuple[float, str]
 """(reward, what is shown of prompt and answer)."""

@@ -6,23 +6,17 @@ then one rename. Resuming takes the newest one whose manifest verifies; a damage
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ladder.errors import UserError
-
-MANIFEST = "manifest.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""How a disk says that it takes no more."""
+from ladder.base.files import MANIFEST, disk_error, fsync, sha256
 
 
 def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:
@@ -87,17 +81,6 @@ def _refusal(err: BaseException) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
-def disk_error(err: OSError, path: Path, size: int) -> UserError:
-    """A full or forbidding disk, in a sentence."""
-    why = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
-    text = why.get(err.errno or 0, err.strerror or str(err))
-    return UserError(
-        f"cannot write here: {text} ({size:,} bytes had been written); what was saved before is untouched",
-        file=path,
-        mend="free some space or choose another place with --out, and run again",
-    )
-
-
 def verify(directory: Path) -> str | None:
     """What is wrong with a directory's files; None when it is complete and unchanged."""
     try:
@@ -150,59 +133,3 @@ def step_of(path: Path) -> int:
 def _all(root: Path) -> list[Path]:
     found = (p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
     return sorted(found, key=step_of, reverse=True)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, or of a directory's names and contents."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for p in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
-            digest.update(f"{p.relative_to(path)}\0{sha256(p)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def read_json(path: Path) -> Any:
-    """Raises UserError when it cannot be read or is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"is damaged: {err}", file=path, mend="remove it and run again") from err
-    except OSError as err:
-        raise UserError(f"cannot be read: {err.strerror}", file=path) from err
-
-
-def write_json(path: Path, value: Any) -> None:
-    """One JSON file, whole or not at all. Raises UserError when the disk refuses."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON Lines file, whole or not at all. Raises UserError when the disk refuses."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """One text file, whole or not at all. Raises UserError when the disk refuses."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        fsync(partial)
-        partial.rename(path)
-        fsync(path.parent)
-    except OSError as err:
-        size = partial.stat().st_size if partial.exists() else 0
-        partial.unlink(missing_ok=True)
-        raise disk_error(err, path, size) from err

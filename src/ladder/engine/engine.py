@@ -22,14 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ladder import rng
-from ladder.batch import Out, Packed, count, pack, prompt_length, sequences
-from ladder.engine import fused
+from ladder.attention.packed import PackedPlan
+from ladder.base import rng
+from ladder.contract.batch import Out
+from ladder.contract.training import Loss, Pair, Unit
 from ladder.engine.allocator import keep_pages
 from ladder.engine.optim import NotFinite, Optim, Optimizer
-from ladder.head import ScalarHead, head_of
-from ladder.ops import token_logps
-from ladder.types import Loss, Pair, Unit
+from ladder.models import fused_llama
+from ladder.models.head import ScalarHead, head_of
+from ladder.models.logprobs import token_logps
+from ladder.packing.pack import Packed, count, pack, prompt_length, sequences
 
 __all__ = ["Engine", "NotFinite"]
 
@@ -67,7 +69,7 @@ class Engine:
         self.model = model
         self.base: nn.Module = model.get_decoder()  # pyright: ignore[reportCallIssue]
         self.head = head_of(model)
-        self.fused = None if checkpointing else fused.of(self.base, self.head.weight)
+        self.fused = None if checkpointing else fused_llama.of(self.base, self.head.weight)
         self.share_prefix = share_prefix
         self.temperature = temperature
         self.without = without
@@ -137,13 +139,14 @@ class Engine:
 
     def _hidden(self, packed: Packed) -> Tensor:
         """[N, D]: the last hidden states of the positions that predict."""
+        plan = PackedPlan.of(packed.segments, len(packed.tokens_T)).to(self.device)
         if self.fused is not None:
-            return self.fused.hidden(packed.tokens_T, packed.positions_T, packed.plan, packed.src_N, self.in_place)
+            return self.fused.hidden(packed.tokens_T, packed.positions_T, plan, packed.src_N, self.in_place)
         states = self.base(
             input_ids=packed.tokens_T[None],
             position_ids=packed.positions_T[None],
             use_cache=False,
-            plan=packed.plan,
+            plan=plan,
         )[0][0]
         return states.index_select(0, packed.src_N)
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
 
 Kind = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.forest import Segment
 from ladder.kernels.library import Address, Float, Int, address, declared, library, readable
+from ladder.packing.prefix_tree import Segment
 
 ARGUMENTS = {
     "attend_room": [Int, Int],

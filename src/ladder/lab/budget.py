@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ladder.engine.checkpoint import read_json
-from ladder.log import read_lines
+from ladder.base.files import read_json
+from ladder.base.jsonl import read_lines
 
 
 def drawn_tokens(stage: Path) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladder.engine.checkpoint import read_json
+from ladder.base.files import read_json
 from ladder.lab.budget import drawn_tokens, trained_tokens
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import difference, effect

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ladder.config import near
-from ladder.errors import UserError
+from ladder.base.config import near
+from ladder.base.errors import UserError
 from ladder.lab import discovery, overoptimisation, staleness, two_roads, what_sft_changes
 from ladder.lab.experiment import Experiment
 

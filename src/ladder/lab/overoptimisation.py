@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ladder.engine.checkpoint import read_json
+from ladder.base.files import read_json
+from ladder.base.jsonl import read_lines
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import Effect, difference, effect
-from ladder.log import read_lines
 from ladder.report.figure import COLOURS, INK, SOFT
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ladder.engine.checkpoint import write_json, write_text
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.base.files import write_json, write_text
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.pipeline import recipe as recipes
-from ladder.pipeline.progress import Console
 from ladder.pipeline.run import run as run_recipe
 from ladder.report.figure import STYLE
+from ladder.tracking.console import Console
 
 BASE = "lab/base"
 OPEN: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ladder.base.jsonl import read_lines
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import difference, effect
-from ladder.log import read_lines
 from ladder.report.figure import COLOURS, SOFT
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ladder.engine.checkpoint import read_json
+from ladder.base.files import read_json
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import difference, effect
 from ladder.report.figure import COLOURS, SOFT

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from ladder.engine.checkpoint import read_json
-from ladder.engine.lora import attach_saved
+from ladder.base.files import read_json
+from ladder.contract.training import Sample
 from ladder.lab.experiment import Experiment, Measured, Verdict
 from ladder.lab.stats import Effect, difference, effect
-from ladder.pipeline import parts
+from ladder.models.lora import attach_saved
 from ladder.pipeline import recipe as recipes
-from ladder.pipeline.kinds.imitate import WebData, web_samples
+from ladder.pipeline.build import models as build_models
+from ladder.pipeline.kinds.supervised import WebData, web_samples
 from ladder.pipeline.recipe import Recipe
 from ladder.report.figure import COLOURS, SOFT
-from ladder.types import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def measure(run: Path) -> Measured:
 
 def loss(recipe: Recipe, source: str, samples: Sequence[Sample]) -> float:
     """Nats a token that follows a prompt."""
-    columns = parts.frozen(recipe, parts.load(recipe, source), 1.0).forward(samples)
+    columns = build_models.frozen(recipe, build_models.load(recipe, source), 1.0).forward(samples)
     return -sum(float(c["logps"].sum()) for c in columns) / sum(int(s.mask.sum()) for s in samples)
 
 

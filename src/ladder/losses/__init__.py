@@ -1,4 +1,5 @@
-"""The losses. Each is a frozen dataclass that is its own configuration and never reduces (`ladder.types.Loss`)."""
+"""The losses (`ladder.contract.training.Loss`). Each is a frozen dataclass that is its own configuration and never
+reduces."""
 
 from ladder.losses.bradley_terry import BradleyTerry
 from ladder.losses.cispo import CISPO

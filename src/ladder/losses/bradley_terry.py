@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.preference import PairTerms, pair_margins, won
 from ladder.losses.terms import Metrics, finite_at_least, require
 

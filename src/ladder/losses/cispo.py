@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.terms import Metrics, PolicyTerms, column, finite_at_least, ratio_metrics, require
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.terms import Metrics, require
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.policy import check_clip, clip
 from ladder.losses.terms import Metrics, PolicyTerms, Unit, column, ratio_metrics
 

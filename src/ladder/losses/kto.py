@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.preference import check_beta, log_ratio
 from ladder.losses.terms import Metrics, column, require
 

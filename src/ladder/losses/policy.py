@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.terms import Metrics, PolicyTerms, column, finite_at_least, ratio_metrics, require
 
 

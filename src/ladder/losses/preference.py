@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ladder.batch import Batch, Out
+from ladder.contract.batch import Batch, Out
 from ladder.losses.terms import Metrics, column, finite_at_least, require
 
 

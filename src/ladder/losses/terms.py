@@ -18,9 +18,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from ladder.batch import Batch, Out
-from ladder.errors import UserError
-from ladder.kl import ESTIMATORS, Estimator, kl
+from ladder.base.errors import UserError
+from ladder.contract.batch import Batch, Out
+from ladder.losses.kl import ESTIMATORS, Estimator, kl
 
 Unit = Literal["token", "sequence", "padded"]
 Metrics = dict[str, Tensor]
@@ -52,7 +52,8 @@ class PolicyTerms:
     "padded": answers x `length`, a constant (Dr. GRPO); with length=1 an answer's tokens are summed, the exact
     policy gradient of REINFORCE and RLOO. length: for "padded" only, usually the most tokens an answer may have.
     entropy: whether the entropy is computed and logged. entropy_coef: weight of the entropy bonus.
-    kl_coef, kl: weight and estimator (`ladder.kl`) of the KL to "ref_logps"; "k1" trains nothing, "k3" is biased.
+    kl_coef, kl: weight and estimator (`ladder.losses.kl`) of the KL to "ref_logps"; "k1" trains nothing, "k3" is
+    biased.
     importance_cap: cap of the importance weight of "old_logps" over "sampler_logps"; None reads no such column.
     Raises UserError for what cannot be meant.
     """

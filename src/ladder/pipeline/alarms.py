@@ -8,8 +8,8 @@ from typing import Any
 from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
 from ladder.diagnose.watch import Watch, answers_of, replay_into
-from ladder.pipeline.progress import Console, shorten
 from ladder.pipeline.stage import Context
+from ladder.tracking.console import Console, shorten
 
 
 class LiveAlarms:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladder import evals
-from ladder.engine.checkpoint import read_json, sha256, write_json
-from ladder.engine.model import LoadedModel
-from ladder.pipeline import parts
-from ladder.pipeline.progress import Bar, Console
+from ladder.base.files import read_json, sha256, write_json
+from ladder.contract.rollouts import Sampler
+from ladder.evals import accuracy
+from ladder.models.load import LoadedModel
+from ladder.pipeline.build import rewards, samplers, tasks
 from ladder.pipeline.recipe import EvalSet, Recipe
 from ladder.pipeline.stage import Context
 from ladder.tasks import TaskSource
-from ladder.types import Sampler
+from ladder.tracking.console import Bar, Console
 
 
 def check(recipe: Recipe) -> None:
@@ -29,14 +29,14 @@ def identity(recipe: Recipe) -> str:
     another measurement costs no training."""
     if recipe.eval is None:
         return ""
-    files = [path for one in recipe.eval.sets.values() for path in parts.files(one.task) + parts.files(one.reward)]
+    files = [path for one in recipe.eval.sets.values() for path in tasks.files(one.task) + tasks.files(one.reward)]
     told = [recipe.eval.model_dump_json(), *(f"{path} {sha256(path) if path.exists() else ''}" for path in files)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _source(name: str, one: EvalSet) -> TaskSource:
     """Where a set's problems come from."""
-    return parts.tasks_of(one.task, one.split, f"eval.sets.{name}")
+    return tasks.tasks_of(one.task, one.split, f"eval.sets.{name}")
 
 
 def during(ctx: Context, loaded: LoadedModel) -> Callable[[int], None]:
@@ -53,7 +53,7 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     spec = ctx.recipe.eval
     if spec is None:
         return {}
-    sampler = parts.sampler(ctx.recipe, loaded)
+    sampler = samplers.sampler(ctx.recipe, loaded)
     summary: dict[str, Any] = {}
     shown: list[dict[str, Any]] = []
     total = len(spec.sets) * len(spec.temperatures)
@@ -80,7 +80,7 @@ def watch(ctx: Context, bar: Bar, done: int, asked: int) -> None:
     ctx.check_stop()
 
 
-def summary_of(results: dict[float, evals.EvalResult], first: float) -> dict[str, Any]:
+def summary_of(results: dict[float, accuracy.EvalResult], first: float) -> dict[str, Any]:
     """The figures at the first temperature, those at 0 under "greedy"."""
     figures = results[first].figures()
     if first != 0 and 0.0 in results:
@@ -88,21 +88,23 @@ def summary_of(results: dict[float, evals.EvalResult], first: float) -> dict[str
     return figures
 
 
-def measure(recipe: Recipe, loaded: LoadedModel, sampler: Sampler, name: str, temperature: float) -> evals.EvalResult:
+def measure(
+    recipe: Recipe, loaded: LoadedModel, sampler: Sampler, name: str, temperature: float
+) -> accuracy.EvalResult:
     """One of the recipe's sets at one temperature. Raises UserError."""
     assert recipe.eval is not None
     spec, one = recipe.eval, recipe.eval.sets[name]
     samples = spec.samples if temperature > 0 else 1
-    return evals.evaluate(
+    return accuracy.evaluate(
         sampler,
         _source(name, one).tasks(one.split, one.n),
-        parts.reward_of(recipe, one.reward, f"eval.sets.{name}.reward"),
-        parts.encoder(recipe, loaded),
-        parts.sampling(spec.sampling, temperature=temperature),
+        rewards.reward_of(recipe, one.reward, f"eval.sets.{name}.reward"),
+        samplers.encoder(recipe, loaded),
+        samplers.sampling(spec.sampling, temperature=temperature),
         samples=samples,
         seed=recipe.seed,
         ks=[k for k in spec.pass_at if k <= samples],
-        stats=parts.stats(one.task),
+        stats=tasks.stats(one.task),
     )
 
 

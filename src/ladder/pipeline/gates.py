@@ -6,7 +6,7 @@ import operator
 import re
 from typing import Any
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
 
 _OPS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)\s*")

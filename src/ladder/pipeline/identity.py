@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ladder.engine.checkpoint import sha256
-from ladder.errors import UserError
-from ladder.pipeline import parts
+from ladder.base.errors import UserError
+from ladder.base.files import sha256
+from ladder.pipeline.build import tasks
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import StageConfig
 
@@ -43,7 +43,7 @@ def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> di
     inputs = [*config.inputs()]
     for shared in ("task", "reward"):  # what the stage takes from the recipe
         if shared in type(config).model_fields and getattr(config, shared) is None:
-            inputs += parts.files(getattr(recipe, shared))
+            inputs += tasks.files(getattr(recipe, shared))
     if not config.from_:
         inputs += _local(recipe.model.source)
     else:

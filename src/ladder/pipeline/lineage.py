@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ladder.engine.checkpoint import read_json, sha256
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.base.files import read_json, sha256
 
 SHORT = 12
 """Characters of a hash that are shown."""

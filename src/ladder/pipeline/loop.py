@@ -16,14 +16,14 @@ from typing import Protocol
 
 import torch
 
+from ladder.base.errors import UserError
+from ladder.contract.training import Signal
 from ladder.engine import checkpoint
-from ladder.engine.lora import PeftModel, merge, save_adapter
-from ladder.engine.model import LoadedModel, save_model
-from ladder.errors import UserError
+from ladder.models.load import LoadedModel, save_model
+from ladder.models.lora import PeftModel, merge, save_adapter
 from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.stage import Context, Interrupted
 from ladder.train import Learner, train
-from ladder.types import Signal
 
 RATIO_SLACK = 0.01
 """How far the first ratio policy / sampler may be from 1 on average, and the first KL from 0."""

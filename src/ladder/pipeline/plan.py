@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ladder.config import Document
+from ladder.base.config import Document
+from ladder.base.errors import UserError
+from ladder.base.files import sha256
 from ladder.engine import checkpoint
-from ladder.engine.checkpoint import sha256
-from ladder.errors import UserError
 from ladder.pipeline import evaluate, gates, identity
 from ladder.pipeline.kinds import build
 from ladder.pipeline.lineage import read_stage

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ladder.config import Config, Document, check, near, read
-from ladder.engine.lora import LoRA
-from ladder.errors import UserError
+from ladder.base.config import Config, Document, check, near, read
+from ladder.base.errors import UserError
+from ladder.models.lora import LoRA
 
 Spec = str | dict[str, Any] | list[Any]
 

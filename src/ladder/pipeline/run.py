@@ -22,19 +22,21 @@ import torch
 import yaml
 from rich.markup import escape
 
-from ladder import trackers
-from ladder.config import Document
-from ladder.engine import checkpoint
-from ladder.engine.checkpoint import sha256, write_json
-from ladder.errors import UserError
-from ladder.kernels import between, library
-from ladder.log import RunLog, read_lines
-from ladder.pipeline import evaluate, gates, parts
+from ladder.base import files
+from ladder.base.config import Document
+from ladder.base.errors import UserError
+from ladder.base.files import sha256, write_json
+from ladder.base.jsonl import read_lines
+from ladder.kernels import dispatch, library
+from ladder.pipeline import evaluate, gates
+from ladder.pipeline.build import models
 from ladder.pipeline.lineage import read_stage
 from ladder.pipeline.plan import Planned, damaged, plan
-from ladder.pipeline.progress import Console
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
+from ladder.tracking import trackers
+from ladder.tracking.console import Console
+from ladder.tracking.log import RunLog
 
 
 def run(
@@ -58,10 +60,10 @@ def run(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise checkpoint.disk_error(err, out, 0) from err
+        raise files.disk_error(err, out, 0) from err
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.set_float32_matmul_precision(recipe.engine.matmul)
-    if reason := library.lacking() if recipe.model.device == "cpu" else between.untiled():
+    if reason := library.lacking() if recipe.model.device == "cpu" else dispatch.untiled():
         console.say(f"[yellow]slower than it could be:[/yellow] {escape(reason)}")
     with locked(out), interruptible(console) as stop:
         write_recipe(recipe, planned, out / "recipe.yaml")
@@ -77,14 +79,14 @@ def run(
                 try:
                     _run_stage(recipe, one, directory, parents, done, console, stop, sinks)
                 except OSError as err:  # a log's line, for which there was no room
-                    if err.errno not in checkpoint.FULL:
+                    if err.errno not in files.FULL:
                         raise
-                    raise checkpoint.disk_error(err, directory, 0) from err
+                    raise files.disk_error(err, directory, 0) from err
             parents[one.name], done[one.name] = directory, one.config
-            summaries[one.name] = checkpoint.read_json(directory / "summary.json")
+            summaries[one.name] = files.read_json(directory / "summary.json")
             evaluate.show(console, directory, summaries[one.name])
             later = {p.name: out / p.name / "summary.json" for p in planned[number:] if p.status == "done"}
-            write_summary(recipe, summaries | {n: checkpoint.read_json(p) for n, p in later.items()}, out)
+            write_summary(recipe, summaries | {n: files.read_json(p) for n, p in later.items()}, out)
             gates.check(one.name, one.config.require, summaries[one.name])
     return out
 
@@ -120,7 +122,7 @@ def _run_stage(
         if one.config.makes == "model" and recipe.eval is not None:
             last = _last_step(directory)
             log.cut_evals(last)
-            summary |= evaluate.evaluate_stage(ctx, parts.load(recipe, str(directory / "model")), last)
+            summary |= evaluate.evaluate_stage(ctx, models.load(recipe, str(directory / "model")), last)
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
@@ -177,7 +179,7 @@ def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None
     """The recipe with every field of every stage spelled out."""
     data = recipe.model_dump(mode="json", by_alias=True)
     data["stages"] = {p.name: p.config.model_dump(mode="json", by_alias=True) for p in planned}
-    checkpoint.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    files.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def write_summary(recipe: Recipe, stages: dict[str, Any], out: Path) -> None:

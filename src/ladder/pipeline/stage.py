@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ladder.config import Config
-from ladder.engine.lora import LoRA
+from ladder.base.config import Config
+from ladder.base.errors import UserError
 from ladder.engine.optim import Optim
-from ladder.errors import UserError
-from ladder.log import RunLog
-from ladder.pipeline.progress import Console
+from ladder.models.lora import LoRA
 from ladder.pipeline.recipe import Recipe
+from ladder.tracking.console import Console
+from ladder.tracking.log import RunLog
 
 Makes = Literal["model", "data", "figures", "scorer"]
 

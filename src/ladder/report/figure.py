@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
 from ladder.report.run import Run, Stage, load, number
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ladder.config import read
+from ladder.base.config import read
+from ladder.base.errors import UserError
+from ladder.base.jsonl import read_lines
 from ladder.diagnose.finding import Finding
-from ladder.errors import UserError
-from ladder.log import read_lines
 
 Figures = dict[str, Any]
 State = Literal["finished", "unfinished", "missing"]

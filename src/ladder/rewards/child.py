@@ -20,9 +20,9 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from ladder.errors import UserError, missing_extra
+from ladder.base.errors import UserError, missing_extra
+from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
 from ladder.rewards.guarded import outcome
-from ladder.types import InfraError, Invalid, Outcome, Rollout, Score
 
 REPLY_LIMIT = 32 << 20
 """Bytes of one reply; more is a runaway."""

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
 from ladder.rewards.guarded import Guarded
-from ladder.types import InfraError, Invalid, Outcome, Rollout, Score
 
 
 @dataclass(frozen=True, slots=True)

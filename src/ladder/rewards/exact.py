@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Invalid, Outcome, Rollout, Score
 from ladder.rewards.text import CLOSE, OPEN, after_thinking
-from ladder.types import Invalid, Outcome, Rollout, Score
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

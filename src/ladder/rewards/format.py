@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Outcome, Rollout, Score
 from ladder.rewards.text import CLOSE, OPEN, split_thinking
-from ladder.types import Outcome, Rollout, Score
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

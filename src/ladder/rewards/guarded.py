@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ladder.types import InfraError, Invalid, Outcome, Rollout, Score
+from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
 
 HUGE = 1e6
 """No reward is meant to be larger; what is larger is a bug (a token count, a timestamp, an overflow)."""

@@ -14,9 +14,9 @@ from functools import cached_property
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Invalid, Outcome, Rollout, Score
 from ladder.rewards.child import Child
 from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, check_places, find
-from ladder.types import Invalid, Outcome, Rollout, Score
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

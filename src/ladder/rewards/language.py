@@ -18,8 +18,8 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Outcome, Rollout, Score
 from ladder.rewards.text import CLOSE, OPEN, after_thinking
-from ladder.types import Outcome, Rollout, Score
 
 Counted = Literal["digits", "letters"]
 Where = Literal["all", "thinking", "answer"]

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from ladder.types import Outcome, Reward, Rollout, Score
+from ladder.contract.rollouts import Outcome, Reward, Rollout, Score
 
 STRICT = ConfigDict(extra="forbid")
 

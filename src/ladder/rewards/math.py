@@ -21,9 +21,9 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Invalid, Outcome, Rollout, Score
 from ladder.rewards.child import Child
 from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, check_places, find
-from ladder.types import Invalid, Outcome, Rollout, Score
 
 STRICT = ConfigDict(extra="forbid")
 PLACES: tuple[Place, ...] = ("hash", "boxed", "tag", "bare")

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.base.spec import kind_of, near, validate
 from ladder.rewards.combine import Combine, Part
 from ladder.rewards.exact import Exact
 from ladder.rewards.format import Format
@@ -23,7 +24,6 @@ from ladder.rewards.gym import Gym
 from ladder.rewards.language import Language, Notation
 from ladder.rewards.length import CosineLength, Length, LengthRange, Overlong
 from ladder.rewards.math import Math, Symbolic
-from ladder.rewards.spec import kind_of, near, validate
 from ladder.rewards.user import User
 
 _KINDS: dict[str, type] = {

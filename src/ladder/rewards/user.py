@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Outcome, Rollout
 from ladder.rewards.child import Child
-from ladder.types import Outcome, Rollout
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ladder import rng
-from ladder.types import Completion, Request, Rollout, Sampler, Sampling, Task
+from ladder.base import rng
+from ladder.contract.rollouts import Completion, Request, Rollout, Sampler, Sampling, Task
 
 Encode = Callable[[Any], list[int]]
 """A task's prompt (text or messages) as token ids."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ladder.types import Completion, Request, Weights
+from ladder.contract.rollouts import Completion, Request
+from ladder.contract.training import Weights
 
 Answer = str | Sequence[int] | Completion
 Script = Mapping[str, Sequence[Answer]] | Callable[[str, int, int], Answer]

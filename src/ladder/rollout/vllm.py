@@ -26,9 +26,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ladder.errors import UserError, missing_extra
-from ladder.rollout.sampling import stream
-from ladder.types import Completion, Request, Sampling, Stop, Weights
+from ladder.base.errors import UserError, missing_extra
+from ladder.contract.rollouts import Completion, Request, Sampling, Stop
+from ladder.contract.training import Weights
+from ladder.decoding.draw import stream
 
 Progress = Callable[[int, int], None]
 CANARY_TOKENS = 12

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ladder import rng
+from ladder.base import rng
+from ladder.base.errors import UserError
+from ladder.contract.training import Pair, Sample, Unit, Weights
 from ladder.data.samples import Encoding, load
 from ladder.data.source import Data, Report
-from ladder.errors import UserError
-from ladder.types import Pair, Sample, Unit, Weights
 
 
 @dataclass

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from ladder.batch import prompt_length
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.contract.training import Pair, Reference, Sample, Unit, Weights
+from ladder.packing.pack import prompt_length
 from ladder.signals.examples import Examples
 from ladder.signals.reference import check_unfilled, filled, kept, place_of
-from ladder.signals.rewards import Reference
-from ladder.types import Pair, Sample, Unit, Weights
 
 
 @dataclass

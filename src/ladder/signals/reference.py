@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ladder.batch import sequences
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.contract.training import Pair, Reference, Sample, Unit
+from ladder.packing.pack import sequences
 from ladder.signals.examples import digest
-from ladder.signals.rewards import Reference
-from ladder.types import Pair, Sample, Unit
 
 REF = "ref_logps"
 

@@ -13,60 +13,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladder import rng
-from ladder.kl import kl_in_reward
-from ladder.signals.advantages import Kind, advantages
-from ladder.types import InfraError, Invalid, Outcome, PerAnswer, Reward, Rollout, Sample, Score, Task, Unit, Weights
-
-Groups = list[list[Rollout]]
-Judged = list[list[Outcome]]
-
-
-class Collect(Protocol):
-    """Samples the answers to some tasks: one group per task."""
-
-    def __call__(self, tasks: Sequence[Task], *, step: int, version: int) -> Groups: ...
-
-
-class Reference(Protocol):
-    """Columns of a frozen model: `engine.forward` of a snapshot, or with the adapter switched off."""
-
-    def __call__(self, units: Sequence[Unit]) -> list[dict[str, Tensor]]: ...
-
-
-class RewardFailure(RuntimeError):
-    """Too many answers could not be judged for the rest to mean anything."""
-
-
-@dataclass(slots=True)
-class Prompts:
-    """`per_step` tasks a step, each task once per epoch, in an order fixed by the seed."""
-
-    tasks: Sequence[Task]
-    per_step: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.per_step <= len(self.tasks):
-            raise ValueError(f"{self.per_step} prompts a step out of {len(self.tasks)} tasks")
-
-    def __call__(self, step: int) -> list[Task]:
-        """The tasks of a step (counted from 0)."""
-        n = len(self.tasks)
-        orders: dict[int, np.ndarray] = {}
-        picked: list[Task] = []
-        for at in range(step * self.per_step, (step + 1) * self.per_step):
-            epoch = at // n
-            if epoch not in orders:
-                orders[epoch] = rng.np_rng(self.seed, "prompts", epoch).permutation(n)
-            picked.append(self.tasks[orders[epoch][at % n]])
-        return picked
+from ladder.contract.rollouts import (
+    Collect,
+    Groups,
+    InfraError,
+    Invalid,
+    Judged,
+    Reward,
+    Rollout,
+    Score,
+    Task,
+)
+from ladder.contract.training import Reference, Sample, Unit, Weights
+from ladder.credit.group import Kind, advantages
+from ladder.losses.kl import kl_in_reward
+from ladder.rewards.judge import check_judged, judge
 
 
 def itself(version: int) -> int:
@@ -228,14 +195,6 @@ class Rewards:
         return figures
 
 
-def judge(reward: Reward, groups: Groups) -> Judged:
-    """The outcomes of every group; in one call where the reward allows it."""
-    if not isinstance(reward, PerAnswer):
-        return [reward(group) for group in groups]
-    found = iter(reward([r for group in groups for r in group]))
-    return [[next(found) for _ in group] for group in groups]
-
-
 def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
     """Writes the engine's log-probabilities over `old_logps`; how far the sampler's were from them, a token."""
     apart = []
@@ -254,18 +213,6 @@ def answer_kl(rollout: Rollout, ref_logps: Tensor) -> float:
     """The k1 estimate of an answer's KL from the reference, in nats; ref_logps [N] of the whole rollout."""
     mask = torch.tensor(rollout.mask)
     return kl_in_reward(torch.tensor(rollout.logps)[mask], ref_logps[mask])
-
-
-def check_judged(judged: Judged, max_failed: float, where: str) -> None:
-    """Raises RewardFailure when a larger share of the answers than `max_failed` could not be judged."""
-    outcomes = [o for group in judged for o in group]
-    failed = [o for o in outcomes if not isinstance(o, Score)]
-    if len(failed) > max_failed * len(outcomes):
-        whys = sorted({f"{type(o).__name__}: {o.why}" for o in failed if isinstance(o, Invalid | InfraError)})
-        raise RewardFailure(
-            f"{len(failed)} of {len(outcomes)} answers of {where} could not be judged "
-            f"(limit {max_failed:.0%}): {'; '.join(whys[:3])}"
-        )
 
 
 def to_sample(rollout: Rollout) -> Sample:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ladder.types import Outcome, Rollout, Score
+from ladder.contract.rollouts import Outcome, Rollout, Score
 
 
 @dataclass(slots=True)

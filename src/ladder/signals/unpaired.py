@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladder.batch import prompt_length, sequences
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.contract.training import Reference, Sample, Unit, Weights
+from ladder.packing.pack import prompt_length, sequences
 from ladder.signals.examples import Examples, digest
 from ladder.signals.reference import REF, check_unfilled, filled, kept, place_of
-from ladder.signals.rewards import Reference
-from ladder.types import Sample, Unit, Weights
 
 
 @dataclass

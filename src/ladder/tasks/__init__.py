@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the worker child imports this package and must not load torch for it
-    from ladder.types import Task
+    from ladder.contract.rollouts import Task
 
 
 class TaskSource(Protocol):
@@ -41,7 +41,7 @@ def _kinds() -> dict[str, type]:
 
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:
     """The source a recipe describes. Raises UserError on an unknown kind, key or type, and on a file it cannot read."""
-    from ladder.rewards.spec import kind_of, validate
+    from ladder.base.spec import kind_of, validate
 
     kinds = _kinds()
     kind, options = kind_of(spec, kinds, "task source", field)

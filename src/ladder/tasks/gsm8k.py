@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from ladder.errors import UserError
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Message, Task
 from ladder.tasks import split as deal
 from ladder.tasks.rows import Row, read
-from ladder.types import Message, Task
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from ladder.errors import UserError, missing_extra
-from ladder.rewards.spec import near
+from ladder.base.errors import UserError, missing_extra
+from ladder.base.spec import near
+from ladder.contract.rollouts import Message, Task
 from ladder.tasks import split as deal
-from ladder.types import Message, Task
 
 TRIES = 40
 """Entries looked at for each task wanted, before the space is called too small."""

@@ -12,9 +12,9 @@ from typing import Literal
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
+from ladder.contract.rollouts import Task
 from ladder.tasks import split as deal
 from ladder.tasks.rows import Row, read
-from ladder.types import Task
 
 Split = Literal["train", "valid", "test"]
 

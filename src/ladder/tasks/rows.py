@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ladder.base.errors import UserError
 from ladder.data import jsonl
 from ladder.data.rows import Bad
-from ladder.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

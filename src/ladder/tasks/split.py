@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from ladder.errors import UserError
-from ladder.types import Message, Task
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Message, Task
 
 Prompt = str | list[Message]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ladder.config import Document, check, near
+from ladder.base.config import Document, check, near
 from ladder.pipeline.kinds.annotate import Annotate
 from ladder.pipeline.kinds.best_of import BestOf
-from ladder.pipeline.kinds.harvest import Harvest
-from ladder.pipeline.kinds.imitate import SFT, Pretrain
-from ladder.pipeline.kinds.measure import Measure
-from ladder.pipeline.kinds.pairs import Prefer, RewardModel
+from ladder.pipeline.kinds.evaluate import Measure
 from ladder.pipeline.kinds.ppo import PPO
+from ladder.pipeline.kinds.preferences import Prefer, RewardModel
+from ladder.pipeline.kinds.rejection_sampling import Harvest
 from ladder.pipeline.kinds.rl import RL
+from ladder.pipeline.kinds.supervised import SFT, Pretrain
 from ladder.pipeline.stage import StageConfig
 
 KINDS: dict[str, type[StageConfig]] = {

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ladder import rng
-from ladder.engine.checkpoint import write_lines
-from ladder.pipeline import parts
+from ladder.base import rng
+from ladder.base.files import write_lines
+from ladder.contract.rollouts import Outcome, Rollout, Score, Task
+from ladder.pipeline.build import models, rewards
+from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
-from ladder.pipeline.sampled import Sampled, in_parts
 from ladder.pipeline.stage import Context, Makes
-from ladder.types import Outcome, Rollout, Score, Task
 
 COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 
@@ -37,19 +38,19 @@ class Annotate(Sampled):
     filters: tuple[str, ...] = ()
 
     def inputs(self) -> list[Path]:
-        return parts.files(self.task) + parts.files(self.judge)
+        return build_tasks.files(self.task) + build_tasks.files(self.judge)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
-        parts.reward(self.judge, f"{name}.judge")
-        parts.filters(self.filters, f"{name}.filters")
+        rewards.reward(self.judge, f"{name}.judge")
+        build_tasks.filters(self.filters, f"{name}.filters")
         self.check_apart(name)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        judge = parts.reward(self.judge, f"{ctx.name}.judge")
-        tests = list(parts.filters(self.filters, f"{ctx.name}.filters").values())
+        judge = rewards.reward(self.judge, f"{ctx.name}.judge")
+        tests = list(build_tasks.filters(self.filters, f"{ctx.name}.filters").values())
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
-        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         rows: list[dict[str, Any]] = []
         counts = dict.fromkeys(COUNTS, 0)

@@ -13,13 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ladder.pipeline import model_reward, parts
+from ladder.contract.rollouts import Outcome, Score, Task
+from ladder.evals.best_of import best_of, best_of_kl
+from ladder.pipeline.build import models
+from ladder.pipeline.build import rewards as build_rewards
+from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
-from ladder.pipeline.sampled import Sampled, in_parts
 from ladder.pipeline.stage import Context, Makes
-from ladder.signals.best_of import best_of, best_of_kl
-from ladder.signals.rewards import check_judged, judge
-from ladder.types import Outcome, Score, Task
+from ladder.rewards.judge import check_judged, judge
 
 
 class BestOf(Sampled):
@@ -35,24 +37,24 @@ class BestOf(Sampled):
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
     def needs(self) -> list[tuple[str, Makes]]:
-        return [*super().needs(), *((stage, "scorer") for stage in model_reward.stages_of(self.reward))]
+        return [*super().needs(), *((stage, "scorer") for stage in build_rewards.stages_of(self.reward))]
 
     def inputs(self) -> list[Path]:
-        rewards = parts.files(self.reward) + parts.files(self.watch) + model_reward.files(self.reward)
-        return parts.files(self.task) + rewards
+        rewards = build_tasks.files(self.reward) + build_tasks.files(self.watch) + build_rewards.files(self.reward)
+        return build_tasks.files(self.task) + rewards
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
-        model_reward.check(recipe, self.reward, f"{name}.reward")
+        build_rewards.check(recipe, self.reward, f"{name}.reward")
         for one, spec in self.watch.items():
-            parts.reward(spec, f"{name}.watch.{one}")
+            build_rewards.reward(spec, f"{name}.watch.{one}")
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
-        judges = {"reward": model_reward.build(ctx, loaded, self.reward, f"{ctx.name}.reward")}
-        judges |= {n: parts.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
+        judges = {"reward": build_rewards.build(ctx, loaded, self.reward, f"{ctx.name}.reward")}
+        judges |= {n: build_rewards.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:

@@ -11,17 +11,17 @@ from typing import Any
 
 from pydantic import Field
 
-from ladder.config import Config
+from ladder.base.config import Config
+from ladder.base.errors import UserError
+from ladder.credit.critic import CriticRewards
+from ladder.credit.gae import AdaptiveKL
 from ladder.engine.optim import Optim
-from ladder.errors import UserError
-from ladder.pipeline import parts
+from ladder.pipeline.build import losses, models
+from ladder.pipeline.build.rewards import stages_of
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.loop import Job
-from ladder.pipeline.model_reward import stages_of
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
-from ladder.signals.critic import CriticRewards
-from ladder.signals.gae import AdaptiveKL
 from ladder.signals.rewards import Rewards
 from ladder.train import Learner
 
@@ -62,9 +62,9 @@ class PPO(RL):
     def _join(self, ctx: Context, job: Job, signal: Rewards) -> None:
         own = self.critic.init == "policy"
         begins = ctx.model_source(self) if own else str(ctx.parents[stages_of(self.reward)[0]] / "model")
-        loaded = parts.load(ctx.recipe, begins, scalar=True)
-        engine = parts.engine(ctx.recipe, loaded, None, self.critic.optim, self._updates())
-        loss = parts.loss(self.critic.loss, f"{ctx.name}.critic.loss")
+        loaded = models.load(ctx.recipe, begins, scalar=True)
+        engine = models.engine(ctx.recipe, loaded, None, self.critic.optim, self._updates())
+        loss = losses.loss(self.critic.loss, f"{ctx.name}.critic.loss")
         job.critics = [Learner(engine, loss, name="critic", epochs=self.epochs, minibatches=self.minibatches)]
         known: dict[str, Any] = {f.name: getattr(signal, f.name) for f in fields(signal) if f.init}
         job.signal = CriticRewards(

@@ -6,34 +6,32 @@ Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
-from ladder.diagnose import answers
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Reward, Task
+from ladder.contract.training import Loss, Reference
+from ladder.credit.group import Kind
 from ladder.diagnose.detectors import Alarms
 from ladder.engine.engine import Engine
-from ladder.errors import UserError
-from ladder.evals import record
-from ladder.kl import kl
-from ladder.pipeline import drawing, model_reward, parts
 from ladder.pipeline.alarms import LiveAlarms
-from ladder.pipeline.drawing import Rollouts, StageRollouts
+from ladder.pipeline.build import behaviour, losses, models
+from ladder.pipeline.build import rewards as build_rewards
+from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.build.behaviour import Rollouts, StageRollouts
 from ladder.pipeline.evaluate import during
+from ladder.pipeline.kinds.sampling import Sampled
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
-from ladder.pipeline.sampled import Sampled
+from ladder.pipeline.rollout_log import watcher
 from ladder.pipeline.stage import Context, Makes, Trained
-from ladder.signals.advantages import Kind
-from ladder.signals.rewards import Groups, Judged, Prompts, Reference, Rewards, judge, to_sample
+from ladder.signals.prompts import Prompts
+from ladder.signals.rewards import Rewards
 from ladder.train import Learner
-from ladder.types import Loss, Reward, Rollout, Score, Task
-
-KL_ANSWERS = 128
-"""Answers of a step on which the KL from the base model is measured."""
 
 
 class RL(Sampled, Trained):
@@ -66,20 +64,20 @@ class RL(Sampled, Trained):
         own = super().needs()
         if isinstance(self.rollouts, StageRollouts):
             own.append((self.rollouts.stage, "model"))
-        return [*own, *((stage, "scorer") for stage in model_reward.stages_of(self.reward))]
+        return [*own, *((stage, "scorer") for stage in build_rewards.stages_of(self.reward))]
 
     def inputs(self) -> list[Path]:
-        rewards = parts.files(self.reward) + parts.files(self.watch) + model_reward.files(self.reward)
-        return parts.files(self.task) + rewards + drawing.files(self.rollouts)
+        rewards = build_tasks.files(self.reward) + build_tasks.files(self.watch) + build_rewards.files(self.reward)
+        return build_tasks.files(self.task) + rewards + behaviour.files(self.rollouts)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
         self._check_sampling(f"{name}.sampling")
-        model_reward.check(recipe, self.reward, f"{name}.reward")
+        build_rewards.check(recipe, self.reward, f"{name}.reward")
         self._watched(name)
-        drawing.check(self.rollouts, self.lag, name)
-        self._check_loss(parts.loss(self.loss, f"{name}.loss"), name, recipe)
+        behaviour.check(self.rollouts, self.lag, name)
+        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name, recipe)
 
     def _check_sampling(self, field: str) -> None:
         cuts = {"top_p": self.sampling.top_p < 1, "top_k": self.sampling.top_k > 0, "min_p": self.sampling.min_p > 0}
@@ -110,25 +108,25 @@ class RL(Sampled, Trained):
             raise UserError(message, field=f"{name}.loss.importance_cap", mend=mend)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        loaded = parts.load(ctx.recipe, ctx.model_source(self))
+        loaded = models.load(ctx.recipe, ctx.model_source(self))
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split)
         self._check(ctx, tasks)
-        engine = parts.engine(
+        engine = models.engine(
             ctx.recipe, loaded, ctx.adapter(self), self.optim, self._updates(), self.sampling.temperature
         )
-        loss = parts.loss(self.loss, f"{ctx.name}.loss")
-        drawn = drawing.drawing(ctx.recipe, loaded, self.rollouts, self.lag, ctx.parents, f"{ctx.name}.rollouts")
+        loss = losses.loss(self.loss, f"{ctx.name}.loss")
+        drawn = behaviour.drawing(ctx.recipe, loaded, self.rollouts, self.lag, ctx.parents, f"{ctx.name}.rollouts")
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts, ctx.seed),
             collect=self.collector(ctx, loaded, drawn.sampler),
-            reward=model_reward.build(ctx, loaded, self.reward, f"{ctx.name}.reward"),
+            reward=build_rewards.build(ctx, loaded, self.reward, f"{ctx.name}.reward"),
             advantage=self.advantage,
             kl_coef=self.kl_coef,
             reference=self._reference(engine, loss),
             max_failed=self.max_failed,
             drop_silent=self.drop_silent,
             skip_truncated=self.skip_truncated,
-            stats=parts.stats(self.spec(ctx.recipe)),
+            stats=build_tasks.stats(self.spec(ctx.recipe)),
             load=drawn.load,
             drawn_by=drawn.drawn_by,
             rescore=engine.forward if corrects(loss) else None,
@@ -139,7 +137,7 @@ class RL(Sampled, Trained):
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {self.prompts} x {self.group} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every, alarms=alarms)
-        job.strangers = drawn.drawn_by(0) == drawing.STRANGER
+        job.strangers = drawn.drawn_by(0) == behaviour.STRANGER
         job.keeps = {"drawing": drawn.lagged} if drawn.lagged is not None else {}
         self._join(ctx, job, signal)
         job.evaluate = during(ctx, loaded)
@@ -154,7 +152,7 @@ class RL(Sampled, Trained):
 
     def _watched(self, name: str) -> dict[str, Reward]:
         """The rewards that are only measured. Raises UserError."""
-        return {n: parts.reward(r, f"{name}.watch.{n}") for n, r in (self.watch or {}).items()}
+        return {n: build_rewards.reward(r, f"{name}.watch.{n}") for n, r in (self.watch or {}).items()}
 
     def _updates(self) -> int:
         """Optimiser steps in all."""
@@ -170,14 +168,14 @@ class RL(Sampled, Trained):
     def _reference(self, engine: Engine, loss: Any) -> Reference | None:
         """The stage's first model; nothing when no term asks for it."""
         asked = self.kl_coef > 0 or "ref_logps" in loss.needs
-        return parts.reference(engine) if asked else None
+        return models.reference(engine) if asked else None
 
     def _base(self, ctx: Context, engine: Engine) -> Reference:
         """The base model's log-probabilities."""
         own = ctx.model_source(self)
         if own == ctx.base and engine.without is not None:
             return lambda units: engine.forward(units, reference=True)
-        return parts.frozen(ctx.recipe, parts.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
+        return models.frozen(ctx.recipe, models.load(ctx.recipe, ctx.base), self.sampling.temperature).forward
 
 
 def _rounded(recipe: Recipe) -> str | None:
@@ -195,46 +193,3 @@ def _apart(recipe: Recipe) -> bool:
 def corrects(loss: Loss) -> bool:
     """Whether a loss corrects for a sampler that computes otherwise than the engine."""
     return vars(loss).get("importance_cap") is not None
-
-
-def watcher(
-    ctx: Context, base: Reference | None, rewards: dict[str, Reward], alarms: LiveAlarms
-) -> Callable[[int, Groups, Judged], dict[str, float]]:
-    """Writes down some of a step's answers, measures the KL from the base model on some, and watched rewards on all."""
-
-    def watch(step: int, groups: Groups, judged: Judged) -> dict[str, float]:
-        pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
-        every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
-        kept = pairs[::every][: ctx.recipe.keep_rollouts]
-        alarms.answers = [{"step": step + 1, "group": r.group} | record(r, o) for r, o in kept]
-        ctx.log.rollouts.write(*alarms.answers)
-        seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
-        for name, reward in rewards.items():
-            seen |= watched(name, judge(reward, groups))
-        if base is None:
-            return seen
-        rollouts = [r for r, _ in pairs]
-        return seen | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
-
-    return watch
-
-
-def watched(name: str, judged: Judged) -> dict[str, float]:
-    """The mean of a reward that nothing is trained on, and its standard error over prompts."""
-    scores = [[o.value for o in outcomes if isinstance(o, Score)] for outcomes in judged]
-    means = torch.tensor([sum(s) / len(s) for s in scores if s], dtype=torch.float64)
-    values = [x for s in scores for x in s]
-    if len(means) < 2:
-        return {f"watched/{name}": sum(values) / len(values)} if values else {}
-    error = float(means.std()) / len(means) ** 0.5
-    return {f"watched/{name}": sum(values) / len(values), f"watched_error/{name}": error}
-
-
-def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
-    """KL(policy || base) per token, in nats: the mean of k1 over sampled tokens (k3's tail is too heavy for it)."""
-    samples = [s for s in map(to_sample, rollouts) if bool(s.mask.any())]
-    if not samples:
-        return 0.0
-    columns = base(samples)
-    each = [kl(s.cols["old_logps"], c["logps"], "k1")[s.mask] for s, c in zip(samples, columns, strict=True)]
-    return float(torch.cat(each).mean())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ladder.contract.rollouts import Outcome, Rollout, Score
 from ladder.tasks.chain.words import ANSWER, CHECK, DIGITS_A, LABELS, NOTATION_A, NOTATION_B, THUS
-from ladder.types import Outcome, Rollout, Score
 
 _LABELS = frozenset(LABELS)
 

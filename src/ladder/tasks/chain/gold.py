@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ladder.contract.rollouts import Outcome, Rollout, Score
 from ladder.tasks.chain.answers import is_mixed, is_right, is_worked
-from ladder.types import Outcome, Rollout, Score
 
 FORM, BREVITY = 0.5, 0.5
 

@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from ladder import rng
+from ladder.base import rng
+from ladder.contract.rollouts import Task
 from ladder.tasks import split as deal
 from ladder.tasks.chain.words import DELTAS, DIGITS_A, EQUALS, LABELS, OPS_A
-from ladder.types import Task
 
 TEST_SHARE = 0.25
 SPLITS = ("train", "test")

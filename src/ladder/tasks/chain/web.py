@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from ladder import rng
+from ladder.base import rng
 from ladder.tasks.chain.source import in_test
 from ladder.tasks.chain.words import ANSWER, CHECK, DELTAS, DIGITS_A, DIGITS_B, EQUALS, ID, LABELS, OPS_A, OPS_B, THUS
 

@@ -1,0 +1,1 @@
+"""Attention over packed sequences: the plan, and one implementation a file."""

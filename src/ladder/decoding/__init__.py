@@ -1,0 +1,1 @@
+"""The native sampler: how the next token comes about, with continuous batching."""

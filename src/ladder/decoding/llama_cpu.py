@@ -1,0 +1,98 @@
+"""The Llama layout's decoding path on the processor: prompts are read in torch's operators, steps are one call of C.
+
+`llama.py` computes the same in operators; it is the path where there is no compiler, on other devices, and the oracle.
+What the kernel gains is in docs/speed.md: weights are fetched while the block before them is in use, attention takes
+no copies, and a step costs the interpreter one call instead of a thousand.
+
+In bfloat16 (`NativeSampler`'s dtype) matrices, keys and values take half the memory and half the time to read, and a
+processor with units for it multiplies several times faster. Sums, norms, softmax and drawing stay in float32; what is
+drawn is no longer the engine's distribution to rounding, so a loss has to correct for the difference
+(`importance_cap`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladder.decoding.llama import Llama, read
+from ladder.decoding.llama_weights import Matrix
+from ladder.decoding.prefill import Prompts
+from ladder.decoding.shared_cache import Store
+from ladder.kernels import decode, library, memory
+
+
+def obstacle(base: Any) -> str | None:
+    """Why the kernels do not decode a model that `llama.fits`, in a few words; None if they do."""
+    device = base.embed_tokens.weight.device.type
+    if device != "cpu":
+        return f"the model is on {device}"
+    if reason := library.why("decode"):
+        return reason
+    widths = (base.embed_tokens.weight.shape[1], base.layers[0].self_attn.head_dim)
+    odd = [w for w in widths if w % decode.vector()]
+    return f"its width of {odd[0]} is no multiple of {decode.vector()}" if odd else None
+
+
+def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.Weights:
+    """The model's weights, laid out for the kernels. In bfloat16 the model reads its prompts with them too."""
+    V, D = model.head.weight.shape
+    sizes = decode.Sizes(D, model.heads, model.key_heads, model.width, model.layers[0].gate.weight.shape[0], V)
+    every = [m for layer in model.layers for m in (layer.qkv, layer.out, layer.gate, layer.up, layer.down)]
+    arena = decode.Arena([m.weight.shape for m in [*every, model.head]], dtype)
+
+    def packed(matrix: Matrix) -> decode.Packed:
+        laid = arena.pack(matrix.weight)
+        if laid.half:
+            matrix.leave_to(laid.multiply)
+        return laid
+
+    layers = [
+        decode.LayerWeights(
+            layer.norm, packed(layer.qkv), layer.qkv.bias, layer.q_norm, layer.k_norm,
+            packed(layer.out), layer.out.bias, layer.mlp_norm,
+            packed(layer.gate), layer.gate.bias, packed(layer.up), layer.up.bias,
+            packed(layer.down), layer.down.bias,
+        )
+        for layer in model.layers
+    ]  # fmt: skip
+    return decode.Weights(
+        sizes, layers, eps=model.eps, embedding=model.embedding.contiguous(), norm=model.norm,
+        head=packed(model.head), head_bias=model.head.bias,
+        cos=model.cos.contiguous(), sin=model.sin.contiguous(),
+    )  # fmt: skip
+
+
+class Compiled(Store):
+    """One call's decoding state (`native.Decoding`)."""
+
+    ordered = False
+
+    def __init__(self, model: Llama, weights: decode.Weights, slots: int) -> None:
+        like = model.embedding.new_empty(0, dtype=weights.dtype)
+        super().__init__(len(model.layers), model.key_heads, model.width, slots, like, align=decode.vector())
+        self.model, self.weights = model, weights
+        self.turn: decode.Step | None = None
+
+    def changed(self) -> None:
+        self.turn = None
+
+    def _fresh(self, numbers: int) -> Tensor:
+        return memory.empty(numbers, self.like.dtype)  # what lies behind a row's own tokens is masked or not read
+
+    def read(self, prompts: Prompts, first: int) -> Tensor:
+        logits, kept = read(self.model, prompts)
+        self.add(prompts, kept, first)
+        return logits
+
+    def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
+        own = self.places(positions_A)
+        if self.turn is None:
+            s = self.weights.sizes
+            most = decode.piece(len(own), s.H, s.KH, self.weights.threads)
+            units = decode.Units(self.owner, self.prompt_lengths, most)
+            self.turn = decode.Step(self.weights, units, len(own), self.room, self.own, self.prompts)
+        return self.turn(tokens_A, positions_A, own)

@@ -1,0 +1,156 @@
+"""The Llama layout's decoding path on CUDA: a step has static shapes, is captured once and replayed as one graph.
+
+A step of a small batch is hundreds of short operators, and launching them costs a GPU more than computing them. Here
+everything that a step reads or writes lies where it lay at the capture: its inputs, the weights, the keys and values,
+the logits. Steps are captured for a few numbers of rows, when they are met, so rows that finish leave the graph soon.
+The graphs outlive the call: weights that are not the model's own are copied to where they lay. What stands between two
+products is one kernel (`kernels/tiled.py`, `tiled_decode.py`), and a row reads its keys up to its position.
+
+A row's stretch of the store is [its prompt | its own tokens], so a token's position is its place.
+
+Left out: prompts kept once for all their rows, and several workers, since only one graph of a process may be captured
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ladder.decoding.llama import Llama, read
+from ladder.decoding.prefill import Prompts
+from ladder.kernels import dispatch
+
+ROOM = 64
+"""Rows have room for a multiple of this,"""
+SPARE = 1.125
+"""and for more than was asked by this factor."""
+COPIED = 1 << 26
+"""Numbers of prompts' keys that are copied to their rows at a time."""
+WARM_UP = 2
+"""Steps run before a capture, in which libraries choose their kernels and take their workspaces."""
+
+
+def fits(device: torch.device) -> bool:
+    """Whether steps are captured there; elsewhere nothing chooses this path."""
+    return dispatch.on(device)
+
+
+def roomy(length: int) -> int:
+    """The room to make for rows of so many tokens: the next call's prompts may be a little longer."""
+    return -(-int(length * SPARE) // ROOM) * ROOM
+
+
+def bucket(rows: int, slots: int) -> int:
+    """For how many rows a step of `rows` is captured: powers of two, and from 8 on what lies halfway, up to slots."""
+    power = 1 << (rows - 1).bit_length()
+    half = 3 * power // 4
+    return min(slots, half if rows <= half and power > 8 else power)
+
+
+def capture(step: Callable[[], None], others: Iterable[torch.cuda.CUDAGraph]) -> torch.cuda.CUDAGraph:
+    """A graph of what `step` launches. It must change nothing when run again.
+
+    The graphs share one pool of memory: one runs at a time, and leaves nothing there that another has to find."""
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    here.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=next((g.pool() for g in others), None)):
+        step()
+    return graph
+
+
+class Graphed:
+    """Decoding state (`native.Decoding`). slots, length: the most rows, and tokens of one.
+
+    inputs [2, slots]: each row's newest token and its position. stores: keys and values [slots, key heads, length, D]
+    by layer. logits [slots, V]. by: the kernels, for layers and for decoding.
+    """
+
+    ordered = False
+
+    def __init__(self, model: Llama, slots: int, length: int) -> None:
+        self.model, self.slots, self.length = model, slots, length
+        self.device = model.embedding.device
+        self.by: Any = dispatch.tiled()
+        self.inputs = torch.zeros(2, slots, dtype=torch.int64, device=self.device)
+        self.logits = model.embedding.new_zeros(slots, len(model.head.weight))
+        self.stores = [self._store() for _ in model.layers]
+        self.captures = self.device.type == "cuda"
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
+
+    def serves(self, slots: int, length: int) -> bool:
+        """Whether it has room for a call."""
+        return slots <= self.slots and length <= self.length
+
+    # ------------------------------------------------------------ native.Decoding
+
+    def read(self, prompts: Prompts, first: int) -> Tensor:
+        logits, kept = read(self.model, prompts)
+        places = torch.from_numpy(prompts.line[prompts.owner]).to(self.device)  # [R, P]
+        R, P = places.shape
+        some = max(1, COPIED // (P * self.model.key_heads * self.model.width))
+        for stores, fresh in zip(self.stores, kept, strict=True):
+            for store, x in zip(stores, fresh, strict=True):
+                for at in range(0, R, some):
+                    to = min(R, at + some)
+                    store[first + at : first + to, :, :P] = x[places[at:to]].transpose(1, 2)
+        return logits
+
+    def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
+        A = len(tokens_A)
+        rows = bucket(A, self.slots)
+        inputs = np.zeros((2, rows), np.int64)  # a pad writes at position 0 of a slot that no row holds
+        inputs[:, :A] = tokens_A, positions_A
+        self.inputs[:, :rows] = torch.from_numpy(inputs).to(self.device)
+        self._run(rows)
+        return self.logits[:A]
+
+    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
+        to = np.flatnonzero(kept != np.arange(len(kept)))
+        if not len(to):
+            return
+        length = int(positions_A.max())  # the newest token's keys are still to be written
+        origin, to_ = torch.from_numpy(kept[to]).to(self.device), torch.from_numpy(to).to(self.device)
+        for stores in self.stores:
+            for store in stores:
+                store[to_, :, :length] = store[origin, :, :length]
+
+    # ------------------------------------------------------------ one step
+
+    def _run(self, rows: int) -> None:
+        if not self.captures:
+            self._compute(rows)
+            return
+        if rows not in self.graphs:
+            with torch.cuda.device(self.device):
+                self.graphs[rows] = capture(partial(self._compute, rows), self.graphs.values())
+        self.graphs[rows].replay()
+
+    def _compute(self, rows: int) -> None:
+        """From `inputs` to `logits`, nothing of it decided by the host but the number of rows."""
+        m, by = self.model, self.by
+        tokens, positions = self.inputs[:, :rows]
+        x, delta = m.embedding.index_select(0, tokens), None
+        for layer, stores in zip(m.layers, self.stores, strict=True):
+            x, h, _ = by.norm(x, delta, layer.norm, m.eps, None)
+            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            q = by.enter(layer.qkv(h), positions, (m.cos, m.sin), norms, m.eps, stores)
+            attended = by.attend(q, stores, positions, m.scaling)
+            x, h, _ = by.norm(x, layer.out(attended.view(rows, -1)), layer.mlp_norm, m.eps, None)
+            delta = layer.down(by.gate(layer.gate(h), layer.up(h)))
+        _, h, _ = by.norm(x, delta, m.norm, m.eps, None)
+        self.logits[:rows] = m.head(h)
+
+    def _store(self) -> tuple[Tensor, Tensor]:
+        shape = self.slots, self.model.key_heads, self.length, self.model.width
+        return self.model.embedding.new_zeros(shape), self.model.embedding.new_zeros(shape)

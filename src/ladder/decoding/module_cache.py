@@ -1,0 +1,112 @@
+"""The sampler's key-value cache and its two plans: reading prompts, and one more token for every active row.
+
+Keys and values lie in [slots, H_kv, length, D] per layer, preallocated and written in place. Active rows are
+always slots 0 .. A-1, so attention reads a slice; when rows finish, the last ones move into their places. Grouped
+queries are treated as several queries of one key head, so no key is ever repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladder.attention.packed import PackedPlan
+
+SHORT = 128
+"""Up to this many keys two batched products beat the fused kernel on a CPU; only speed depends on it."""
+
+
+class Cache:
+    """Room for `slots` sequences of `length` tokens; layers appear as the model first writes them."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.slots, self.length = slots, length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's key and value stores; k and v [.., H_kv, .., D] give shape, type and device at first."""
+        if layer not in self.layers:
+            self.layers[layer] = (
+                k.new_zeros(self.slots, k.shape[1], self.length, k.shape[3]),
+                v.new_zeros(self.slots, v.shape[1], self.length, v.shape[3]),
+            )
+        return self.layers[layer]
+
+    def fill(self, prompts: PromptPlan, rows: Tensor, first_slot: int) -> None:
+        """Copies prompts into slots first_slot, first_slot + 1, ...: rows [R, P] are packed positions."""
+        R, P = rows.shape
+        flat = rows.flatten()
+        for layer, (k, v) in prompts.kept.items():
+            keys, values = self.of(layer, k, v)
+            for store, x in ((keys, k), (values, v)):
+                packed = x[0].transpose(0, 1)  # [T, H_kv, D]
+                gathered = packed.index_select(0, flat).view(R, P, *packed.shape[1:])
+                store[first_slot : first_slot + R, :, :P] = gathered.transpose(1, 2)
+
+    def move(self, to: Tensor, origin: Tensor, length: int) -> None:
+        """Copies the first `length` tokens of slots `origin` into slots `to`."""
+        for keys, values in self.layers.values():
+            for store in (keys, values):
+                store[to, :, :length] = store[origin, :, :length]
+
+
+@dataclass(slots=True)
+class PromptPlan:
+    """Reads packed prompts as training does, and keeps their keys and values for the cache."""
+
+    packed: PackedPlan
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
+    ) -> Tensor:
+        self.kept[layer] = (k, v)
+        return self.packed.attend(layer, q, k, v, scaling=scaling, window=window, softcap=softcap)
+
+
+@dataclass(slots=True)
+class TokenPlan:
+    """One token for each active row, at positions_A; `length` is the longest row with it."""
+
+    cache: Cache
+    positions_A: Tensor
+    length: int
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    slots: Tensor | None = None
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
+    ) -> Tensor:
+        A, H, _, D = q.shape
+        keys, values = self.cache.of(layer, k, v)
+        heads = k.shape[1]
+        if self.slots is None:
+            stretch = torch.arange(A * heads, device=q.device) * self.cache.length
+            self.slots = stretch + self.positions_A.repeat_interleave(heads)
+        keys.view(-1, D).index_copy_(0, self.slots, k.reshape(-1, D))
+        values.view(-1, v.shape[3]).index_copy_(0, self.slots, v.reshape(-1, v.shape[3]))
+        q = q.reshape(A, heads, H // heads, D)
+        k, v = keys[:A, :, : self.length], values[:A, :, : self.length]
+        if not softcap and self.length <= SHORT:
+            scores = (q @ k.transpose(-1, -2)).mul_(scaling).add_(self._bias(window, q.dtype))
+            out = scores.softmax(-1) @ v
+        elif softcap:
+            scores = softcap * ((q @ k.transpose(-1, -2)) * (scaling / softcap)).tanh()
+            out = (scores + self._bias(window, q.dtype)).softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(window, q.dtype), scale=scaling)
+        return out.reshape(A, 1, H, v.shape[3])
+
+    def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
+        """[A, 1, 1, length]: 0 where a row sees a key, -inf elsewhere."""
+        if window not in self.masks:
+            line = torch.arange(self.length, device=self.positions_A.device)[None]
+            hidden = line > self.positions_A[:, None]
+            if window:
+                hidden |= line <= self.positions_A[:, None] - window
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.masks[window] = bias.masked_fill_(hidden, float("-inf"))[:, None, None]
+        return self.masks[window]

@@ -1,0 +1,120 @@
+"""Where the keys and values of rows that share prompts lie: a prompt's once, an answer's own tokens by row.
+
+Keys lie with their tokens last, as the products read them. Rows stand in the order in which they began. Who attends
+over it: `shared.py` in torch's operators, `compiled.py` in C.
+
+Left out: paging: room doubles when it is used up. Prompts of one call are padded to the longest that is still in use.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladder.decoding.prefill import Prompts
+
+ROOM = 32
+"""Tokens that a row has room for at first."""
+
+
+class Store:
+    """One call's store for `slots` rows. Stores: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
+    [slots * H, D, room] and values [slots * H, room, D], with H key heads; P and room are multiples of `align`."""
+
+    def __init__(self, layers: int, heads: int, width: int, slots: int, like: Tensor, align: int = 1) -> None:
+        """like: a tensor of the stores' type and device."""
+        self.heads, self.width, self.slots, self.like, self.align = heads, width, slots, like, align
+        self.prompts: list[tuple[Tensor, Tensor]] = []
+        self.prompt_lengths = np.zeros(0, np.int64)  # [p]
+        self.owner = np.zeros(0, np.int64)  # [A] each row's prompt
+        self.room = self._aligned(ROOM)
+        self.own = self._own(layers)
+
+    def changed(self) -> None:
+        """Other rows, or other places: what was prepared for the rows as they were is void."""
+
+    def _aligned(self, n: int) -> int:
+        return -(-n // self.align) * self.align
+
+    def _own(self, layers: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for every row's own tokens, all in one piece."""
+        n = self.slots * self.heads
+        flat = self._fresh(layers * 2 * n * self.width * self.room).view(layers, 2, -1)
+        return [(x[0].view(n, self.width, self.room), x[1].view(n, self.room, self.width)) for x in flat]
+
+    def _fresh(self, numbers: int) -> Tensor:
+        return self.like.new_zeros(numbers)
+
+    def add(self, prompts: Prompts, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
+        """Takes in prompts with their keys and values, [T, H, D] per layer, and the rows first, ... of them."""
+        line = torch.from_numpy(prompts.line).to(self.like.device)
+        width = self._aligned(line.shape[1])
+        if len(self.prompt_lengths):
+            width = max(self.prompts[0][0].shape[2], width)
+        own = [(_heads(k, line).to(self.like.dtype), _heads(v, line).to(self.like.dtype)) for k, v in kept]
+        fresh = [(_wide(k.transpose(1, 2), 2, width), _wide(v, 1, width)) for k, v in own]
+        if len(self.prompt_lengths):
+            fresh = [
+                (torch.cat([_wide(old_k, 2, width), new_k]), torch.cat([_wide(old_v, 1, width), new_v]))
+                for (old_k, old_v), (new_k, new_v) in zip(self.prompts, fresh, strict=True)
+            ]
+        assert first == len(self.owner), "rows are added behind those that are there"
+        self.owner = np.concatenate([self.owner, prompts.owner + len(self.prompt_lengths)])
+        self.prompt_lengths = np.concatenate([self.prompt_lengths, prompts.lengths])
+        self.prompts = [(k.contiguous(), v.contiguous()) for k, v in fresh]
+        self.changed()
+
+    def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
+        """Leaves only the rows `kept`, at positions_A, in slots 0, 1, ..., and the prompts they use."""
+        self.owner = self.owner[kept]
+        to = np.flatnonzero(kept != np.arange(len(kept)))
+        if len(to):
+            length = int((positions_A - self.prompt_lengths[self.owner]).max())
+            origin, to_ = self._rows(kept[to]), self._rows(to)
+            for keys, values in self.own:
+                keys[to_, :, :length] = keys[origin, :, :length]
+                values[to_, :length] = values[origin, :length]
+        used = np.unique(self.owner)
+        if len(used) < len(self.prompt_lengths):
+            self.prompt_lengths = self.prompt_lengths[used]
+            longest = self._aligned(int(self.prompt_lengths.max()) if len(used) else 0)
+            rows = self._rows(used)
+            self.prompts = [
+                (k[rows][:, :, :longest].contiguous(), v[rows][:, :longest].contiguous()) for k, v in self.prompts
+            ]
+            self.owner = np.searchsorted(used, self.owner)
+        self.changed()
+
+    def _rows(self, of: np.ndarray) -> Tensor:
+        """Row and head of slots or prompts, flat."""
+        flat = of[:, None] * self.heads + np.arange(self.heads)
+        return torch.from_numpy(flat.ravel()).to(self.like.device)
+
+    def places(self, positions_A: np.ndarray) -> np.ndarray:
+        """Where each row's new token goes among its own; makes room for it."""
+        own = positions_A - self.prompt_lengths[self.owner]
+        if int(own.max()) >= self.room:
+            self._grow(int(own.max()) + 1)
+        return own
+
+    def _grow(self, needed: int) -> None:
+        before, old = self.own, self.room
+        self.room = self._aligned(max(needed, 2 * old))
+        self.own = self._own(len(before))
+        for (keys, values), (old_keys, old_values) in zip(self.own, before, strict=True):
+            keys[:, :, :old], values[:, :old] = old_keys, old_values
+        self.changed()
+
+
+def _heads(x: Tensor, line: Tensor) -> Tensor:
+    """[T, H, D] at line [p, P] -> [p * H, P, D]."""
+    picked = x.index_select(0, line.flatten()).view(*line.shape, *x.shape[1:])  # [p, P, H, D]
+    return picked.transpose(1, 2).reshape(-1, line.shape[1], x.shape[2])
+
+
+def _wide(x: Tensor, dim: int, width: int) -> Tensor:
+    """Zeros behind dimension `dim` of a three-dimensional x up to `width`."""
+    room = width - x.shape[dim]
+    return x if not room else F.pad(x, (0, room) if dim == 2 else (0, 0, 0, room))

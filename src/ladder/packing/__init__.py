@@ -1,0 +1,1 @@
+"""Sequences laid end to end without padding; common prefixes are stored once."""

@@ -1,0 +1,77 @@
+"""Samplers built from a recipe: the native one and vLLM, how prompts become token ids, how tokens are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ladder.base.errors import UserError
+from ladder.contract.rollouts import Sampling
+from ladder.contract.training import Sample
+from ladder.data.chat import encode_prompt
+from ladder.decoding.sampler import NativeSampler
+from ladder.engine.engine import Engine
+from ladder.models.load import DTYPES, LoadedModel, save_model
+from ladder.models.lora import PeftModel
+from ladder.pipeline.build.models import _workers
+from ladder.pipeline.recipe import Recipe, SamplingSpec
+from ladder.rollout.vllm import VLLMSampler
+
+
+def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
+    """Who draws what is trained on. Raises UserError for an adapter with vLLM."""
+    spec = recipe.sampler
+    if spec.kind == "native":
+        return sampler(recipe, loaded)
+    if isinstance(loaded.model, PeftModel):
+        raise UserError("vLLM is handed whole models only", field="sampler.kind", mend="leave out the adapter")
+
+    def score(tokens: list[int]) -> Tensor:
+        mask = torch.arange(len(tokens)) > 0
+        engine = Engine(loaded.model, None, budget=recipe.engine.budget)
+        return engine.forward([Sample(torch.tensor(tokens), mask, {}, {})])[0]["logps"]
+
+    config: Any = loaded.model.config
+    return VLLMSampler(
+        lambda directory: save_model(loaded, directory),
+        loaded.tokenizer,
+        eos=loaded.eos,
+        score=score,
+        context=config.max_position_embeddings,
+        slots=spec.slots,
+        cache_gb=spec.cache_gb,
+        block=spec.block,
+        compiled=spec.compiled,
+        dtype=recipe.model.dtype,
+        tolerance=spec.tolerance,
+    )
+
+
+def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
+    """The native one, which needs no start and draws with the very modules."""
+    spec = recipe.sampler
+    return NativeSampler(
+        loaded.model,
+        loaded.tokenizer,
+        eos=loaded.eos,
+        slots=spec.slots,
+        cache_tokens=spec.cache_tokens,
+        workers=_workers(recipe, spec.workers),
+        dtype=DTYPES[spec.dtype],
+    )
+
+
+def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
+    """How prompts become token ids."""
+
+    def encode(prompt: Any) -> list[int]:
+        return encode_prompt(loaded.tokenizer, prompt, as_turn=recipe.as_turn and isinstance(prompt, str))
+
+    return encode
+
+
+def sampling(spec: SamplingSpec, **changes: Any) -> Sampling:
+    return Sampling(**(spec.model_dump() | changes))

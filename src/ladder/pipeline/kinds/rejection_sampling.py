@@ -1,0 +1,119 @@
+"""The stage of rejection sampling: answers to many prompts, of which the best are kept as examples.
+
+Writes data.jsonl: {"task", "prompt", "text", "reward", "tokens", "mask"}, the token ids as they were sampled. A
+killed harvest goes on after its last whole part.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from ladder.base.files import write_lines
+from ladder.contract.rollouts import Rollout, Score, Task
+from ladder.pipeline.build import models, rewards
+from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.kinds.sampling import Sampled, in_parts
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.stage import Context, Makes
+from ladder.rewards.judge import check_judged
+from ladder.signals.select import Funnel, Select
+
+
+class Harvest(Sampled):
+    """reward: None takes the recipe's. keep: stop as soon as so many are kept (None: after all prompts). per_prompt,
+    at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of
+    answers that may fail to be judged."""
+
+    makes: ClassVar[Makes] = "data"
+    reward: Spec | None = None
+    keep: int | None = Field(default=None, ge=1)
+    per_prompt: int = Field(default=1, ge=1)
+    at_least: float = 1.0
+    filters: tuple[str, ...] = ()
+    dedupe: bool = True
+    best: bool = False
+    max_failed: float = Field(default=0.1, ge=0, le=1)
+
+    def inputs(self) -> list[Path]:
+        return build_tasks.files(self.task) + build_tasks.files(self.reward)
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        super().check(name, recipe)
+        rewards.reward_of(recipe, self.reward, f"{name}.reward")
+        build_tasks.filters(self.filters, f"{name}.filters")
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        filters = build_tasks.filters(self.filters, f"{ctx.name}.filters")
+        select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
+        rows, funnel, drawn = self._collect(ctx, tasks, select)
+        shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
+        ctx.console.say(f"  {shown}")
+        if not rows:
+            raise ctx.error(f"nothing was kept of what was sampled ({shown})", "at_least", "loosen what is asked for")
+        for row in rows[:3]:
+            ctx.console.plain(f"    {row['prompt'][-60:]} {row['text']}")
+        write_lines(ctx.directory / "data.jsonl", rows)
+        shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
+        return {"funnel": funnel.counts, "drawn_tokens": drawn, **self._figures(ctx, tasks, rows)}
+
+    def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel, int]:
+        """All kept rows, the funnel, and how many tokens were drawn for them."""
+        loaded = models.load(ctx.recipe, ctx.model_source(self))
+        collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
+        reward = rewards.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
+        rows: list[dict[str, Any]] = []
+        funnel, drawn = Funnel(), 0
+
+        def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
+            groups = collect(some, step=number, version=0)
+            judged = [reward(g) for g in groups]
+            check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
+            kept, counts = select(groups, judged)
+            pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
+            scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
+            drawn = sum(r.length for g in groups for r in g)
+            return {"kept": [row_of(r, scores[id(r)]) for r in kept], "funnel": counts.counts, "drawn": drawn}
+
+        for one in in_parts(ctx, tasks, part, lambda: {"kept": len(rows)}):
+            rows.extend(one["kept"])
+            drawn += one["drawn"]
+            for name, n in one["funnel"].items():
+                funnel.add(name, n)
+            if self.keep is not None and len(rows) >= self.keep:
+                break
+        kept = rows[: self.keep]
+        funnel.counts["kept"] = len(kept)
+        return kept, funnel, drawn
+
+    def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of the kept answers, those to problems as each evaluation set has them."""
+        by_id = {t.id: t for t in tasks}
+        figures: dict[str, Any] = {}
+        for name, one in (ctx.recipe.eval.sets if ctx.recipe.eval else {}).items():
+            chosen = [r for r in rows if build_tasks.belongs(by_id[r["task"]], one.task)]
+            if not chosen:
+                continue
+            figures[name] = {
+                "accuracy": sum(r["reward"] for r in chosen) / len(chosen),
+                "length": sum(sum(r["mask"]) for r in chosen) / len(chosen),
+                **build_tasks.text_stats(one.task, [r["text"] for r in chosen]),
+                "n": len(chosen),
+            }
+        return figures
+
+
+def row_of(r: Rollout, reward: float) -> dict[str, Any]:
+    """A kept answer, token for token."""
+    return {
+        "task": r.task.id,
+        "prompt": r.task.prompt,
+        "text": r.text,
+        "reward": reward,
+        "tokens": r.tokens,
+        "mask": [int(m) for m in r.mask],
+    }

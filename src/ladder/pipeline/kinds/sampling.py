@@ -1,0 +1,82 @@
+"""What stages that sample answers to tasks have in common: where the tasks come from, how answers are drawn, and work
+on many prompts that goes on after its last whole part when it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from ladder.base.errors import UserError
+from ladder.base.files import read_json, write_json
+from ladder.contract.rollouts import Sampler, Task
+from ladder.decoding.sampler import NativeSampler
+from ladder.models.load import LoadedModel
+from ladder.pipeline.build import samplers
+from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
+from ladder.pipeline.stage import Context, StageConfig
+from ladder.rollout.collect import Collector
+from ladder.rollout.vllm import VLLMSampler
+from ladder.tasks import TaskSource
+
+PART = 128
+"""Prompts between two saves."""
+
+Work = Callable[[int, int, list[Task]], dict[str, Any]]
+"""(the part's number, the place of its first task, its tasks) -> what is kept of it, JSON-able."""
+
+
+class Sampled(StageConfig):
+    """task: None takes the recipe's. split: of the task. prompts: how many of its problems. group: answers to each.
+    sampling: how they are drawn."""
+
+    task: Spec | None = None
+    split: str = "train"
+    prompts: int = Field(default=1024, ge=1)
+    group: int = Field(default=8, ge=1)
+    sampling: SamplingSpec = SamplingSpec()
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        super().check(name, recipe)
+        self.source(name, recipe)
+
+    def check_apart(self, name: str) -> None:
+        """Raises UserError when all answers to a prompt would be the same."""
+        if self.sampling.temperature == 0:
+            message = "greedy answers to a prompt are all the same: there is nothing to compare"
+            raise UserError(message, field=f"{name}.sampling.temperature", mend="set 1.0")
+
+    def spec(self, recipe: Recipe) -> Spec | None:
+        """The task in the recipe's words."""
+        return self.task if self.task is not None else recipe.task
+
+    def source(self, name: str, recipe: Recipe) -> TaskSource:
+        """Where the tasks come from. Raises UserError."""
+        return build_tasks.tasks_of(self.spec(recipe), self.split, name)
+
+    def sampler(self, ctx: Context, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
+        """A sampler that ends when the run is asked to stop."""
+        made = samplers.drawer(ctx.recipe, loaded)
+        made.progress = lambda *_: ctx.check_stop()
+        return made
+
+    def collector(self, ctx: Context, loaded: LoadedModel, sampler: Sampler) -> Collector:
+        encode = samplers.encoder(ctx.recipe, loaded)
+        return Collector(sampler, encode, self.group, samplers.sampling(self.sampling), ctx.seed, ctx.name)
+
+
+def in_parts(
+    ctx: Context, tasks: Sequence[Task], work: Work, shown: Callable[[], dict[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """What `work` made of the tasks, part by part, with progress. A part that is done is read and not done again."""
+    with ctx.console.bar(ctx.name, len(tasks)) as bar:
+        for number, start in enumerate(range(0, len(tasks), PART)):
+            path = ctx.directory / "parts" / f"{number:05d}.json"
+            if not path.exists():
+                write_json(path, work(number, start, list(tasks[start : start + PART])))
+            yield read_json(path)
+            bar.update(min(start + PART, len(tasks)), shown())
+            ctx.check_stop()

@@ -1,0 +1,187 @@
+"""Stages that imitate examples: pretraining and SFT. They differ in where the examples come from and in what is
+trained of them, and in nothing else.
+
+    data: {web: {documents: 90000}}             the built-in world's corpus: what follows a problem is trained
+    data: {stage: harvest}                      what a stage kept, token for token as it was sampled
+    data: {task: {gsm8k: {...}}, split: train}  worked examples of a task
+    data: {path: mine.jsonl}                    rows of any known layout (`ladder.data`); also .parquet and hub:NAME
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from ladder.base import config
+from ladder.base.config import Config
+from ladder.base.errors import UserError
+from ladder.base.jsonl import read_lines
+from ladder.contract.training import Sample
+from ladder.data.chat import leading_bos
+from ladder.data.kinds import Answered, Origin
+from ladder.data.samples import Encoding, load, to_samples
+from ladder.data.source import Data, Report
+from ladder.models.load import LoadedModel
+from ladder.pipeline.build import losses, models, tasks
+from ladder.pipeline.evaluate import during
+from ladder.pipeline.loop import Job, run_training
+from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.stage import Context, Makes, Trained
+from ladder.signals.examples import Examples
+from ladder.tasks.chain.web import Web
+from ladder.train import Learner
+
+
+class TaskExamples(Config):
+    """Worked examples that a task source knows (GSM8K). n: how many of the split (None: all)."""
+
+    task: Spec
+    split: str = "train"
+    n: int | None = Field(default=None, ge=1)
+
+
+class StageData(Config):
+    """What an earlier stage left in its data.jsonl."""
+
+    stage: str
+
+
+class WebData(Config):
+    """The built-in world's corpus (fields of `tasks.chain.web.Web`). seed: of the text; None takes the run's."""
+
+    web: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+
+
+class Imitate(Trained):
+    """data: where the examples come from. epochs: passes over them. batch: of one step, counted `by` sequences or by
+    tokens. steps: stop after so many instead. loss: one of `ladder.losses`. encoding: how rows become tokens."""
+
+    data: Data | StageData | TaskExamples | WebData
+    epochs: int = Field(default=1, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=32, ge=1)
+    by: Literal["sequences", "tokens"] = "sequences"
+    loss: Spec = "CrossEntropy"
+    encoding: Encoding = Encoding()
+
+    def needs(self) -> list[tuple[str, Makes]]:
+        own = super().needs()
+        return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
+
+    def inputs(self) -> list[Path]:
+        if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
+            return [Path(self.data.path)]
+        return tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else []
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        losses.loss(self.loss, f"{name}.loss")
+        if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
+            message = "is about rows that are yet to be tokenised; these examples are token ids already"
+            raise UserError(message, field=f"{name}.encoding", mend="leave it out")
+        match self.data:
+            case WebData():
+                web_of(self.data, f"{name}.data.web")
+            case TaskExamples():
+                tasks.tasks(self.data.task, f"{name}.data.task")
+            case _:
+                pass
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        loaded = models.load(ctx.recipe, ctx.model_source(self))
+        units, report = self.examples(ctx, loaded)
+        check_bos(units, loaded)
+        signal = Examples(units, self.batch, by=self.by, epochs=None if self.steps else self.epochs, seed=ctx.seed)
+        signal.report = report
+        steps = self.steps or self.epochs * signal.steps_per_epoch
+        tokens = sum(len(u.tokens) for u in units)
+        ctx.console.say(f"  {len(units):,} examples, {tokens:,} tokens, {steps:,} steps")
+        for text in report.lines() if report else []:
+            ctx.console.plain(f"  {text}")
+        ending = sum(ends(u, loaded.eos) for u in units) / len(units)
+        ctx.console.say(f"  {ending:.0%} of them train a token that ends an answer, at their end")
+        engine = models.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
+        loss = losses.loss(self.loss, f"{ctx.name}.loss")
+        job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
+        job.evaluate = during(ctx, loaded)
+        run_training(ctx, job)
+        return {"examples": len(units), "tokens": tokens, "steps": steps}
+
+    def examples(self, ctx: Context, loaded: LoadedModel) -> tuple[Sequence[Sample], Report | None]:
+        match self.data:
+            case WebData():
+                return web_samples(self.data, ctx.seed, f"{ctx.name}.data.web"), None
+            case StageData():
+                return stage_samples(ctx.parents[self.data.stage] / "data.jsonl"), None
+            case TaskExamples():
+                return self._of_task(self.data, ctx, loaded)
+            case Data():
+                return load(self.data, loaded.tokenizer, self.encoding)
+
+    def _of_task(self, data: TaskExamples, ctx: Context, loaded: LoadedModel) -> tuple[Sequence[Sample], Report]:
+        source: Any = tasks.tasks(data.task, f"{ctx.name}.data.task")
+        if not hasattr(source, "examples"):
+            raise ctx.error("this task knows no worked examples", "data.task", "use GSM8K, or give a file as data")
+        rows = source.examples(data.split, data.n)
+        answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i)) for i, r in enumerate(rows, 1)]
+        report = Report()
+        return to_samples(answered, loaded.tokenizer, self.encoding, report), report
+
+
+class Pretrain(Imitate):
+    """Next-token prediction from the model's first weights."""
+
+
+
+class SFT(Imitate):
+    """Supervised fine-tuning."""
+
+
+
+def web_of(data: WebData, field: str) -> Web:
+    """The corpus that a recipe describes. Raises UserError."""
+    return config.validated(Web, data.web, field)
+
+
+def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
+    """Documents of the built-in world; their problems are drawn evenly, so there is nothing to learn in them."""
+    web = web_of(data, field)
+    documents = web.write(seed if data.seed is None else data.seed)
+    flat = torch.from_numpy(documents.flat)
+    starts = [0, *documents.ends[:-1].tolist()]
+    made = []
+    for start, end, prompt in zip(starts, documents.ends.tolist(), documents.prompts.tolist(), strict=True):
+        mask = torch.ones(end - start, dtype=torch.bool)
+        mask[:prompt] = False
+        made.append(Sample(flat[start:end], mask))
+    return made
+
+
+def stage_samples(path: Path) -> list[Sample]:
+    """Token ids and masks as a stage wrote them. Raises UserError when there are none."""
+    made = []
+    for number, row in enumerate(read_lines(path), 1):
+        mask = torch.tensor(row["mask"], dtype=torch.bool)
+        made.append(Sample(torch.tensor(row["tokens"]), mask, {}, {"origin": f"{path}:{number}"}))
+    if not made:
+        raise UserError("this stage kept no example, so there is nothing to train on", file=path)
+    return made
+
+
+def ends(unit: Sample, eos: Sequence[int]) -> bool:
+    """Whether the last trained token is one that ends an answer: a model that never sees it never stops by itself."""
+    return int(unit.tokens[unit.mask][-1]) in eos
+
+
+def check_bos(units: Sequence[Sample], loaded: LoadedModel) -> None:
+    """At most one BOS in front of every example."""
+    if loaded.tokenizer.bos_token_id is None:
+        return
+    for unit in units:
+        if leading_bos(loaded.tokenizer, unit.tokens[:4].tolist()) > 1:
+            where = unit.meta.get("origin", "an example")
+            raise UserError(f"{where} begins with two BOS tokens", mend="take the BOS out of the text or the template")

@@ -1,0 +1,63 @@
+"""What is written down of a step's rollouts: some answers, watched rewards, the KL from the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ladder.contract.rollouts import Groups, Judged, Reward, Rollout, Score
+from ladder.contract.training import Reference
+from ladder.diagnose import answers
+from ladder.evals.accuracy import record
+from ladder.losses.kl import kl
+from ladder.pipeline.alarms import LiveAlarms
+from ladder.pipeline.stage import Context
+from ladder.rewards.judge import judge
+from ladder.signals.rewards import to_sample
+
+KL_ANSWERS = 128
+"""Answers of a step on which the KL from the base model is measured."""
+
+
+def watcher(
+    ctx: Context, base: Reference | None, rewards: dict[str, Reward], alarms: LiveAlarms
+) -> Callable[[int, Groups, Judged], dict[str, float]]:
+    """Writes down some of a step's answers, measures the KL from the base model on some, and watched rewards on all."""
+
+    def watch(step: int, groups: Groups, judged: Judged) -> dict[str, float]:
+        pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
+        every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
+        kept = pairs[::every][: ctx.recipe.keep_rollouts]
+        alarms.answers = [{"step": step + 1, "group": r.group} | record(r, o) for r, o in kept]
+        ctx.log.rollouts.write(*alarms.answers)
+        seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
+        for name, reward in rewards.items():
+            seen |= watched(name, judge(reward, groups))
+        if base is None:
+            return seen
+        rollouts = [r for r, _ in pairs]
+        return seen | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
+
+    return watch
+
+
+def watched(name: str, judged: Judged) -> dict[str, float]:
+    """The mean of a reward that nothing is trained on, and its standard error over prompts."""
+    scores = [[o.value for o in outcomes if isinstance(o, Score)] for outcomes in judged]
+    means = torch.tensor([sum(s) / len(s) for s in scores if s], dtype=torch.float64)
+    values = [x for s in scores for x in s]
+    if len(means) < 2:
+        return {f"watched/{name}": sum(values) / len(values)} if values else {}
+    error = float(means.std()) / len(means) ** 0.5
+    return {f"watched/{name}": sum(values) / len(values), f"watched_error/{name}": error}
+
+
+def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:
+    """KL(policy || base) per token, in nats: the mean of k1 over sampled tokens (k3's tail is too heavy for it)."""
+    samples = [s for s in map(to_sample, rollouts) if bool(s.mask.any())]
+    if not samples:
+        return 0.0
+    columns = base(samples)
+    each = [kl(s.cols["old_logps"], c["logps"], "k1")[s.mask] for s, c in zip(samples, columns, strict=True)]
+    return float(torch.cat(each).mean())

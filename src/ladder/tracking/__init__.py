@@ -1,0 +1,1 @@
+"""What a run reports: metrics.jsonl first, then trackers and the console."""

@@ -1,0 +1,103 @@
+"""Rewards with a critic: columns by hand, what cannot be judged, and a coefficient that follows the KL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import families as fam
+from ladder.contract.rollouts import InfraError, Outcome, Rollout, Sampling, Score, Task
+from ladder.contract.training import Sample, Unit
+from ladder.credit.critic import CriticRewards
+from ladder.credit.gae import AdaptiveKL
+from ladder.rollout.collect import Collector
+from ladder.rollout.scripted import Answer, ScriptedSampler
+
+TOKENIZER = fam.tokenizer()
+
+
+def judge(group: Sequence[Rollout]) -> list[Outcome]:
+    """The number in an answer's first word, less 40; "w91" fails."""
+    words = [r.text.split()[0] for r in group]
+    return [InfraError("timed out") if w == "w91" else Score(float(w[1:]) - 40) for w in words]
+
+
+def constant(value: float, name: str) -> Any:
+    """A model that says the same everywhere."""
+
+    def forward(units: Sequence[Unit]) -> list[dict[str, Tensor]]:
+        return [{name: torch.where(u.mask, value, 0.0)} for u in units if isinstance(u, Sample)]
+
+    return forward
+
+
+def signal(answers: Sequence[Answer], **options: Any) -> CriticRewards:
+    """One answer to each of as many prompts. Scripted tokens have the log-probability -1."""
+    tasks = [Task(f"t{i}", f"w{20 + i}") for i in range(len(answers))]
+    sampler = ScriptedSampler({str(t.prompt): [a] for t, a in zip(tasks, answers, strict=True)}, TOKENIZER)
+    collect = Collector(sampler, lambda p: TOKENIZER.encode(p), 1, Sampling(8), 0, "train")
+    given = {"critic": constant(0.5, "values"), "whitened": False, "max_failed": 1.0} | options
+    return CriticRewards(lambda step: tasks, collect, judge, **given)
+
+
+def step(s: CriticRewards) -> list[Sample]:
+    return [u for u in next(s.batches()) if isinstance(u, Sample)]
+
+
+def test_columns_by_hand() -> None:
+    # two tokens (w42 and EOS), score 2, values 0.5 each, no KL, gamma 1, lam 0.5:
+    # delta = (0 + 0.5 - 0.5, 2 + 0 - 0.5) = (0, 1.5), A = (0 + 0.5 * 1.5, 1.5), R = A + V
+    (sample,) = step(signal(["w42"], lam=0.5))
+    assert sample.cols["advantages"][sample.mask].tolist() == [0.75, 1.5]
+    assert sample.cols["returns"][sample.mask].tolist() == [1.25, 2.0]
+    assert sample.cols["old_values"][sample.mask].tolist() == [0.5, 0.5]
+    assert not sample.cols["advantages"][~sample.mask].any()
+
+
+def test_the_kl_is_taken_off_token_by_token() -> None:
+    # logp -1, reference -3: k1 = 2 a token, times 0.1; lam 1: A_t = sum of later rewards - V
+    s = signal(["w42"], lam=1.0, kl_coef=0.1, reference=constant(-3.0, "logps"))
+    (sample,) = step(s)
+    assert sample.cols["advantages"][sample.mask].tolist() == pytest.approx([2 - 0.4 - 0.5, 2 - 0.2 - 0.5])
+    assert s.metrics()["kl/response"] == pytest.approx(4.0)
+    assert sample.cols["ref_logps"][sample.mask].tolist() == [-3.0, -3.0]
+
+
+def test_an_answer_that_was_cut_off_pays() -> None:
+    long = "w42 " * 12
+    (cut,) = step(signal([long.strip()], lam=1.0, missing_terminator=1.0))
+    assert cut.cols["returns"][cut.mask].tolist() == pytest.approx([1.0] * 8)
+
+
+def test_what_could_not_be_judged_is_left_out_and_counted() -> None:
+    s = signal(["w42", "w91", "w41"])
+    assert len(step(s)) == 2
+    assert s.metrics()["infra_errors"] == pytest.approx(1 / 3)
+
+
+def test_whitened_over_the_batch() -> None:
+    samples = step(signal(["w42", "w41", "w47"], whitened=True))
+    drawn = torch.cat([x.cols["advantages"][x.mask] for x in samples]).double().numpy()
+    assert drawn.mean() == pytest.approx(0, abs=1e-6)
+    assert np.std(drawn, ddof=1) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_coefficient_follows_the_kl_and_is_remembered() -> None:
+    def made() -> CriticRewards:
+        return signal(["w42"], kl_coef=0.1, reference=constant(-3.0, "logps"), adaptive=AdaptiveKL(0.1, target=1.0))
+
+    s = made()
+    step(s)
+    # the KL of the answer is 4, far above the target: the error is clipped at 0.2
+    assert s.metrics()["kl_coef"] == pytest.approx(0.1)
+    assert s.metrics()["kl_coef/next"] == pytest.approx(0.1 * 1.02)
+    again = made()
+    again.restore(json.loads(json.dumps(s.state())))
+    step(again)
+    assert again.metrics()["kl_coef"] == pytest.approx(0.1 * 1.02)
