@@ -28,13 +28,13 @@ from ladder.tracking.console import Console
 
 PLANTED = Path(__file__).with_name("planted.py")
 OPTIM = {"lr": 1.1e-3, "betas": [0.9, 0.95], "warmup": 0.15, "schedule": "linear", "final": 0.1}
-ZERO: dict[str, Any] = {"steps": 44, "prompts": 48, "group": 16, "minibatches": 2, "optim": OPTIM}
+ZERO: dict[str, Any] = {"steps": 44, "prompts_per_step": 48, "group_size": 16, "minibatches": 2, "optim": OPTIM}
 SAMPLING = {"sampling": {"max_tokens": 60}}
 STEADY = {"lr": 5.0e-4, "betas": [0.9, 0.95], "warmup": 0.1}
 
 
 def planted(names: tuple[str, ...] = ("token", "length", "tag")) -> dict[str, dict[str, Any]]:
-    common = {"kind": "rl", **ZERO, **SAMPLING, "prompts": 32, "optim": STEADY}
+    common = {"kind": "rl", **ZERO, **SAMPLING, "prompts_per_step": 32, "optim": STEADY}
     return {
         name: common | {"reward": {"user": {"function": f"{PLANTED}:{name}"}}, "watch": {"held": "chain"}}
         for name in names
@@ -44,8 +44,8 @@ def planted(names: tuple[str, ...] = ("token", "length", "tag")) -> dict[str, di
 def healthy() -> dict[str, tuple[str, int, dict[str, Any]]]:
     """name: (what it starts from, seed, the stage). What it starts from is a stage of the r1 run."""
     zero = {"kind": "rl", **ZERO, **SAMPLING}
-    hard = {"task": {"chain": {"steps": [4, 12]}}, "steps": 36, "prompts": 32, "sampling": {"max_tokens": 80}}
-    ppo = {"steps": 40, "prompts": 256, "epochs": 2, "minibatches": 2, "optim": STEADY, "kl_coef": 0.02}
+    hard = {"task": {"chain": {"steps": [4, 12]}}, "steps": 36, "prompts_per_step": 32, "sampling": {"max_tokens": 80}}
+    ppo = {"steps": 40, "prompts_per_step": 256, "epochs": 2, "minibatches": 2, "optim": STEADY, "kl_coef": 0.02}
     padded = {"kind": "PolicyClip", "unit": "padded", "length": 60}
     critic = {"init": "policy", "optim": STEADY | {"lr": 1.0e-3}}
     return {

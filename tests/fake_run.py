@@ -14,6 +14,7 @@ import yaml
 from ladder.tasks.chain.source import Chain
 from ladder.tasks.chain.words import DIGITS_B, OPS_A, OPS_B
 
+DPO = {"kind": "DPO", "beta": 0.1}
 R1 = {
     "about": "Random weights to a model that reasons.\nExpect: R1-Zero discovers working step by step.",
     "name": "r1",
@@ -31,7 +32,7 @@ R1 = {
     "stages": {
         "pretrain": {"kind": "pretrain", "from": None, "data": {"web": {"documents": 90000}}},
         "r1_zero": {"kind": "rl", "from": "pretrain", "reward": None, "steps": 34},
-        "harvest": {"kind": "harvest", "from": "r1_zero", "task": {"chain": {"steps": [3, 12]}}},
+        "harvest": {"kind": "rejection_sampling", "from": "r1_zero", "task": {"chain": {"steps": [3, 12]}}},
         "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "harvest"}},
         "rl": {"kind": "rl", "from": "sft", "reward": None, "task": {"chain": {"steps": [4, 12]}}, "steps": 36},
     },
@@ -81,7 +82,7 @@ PREFERENCES: dict[str, Any] = {
     "reward": "chain_gold",
     "eval": {"sets": {"test": {"task": {"chain": {"steps": [3, 6]}}, "n": 512}}},
     "stages": {
-        "base": {"kind": "measure", "from": None},
+        "base": {"kind": "evaluate", "from": None},
         "annotate": {"kind": "annotate", "from": None, "judge": "chain_gold", "error": 0.125},
         "reward_model": {
             "kind": "reward_model", "from": None, "data": {"stage": "annotate"}, "loss": {"kind": "BradleyTerry"},
@@ -90,8 +91,8 @@ PREFERENCES: dict[str, Any] = {
             "kind": "ppo", "from": None, "reward": {"stage": "reward_model"}, "watch": {"gold": "chain_gold"},
             "kl_coef": 0.05,
         },
-        "dpo": {"kind": "prefer", "from": None, "data": {"stage": "annotate"}, "loss": {"kind": "DPO", "beta": 0.1}},
-        "kto": {"kind": "prefer", "from": None, "data": {"stage": "annotate"}, "loss": "KTO"},
+        "dpo": {"kind": "preference", "from": None, "data": {"stage": "annotate"}, "loss": DPO},
+        "kto": {"kind": "preference", "from": None, "data": {"stage": "annotate"}, "loss": "KTO"},
     },
 }  # fmt: skip
 """Alternatives that all start from the recipe's model; the figures are mean scores from 0 to 2."""
@@ -168,7 +169,7 @@ def write(path: Path, recipe: dict[str, Any] = R1, seed: int = 0) -> Path:
 def _stage(r: random.Random, path: Path, name: str, kind: str) -> dict[str, Any]:
     path.mkdir(exist_ok=True)
     summary: dict[str, Any] = {"seconds": SECONDS[name]}
-    if kind == "harvest":
+    if kind == "rejection_sampling":
         summary |= {"funnel": FUNNEL, "easy": {"accuracy": 1.0, "length": 20.61, "mixed": 0.0, "n": 371}}
     else:
         summary |= {s: _figures(*MEASURED[name][s]) for s in MEASURED[name]}

@@ -174,4 +174,4 @@ def refuses(kind: type, fields: dict[str, object], blamed: str) -> None:
     """What cannot be meant names the field, and how to mend it."""
     with pytest.raises(UserError) as error:
         kind(**fields)
-    assert error.value.field == blamed and error.value.mend
+    assert error.value.field == blamed and error.value.hint

@@ -69,7 +69,7 @@ def eval(
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
     pass_at: Annotated[str, typer.Option(help="k of pass@k, e.g. 1,4,16")] = "",
-    as_turn: Annotated[bool, typer.Option(help="put prompts as a user's turn of the chat template")] = False,
+    chat_template: Annotated[bool, typer.Option(help="put prompts as a user's turn of the chat template")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends an answer")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path | None, typer.Option(help="also write figures and answers to this JSON file")] = None,
@@ -78,7 +78,7 @@ def eval(
     from ladder.commands.measure import evaluate_model
 
     options = {"split": split, "n": n, "samples": samples, "temperature": temperature, "max_tokens": max_tokens}
-    options |= {"pass_at": pass_at, "as_turn": as_turn, "stop": tuple(stop or ()), "seed": seed}
+    options |= {"pass_at": pass_at, "chat_template": chat_template, "stop": tuple(stop or ()), "seed": seed}
     evaluate_model(model, task, recipe, reward, options, out)
 
 
@@ -121,12 +121,12 @@ def inspect(
     model: Model,
     rows: Annotated[int, typer.Option("--rows", "-n", help="how many to show")] = 3,
     layout: Annotated[str | None, typer.Option(help="instead of recognising it")] = None,
-    as_turn: Annotated[bool, typer.Option(help="put texts as turns of the chat template")] = False,
+    chat_template: Annotated[bool, typer.Option(help="put texts as turns of the chat template")] = False,
 ) -> None:
     """Show, in colour, which tokens of a file's rows are trained."""
     from ladder.commands.models import inspect_data
 
-    inspect_data(data, model, rows, layout, as_turn=as_turn)
+    inspect_data(data, model, rows, layout, chat_template=chat_template)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Recipes read strictly: every mistake is said with file, line and field, and the likely mend."""
+"""Recipes read strictly: every mistake is said with file, line and field, and the likely hint."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("    steps: 2", "    steps: many", 15, "stages.rl.steps", "valid integer"),
         ("    steps: 2", "    steps: 0", 15, "stages.rl.steps", "greater than or equal to 1, got 0"),
         ("    steps: 2", "    steps: [1]", 15, "stages.rl.steps", "got [1]"),
-        ("    kind: rl", "    kind: harvset", 13, "stages.rl.kind", "of kind 'harvset', did you mean 'harvest'?"),
+        ("    kind: rl", "    kind: preferance", 13, "stages.rl.kind", "of kind 'preferance', did you mean 'preference'?"),
         ("    kind: rl\n", "", 12, "stages.rl.kind", "no stage is of kind None"),
         ("    data: {web: {documents: 100}}", "    epochs: 2", 9, "stages.pretrain.data", "required"),
         ('model: {source: "preset:chain"}', "seed: 1", None, "model", "required"),
@@ -183,7 +183,7 @@ def test_a_number_in_yamls_own_notation_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rl.steps", "'rl.steps' is no override. Mend: write stage.field=value"),
+        ("rl.steps", "'rl.steps' is no override. Hint: write stage.field=value"),
         ("=3", "'=3' is no override"),
         ("pertrain.steps=3", "there is nothing called 'pertrain' in this recipe, did you mean 'pretrain'?"),
         ("rl.optim=[1", "rl.optim: '[1' is not a YAML value"),

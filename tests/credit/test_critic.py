@@ -14,10 +14,11 @@ from torch import Tensor
 import families as fam
 from ladder.contract.rollouts import InfraError, Outcome, Rollout, Sampling, Score, Task
 from ladder.contract.training import Sample, Unit
-from ladder.credit.critic import CriticRewards
+from ladder.credit.critic import CriticCredit
 from ladder.credit.gae import AdaptiveKL
 from ladder.rollout.collect import Collector
 from ladder.rollout.scripted import Answer, ScriptedSampler
+from ladder.signals.rewards import Rewards
 
 TOKENIZER = fam.tokenizer()
 
@@ -37,16 +38,17 @@ def constant(value: float, name: str) -> Any:
     return forward
 
 
-def signal(answers: Sequence[Answer], **options: Any) -> CriticRewards:
+def signal(answers: Sequence[Answer], reference: Any = None, **options: Any) -> Rewards:
     """One answer to each of as many prompts. Scripted tokens have the log-probability -1."""
     tasks = [Task(f"t{i}", f"w{20 + i}") for i in range(len(answers))]
     sampler = ScriptedSampler({str(t.prompt): [a] for t, a in zip(tasks, answers, strict=True)}, TOKENIZER)
     collect = Collector(sampler, lambda p: TOKENIZER.encode(p), 1, Sampling(8), 0, "train")
-    given = {"critic": constant(0.5, "values"), "whitened": False, "max_failed": 1.0} | options
-    return CriticRewards(lambda step: tasks, collect, judge, **given)
+    given = {"critic": constant(0.5, "values"), "whitened": False} | options
+    credit = CriticCredit(**given)
+    return Rewards(lambda step: tasks, collect, judge, credit, reference=reference, max_failed=1.0)
 
 
-def step(s: CriticRewards) -> list[Sample]:
+def step(s: Rewards) -> list[Sample]:
     return [u for u in next(s.batches()) if isinstance(u, Sample)]
 
 
@@ -71,7 +73,7 @@ def test_the_kl_is_taken_off_token_by_token() -> None:
 
 def test_an_answer_that_was_cut_off_pays() -> None:
     long = "w42 " * 12
-    (cut,) = step(signal([long.strip()], lam=1.0, missing_terminator=1.0))
+    (cut,) = step(signal([long.strip()], lam=1.0, missing_eos_penalty=1.0))
     assert cut.cols["returns"][cut.mask].tolist() == pytest.approx([1.0] * 8)
 
 
@@ -89,7 +91,7 @@ def test_whitened_over_the_batch() -> None:
 
 
 def test_the_coefficient_follows_the_kl_and_is_remembered() -> None:
-    def made() -> CriticRewards:
+    def made() -> Rewards:
         return signal(["w42"], kl_coef=0.1, reference=constant(-3.0, "logps"), adaptive=AdaptiveKL(0.1, target=1.0))
 
     s = made()

@@ -136,10 +136,10 @@ def test_token_rewards_by_hand() -> None:
     logps, ref, m = arr(0, -1.0, -9, -2.0, -9), arr(0, -1.5, -9, -1.0, -9), mask(F, T, F, T, F)
     assert token_rewards(3.0, logps, ref, m, kl_coef=0.1).tolist() == near([0, -0.05, 0, 3.1, 0])
     assert token_rewards(3.0, logps, None, m).tolist() == [0, 0, 0, 3, 0]
-    cut = token_rewards(3.0, logps, None, m, stop="length", missing_terminator=1.5)
+    cut = token_rewards(3.0, logps, None, m, stop="length", missing_eos_penalty=1.5)
     assert cut.tolist() == [0, 0, 0, 1.5, 0]
     for stop in ("eos", "stop"):
-        assert token_rewards(3.0, logps, None, m, stop=stop, missing_terminator=1.5)[3] == 3.0
+        assert token_rewards(3.0, logps, None, m, stop=stop, missing_eos_penalty=1.5)[3] == 3.0
 
 
 def test_the_rewards_of_an_answer_sum_to_score_less_kl() -> None:

@@ -170,7 +170,7 @@ def test_no_template_for_messages() -> None:
     tok = tokenizer("chatml", template="")
     calls = (lambda: encode_prompt(tok, TALK[:1]), lambda: encode_example(tok, Chat(TALK)), lambda: terminator(tok))
     for call in calls:
-        with pytest.raises(UserError, match=r"needs? a chat template.*Mend"):
+        with pytest.raises(UserError, match=r"needs? a chat template.*Hint"):
             call()
 
 
@@ -227,9 +227,9 @@ def test_a_document_is_trained_to_its_end() -> None:
 
 def test_text_as_a_turn() -> None:
     tok = shared("chatml")
-    assert encode_prompt(tok, "Hi", as_turn=True) == encode_prompt(tok, [user("Hi")])
+    assert encode_prompt(tok, "Hi", chat_template=True) == encode_prompt(tok, [user("Hi")])
     asked = Chat([user("Hi"), bot("Yes")])
-    assert encode_example(tok, Answered("Hi", "Yes"), as_turn=True) == encode_example(tok, asked)
+    assert encode_example(tok, Answered("Hi", "Yes"), chat_template=True) == encode_example(tok, asked)
 
 
 def test_no_eos_is_said() -> None:
@@ -251,7 +251,7 @@ def test_a_tokenizer_that_cannot_cut_says_so_and_never_changes_the_text() -> Non
     tok = metaspace()
     tokens, mask = encode_example(tok, Answered("Hello", " there"))
     assert tok.decode(tokens[:-1]) == "Hello there" and trained(tok, tokens[:-1], mask[:-1]) == "there"
-    with pytest.raises(UserError, match=r"meet inside a token.*Mend: move the space"):
+    with pytest.raises(UserError, match=r"meet inside a token.*Hint: move the space"):
         encode_example(tok, Answered("Hello ", "there"))
 
 

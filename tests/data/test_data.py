@@ -164,8 +164,8 @@ def test_self_instruct_makes_several_examples_of_a_row(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"question": "a", "answer": "b"}, r"a.jsonl:7: the columns answer, question are no layout .*Mend: rename"),
-    ({"prompt": "a", "answer": "b"}, r"Mend: for imitation rename \(columns: \{completion: answer\}\)"),
+    ({"question": "a", "answer": "b"}, r"a.jsonl:7: the columns answer, question are no layout .*Hint: rename"),
+    ({"prompt": "a", "answer": "b"}, r"Hint: for imitation rename \(columns: \{completion: answer\}\)"),
     ({"chosen": "a", "rejected": "b"}, r"the columns chosen, rejected are no layout"),
     ({"text": None}, r"the columns \(none\)"),
     ({"text": 3}, r"^a.jsonl:7: text: must be text, not int"),
@@ -191,7 +191,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"prompt": TALK[:3], "chosen": TALK, "rejected": TALK[:3]},
         r"rejected: holds no assistant's turn after the prompt",
     ),
-    ({"chosen": TALK, "rejected": [user("Other"), bot("x")]}, r"rejected: .*share no prompt. Mend: give a column"),
+    ({"chosen": TALK, "rejected": [user("Other"), bot("x")]}, r"rejected: .*share no prompt. Hint: give a column"),
     ({"chosen": TALK, "rejected": [*TALK[:1], user("x")]}, r"rejected: holds no assistant's turn"),
     ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: x\n\nAssistant: b"}, r"share no prompt"),
     ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "b"}, r"rejected: must be a transcript"),
@@ -251,7 +251,7 @@ LINES: list[tuple[bytes, str]] = [
     (b'{"a": "\xc3\xa9\xff"}', r":1:9: is not UTF-8"),  # the column counts characters
     (b'{"a": "b", "c": "d', r":1:17: c: is not JSON: Unterminated string"),
     (b'{"a": 1} {"a": 2}', r":1:10: .*Extra data"),
-    (b'[{"a": 1}]', r"must be an object, not list. Mend: .*jq"),
+    (b'[{"a": 1}]', r"must be an object, not list. Hint: .*jq"),
     (b'[\n{"a": 1}\n]', r":1:2: is not JSON: .*jq"),
     (b'"a"', r"must be an object, not str"),
     (b'{"a": "x\ty"}', r":1:9: a: is not JSON: Invalid control character"),
@@ -307,7 +307,7 @@ def test_a_long_line_is_passed_over(tmp_path: Path) -> None:
             assert [r.origin.line for r in rows] == [1, 2, 3]
             for r in rows:
                 if isinstance(r, Bad):
-                    assert "longer than 40 bytes. Mend: split the row, or raise max_row_bytes" in str(r.error)
+                    assert "longer than 40 bytes. Hint: split the row, or raise max_row_bytes" in str(r.error)
 
 
 def value(rnd: random.Random, depth: int = 0) -> Any:
@@ -368,9 +368,9 @@ def test_damaged_files_are_read_without_a_traceback(tmp_path: Path) -> None:
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path, "is a directory"),
-        (tmp_path / "none.jsonl", r"none.jsonl: cannot be read: No such file.*Mend: check the path"),
+        (tmp_path / "none.jsonl", r"none.jsonl: cannot be read: No such file.*Hint: check the path"),
         (tmp_path / "none.parquet", r"none.parquet: cannot be read as Parquet"),
-        (tmp_path / "a.csv", r"the ending '.csv' is not known. Mend: use .jsonl"),
+        (tmp_path / "a.csv", r"the ending '.csv' is not known. Hint: use .jsonl"),
     ]:
         if path.suffix == ".parquet":
             pytest.importorskip("pyarrow")
@@ -436,7 +436,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
     for name in ("pyarrow", "pyarrow.parquet", "datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     for path in (str(tmp_path / "a.parquet"), "hub:name"):
-        with pytest.raises(UserError, match=r"not installed. Mend: pip install 'signal-ladder\[data\]'"):
+        with pytest.raises(UserError, match=r"not installed. Hint: pip install 'signal-ladder\[data\]'"):
             list(Data(path=path).examples())
 
 
@@ -469,7 +469,7 @@ def test_what_the_hub_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("no such data set")
 
     fake_hub(monkeypatch, load_dataset)
-    with pytest.raises(UserError, match=r"hub:x\[train\]: cannot be loaded: no such data set. Mend: check name"):
+    with pytest.raises(UserError, match=r"hub:x\[train\]: cannot be loaded: no such data set. Hint: check name"):
         list(hub.read("x"))
 
 
@@ -549,7 +549,7 @@ def test_bad_rows_are_counted_or_put_aside(tmp_path: Path) -> None:
 
 def test_nothing_but_bad_rows_is_an_error_that_shows_one(tmp_path: Path) -> None:
     data = Data(path=str(written(tmp_path, b"x\ny\n")), on_bad_row="skip")
-    with pytest.raises(UserError, match=r"holds no usable row; .*a.jsonl:1:1: is not JSON.*Mend: see the bad rows"):
+    with pytest.raises(UserError, match=r"holds no usable row; .*a.jsonl:1:1: is not JSON.*Hint: see the bad rows"):
         list(data.examples())
 
 
@@ -629,7 +629,7 @@ def test_a_cut_never_leaves_the_first_token_trained() -> None:
 
 def test_over_long_rows_are_an_error_or_dropped() -> None:
     short = answered("w5", " w6", 2)
-    with pytest.raises(UserError, match=r"a.jsonl:1: is 6 tokens long, more than max_tokens = 5. Mend: raise"):
+    with pytest.raises(UserError, match=r"a.jsonl:1: is 6 tokens long, more than max_tokens = 5. Hint: raise"):
         to_samples([short, FOUR], tokenizer(), Encoding(max_tokens=5))
     assert len(to_samples([FOUR], tokenizer(), Encoding(max_tokens=6))) == 1
     report = Report()
@@ -641,7 +641,7 @@ def test_over_long_rows_are_an_error_or_dropped() -> None:
 def test_rows_that_train_nothing(left_out: Kind) -> None:
     """By what they are, or by a cut that took the answer."""
     cut = {"max_tokens": 3, "over_long": "right"} if isinstance(left_out, Answered) else {}
-    with pytest.raises(UserError, match=r"a.jsonl:3: nothing in it is trained. Mend: .*untrained: drop"):
+    with pytest.raises(UserError, match=r"a.jsonl:3: nothing in it is trained. Hint: .*untrained: drop"):
         to_samples([left_out], talker(), Encoding.model_validate(cut))
     report = Report()
     encoding = Encoding.model_validate(cut | {"untrained": "drop"})
@@ -659,7 +659,7 @@ def test_a_file_of_which_nothing_is_left(tmp_path: Path) -> None:
 def test_text_is_put_as_turns_on_request() -> None:
     tok = talker()
     (plain,) = to_samples([answered("w5", " w6")], tok)
-    (turn,) = to_samples([answered("w5", "w6")], tok, Encoding(as_turn=True))
+    (turn,) = to_samples([answered("w5", "w6")], tok, Encoding(chat_template=True))
     (same,) = to_samples([Chat([user("w5"), bot("w6")])], tok)
     assert plain.tokens.tolist() == [5, 6, EOS]
     assert turn.tokens.tolist() == same.tokens.tolist() and turn.mask.tolist() == same.mask.tolist()

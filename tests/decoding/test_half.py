@@ -165,7 +165,7 @@ def test_what_has_no_bfloat16_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, words in (("gemma2", "through its own modules"), ("qwen3", "width of 12 is no multiple")):
         with pytest.raises(UserError, match=words) as error:
             NativeSampler(fam.cached(name), TOKENIZER, **half)
-        assert error.value.field == "sampler.dtype" and error.value.mend
+        assert error.value.field == "sampler.dtype" and error.value.hint
     monkeypatch.setenv("LADDER_KERNELS", "0")
     library.library.cache_clear()
     try:

@@ -13,6 +13,7 @@ import families as fam
 from drawn import TOKENIZER, TOLERANCE, draw, requests, same
 from ladder.attention.packed import PackedPlan
 from ladder.contract.rollouts import Request, Sampling, Task
+from ladder.credit.base import to_sample
 from ladder.decoding import llama, llama_torch
 from ladder.decoding import sampler as decoding_sampler
 from ladder.decoding.llama_weights import Effective, Matrix, effective, packable
@@ -23,7 +24,6 @@ from ladder.models.head import Head
 from ladder.models.lora import LoRA, attach
 from ladder.packing.prefix_tree import Segment
 from ladder.rollout.collect import to_rollout
-from ladder.signals.rewards import to_sample
 
 ALL = sum(r.n for r in requests())
 KNOWN = ("llama", "qwen2", "qwen3")

@@ -16,15 +16,15 @@ import families as fam
 from families import CLOSE, DOUBLE, EOS, OPEN, VOCAB
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Completion, Request, Sampling, Task
+from ladder.credit.base import to_sample
 from ladder.decoding import module_cache
 from ladder.decoding.draw import draw, inverse_cdf, stream, uniforms
 from ladder.decoding.prefill import Prompts
 from ladder.decoding.sampler import NativeSampler
-from ladder.decoding.scheduler import Rows
+from ladder.decoding.scheduler import Scheduler
 from ladder.engine.engine import Engine
 from ladder.models.load import wrap_tokenizer
 from ladder.rollout.collect import to_rollout
-from ladder.signals.rewards import to_sample
 
 TOKENIZER = fam.tokenizer()
 ENDS = (EOS, 11, 12)
@@ -390,7 +390,7 @@ def test_an_answer_without_its_stop_string_ends_as_ever() -> None:
     assert walk({20: 21}, Sampling(9, stop=("w22",))).stop == "eos"
 
 
-def feed(rows: Rows, answers: list[list[int]]) -> list[Completion]:
+def feed(rows: Scheduler, answers: list[list[int]]) -> list[Completion]:
     """Hands the answers' tokens to the bookkeeping, one row at a time side by side, as the sampler would draw them."""
     rows.admit(len(answers), 10_000)
     for at in range(max(map(len, answers))):
@@ -409,7 +409,7 @@ def test_a_stop_string_of_many_bytes_is_found_when_each_byte_is_a_token() -> Non
     tokenizer = wrap_tokenizer(bytes_only, bos="<s>", eos="</s>", pad="<pad>")
     stop = "停止停止停止停止"
     ids = tokenizer.encode("a停止 b" + stop + " c", add_special_tokens=False)
-    rows = Rows([Request([0], 1, Sampling(60, stop=(stop,)))], tokenizer, [len(tokenizer) - 1], 100)
+    rows = Scheduler([Request([0], 1, Sampling(60, stop=(stop,)))], tokenizer, [len(tokenizer) - 1], 100)
     (done,) = feed(rows, [ids])
     assert (done.stop, done.text) == ("stop", "a停止 b")
     assert done.tokens == ids[:-2]

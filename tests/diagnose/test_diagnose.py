@@ -199,8 +199,8 @@ stages:
     kind: rl
     from: pretrain
     steps: 40
-    prompts: 8
-    group: 8
+    prompts_per_step: 8
+    group_size: 8
     reward: {{user: {{function: "{root / "hack.py"}:paid"}}}}
     sampling: {{max_tokens: 40}}
     alarms: {{stop: [length_drift]}}

@@ -101,7 +101,7 @@ def test_a_disk_that_refuses_is_a_sentence_and_what_was_there_stays(tmp_path: Pa
     write_directory(tmp_path / "model", writer("old"))
     with pytest.raises(UserError, match=rf"model: cannot write here: {why} \(123 bytes") as caught:
         write_directory(tmp_path / "model", failing(err))
-    assert "Mend: free some space" in str(caught.value)
+    assert "Hint: free some space" in str(caught.value)
     assert names(tmp_path) == ["model"]
     assert verify(tmp_path / "model") is None and (tmp_path / "model" / "a.txt").read_text() == "old"
 

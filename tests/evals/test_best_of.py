@@ -58,7 +58,7 @@ def test_sizes_and_answers_that_failed() -> None:
 
 
 def test_the_stage(tmp_path: Path) -> None:
-    stage = {"kind": "best_of", "from": "pretrain", "prompts": 150, "group": 4, "watch": {"right": "chain"}}
+    stage = {"kind": "best_of", "from": "pretrain", "num_prompts": 150, "group_size": 4, "watch": {"right": "chain"}}
     stages = {
         "pretrain": {"kind": "pretrain", "data": {"web": {"documents": 400}}, "batch": 600, "by": "tokens"},
         "best": stage | {"reward": "chain_gold", "sampling": {"max_tokens": 12}},

@@ -155,7 +155,7 @@ WRONG = [
 def test_what_cannot_be_meant_is_refused(fields: dict[str, float], blamed: str) -> None:
     with pytest.raises(UserError) as error:
         KTO(**fields)
-    assert error.value.field == blamed and error.value.mend
+    assert error.value.field == blamed and error.value.hint
 
 
 # ---------------------------------------------------------------- through a model

@@ -500,4 +500,4 @@ WRONG: list[tuple[type, dict[str, object], str]] = [
 def test_what_cannot_be_meant_is_refused(kind: type, fields: dict[str, object], blamed: str) -> None:
     with pytest.raises(UserError) as error:
         kind(**fields)
-    assert error.value.field == blamed and error.value.mend
+    assert error.value.field == blamed and error.value.hint

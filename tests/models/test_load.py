@@ -153,7 +153,7 @@ def test_nothing_that_ends_an_answer(tmp_path: Path) -> None:
     for name, key in (("tokenizer_config.json", "eos_token"), ("generation_config.json", "eos_token_id")):
         config = json.loads((tmp_path / name).read_text())
         (tmp_path / name).write_text(json.dumps({k: v for k, v in config.items() if k != key}))
-    with pytest.raises(UserError, match=r"names a token that ends an answer\. Mend: "):
+    with pytest.raises(UserError, match=r"names a token that ends an answer\. Hint: "):
         load_model(str(tmp_path))
 
 
@@ -186,7 +186,7 @@ def test_dropout_is_off_even_in_training(family: str, fields: dict[str, float], 
 
 
 def refused(source: str, **options: Any) -> str:
-    with pytest.raises(UserError, match=r"Mend: ") as caught:
+    with pytest.raises(UserError, match=r"Hint: ") as caught:
         load_model(source, **options)
     return str(caught.value)
 
@@ -197,7 +197,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "config.json is missing" in refused(str(tmp_path))
     assert "there is no such file" in refused(str(tmp_path / "x.gguf"))
     text = refused("preset:huge", tokenizer=fam.tokenizer())
-    assert "no preset is called 'huge'. Mend: one of chain, small" in text
+    assert "no preset is called 'huge'. Hint: one of chain, small" in text
     assert "a preset has no tokenizer" in refused("preset:chain")
 
 

@@ -90,7 +90,7 @@ def test_unknown_targets(targets: Any) -> None:
     with pytest.raises(UserError) as caught:
         attached(targets=targets)
     text = str(caught.value)
-    assert text.startswith("model.lora.targets: the model has no linear layer called ") and "Mend: " in text
+    assert text.startswith("model.lora.targets: the model has no linear layer called ") and "Hint: " in text
     assert ("q_porj" in text or "lm_head" in text.split("(")[0]) and "called q_proj" not in text
     assert "it has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in text
 

@@ -26,7 +26,8 @@ from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.rewards.judge import judge
 from ladder.signals.model_reward import Aggregate, Member, ModelReward
 
-RL = {"kind": "rl", "from": "pretrain", "steps": 1, "prompts": 4, "group": 4, "sampling": {"max_tokens": 12}}
+RL = {"kind": "rl", "from": "pretrain", "steps": 1, "prompts_per_step": 4, "group_size": 4}
+RL |= {"sampling": {"max_tokens": 12}}
 
 
 def rollout(length: int, group: int = 0) -> Rollout:
@@ -84,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("models"),
         {
             "pretrain": {"kind": "pretrain", "data": {"web": {"documents": 1500}}, "batch": 600, "by": "tokens"},
-            "annotate": {"kind": "annotate", "from": "pretrain", "judge": "chain_gold", "prompts": 64},
+            "annotate": {"kind": "annotate", "from": "pretrain", "judge": "chain_gold", "num_prompts": 64},
             "rm_a": scorer,
             "rm_b": scorer | {"optim": {"lr": 1e-3}},
         },

@@ -187,7 +187,8 @@ def test_what_changes_no_weight_changes_no_identity(copy: Path) -> None:
         *("eval.sets.easy.n=9", "eval.temperatures=[1.0]", "rl.eval_every=1", "rl.require={easy.accuracy: '>= 0.5'}"),
     ):
         assert keys(change) == same, change
-    for change in ("seed=1", "threads=2", "reward={exact: {}}", "as_turn=true", "sampler.slots=3", "rl.group=9"):
+    shared = ("seed=1", "threads=2", "reward={exact: {}}", "chat_template=true", "sampler.slots=3")
+    for change in (*shared, "rl.group_size=9"):
         assert keys(change)["rl"] != same["rl"], change
 
 
@@ -335,7 +336,7 @@ def test_what_rounds_on_one_side_asks_for_a_correction(copy: Path, what: str) ->
     """Stages whose loss has a ratio to what was drawn must say how the difference is corrected."""
     with pytest.raises(UserError) as error:
         plan(copy, what)
-    assert error.value.field == what.split("=")[0] and "importance_cap" in str(error.value.mend)
+    assert error.value.field == what.split("=")[0] and "importance_cap" in str(error.value.hint)
 
 
 def test_halves_on_a_gpu_may_be_corrected_for(copy: Path) -> None:

@@ -28,14 +28,14 @@ TINY = [
     "engine.workers=1",
     "sampler.workers=1",
     "pretrain.data.web.documents=2000",
-    "annotate.prompts=96",
+    "annotate.num_prompts=96",
     "annotate.sampling.max_tokens=30",
     "reward_model.epochs=1",
     "reward_model.batch=16",
     *(f"{s}.steps=2" for s in ("ppo", "grpo")),
-    *(f"{s}.prompts=8" for s in ("ppo", "grpo")),
+    *(f"{s}.prompts_per_step=8" for s in ("ppo", "grpo")),
     *(f"{s}.sampling.max_tokens=30" for s in ("ppo", "grpo")),
-    "grpo.group=4",
+    "grpo.group_size=4",
     "dpo.epochs=1",
     "dpo.batch=16",
     "kto.epochs=1",
@@ -93,7 +93,7 @@ def test_labelled_answers_are_held_out_too(done: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "told.jsonl", told)
     file = f"liked.data={{path: {tmp_path / 'told.jsonl'}}}"
     recipe = tmp_path / "own.yaml"
-    stage = "{kind: prefer, data: {path: x.jsonl}, loss: KTO, batch: 64, holdout: 0.3}"
+    stage = "{kind: preference, data: {path: x.jsonl}, loss: KTO, batch: 64, holdout: 0.3}"
     recipe.write_text(f"model: {{source: x}}\nthreads: 1\nstages:\n  liked: {stage}\n", encoding="utf-8")
     small_run.run(tmp_path / "out", f"model.source={done / 'pretrain' / 'model'}", file, recipe=recipe)
     figures = read_json(tmp_path / "out" / "liked" / "summary.json")
@@ -172,7 +172,7 @@ def test_ppo_resumes_with_its_critic(done: Path, tmp_path: Path, monkeypatch: py
         ("ppo.reward={stage: annotate}", "makes data, and a reward model is wanted"),
         ("dpo.data={stage: reward_model}", "makes a reward model, and data is wanted"),
         ("ppo.reward=chain_gold", "no reward model to begin from"),
-        ("ppo.advantage=group_std", "a critic takes its place"),
+        ("ppo.advantage=group_std", "ppo.advantage: unknown key"),
         ("ppo.target_kl=-1", "greater than 0"),
         ("reward_model.eval_every=3", "leave eval_every out"),
         ("dpo.loss=DPOO", "did you mean 'DPO'"),
@@ -193,7 +193,7 @@ def test_a_preference_file_of_ones_own(done: Path, tmp_path: Path) -> None:
     own = [f"dpo.data={{path: {file}}}", "dpo.holdout=0", "dpo.batch=2", f"model.source={done / 'pretrain' / 'model'}"]
     recipe = tmp_path / "own.yaml"
     recipe.write_text(
-        "model: {source: x}\nthreads: 1\nstages:\n  dpo: {kind: prefer, data: {path: x.jsonl}}\n", encoding="utf-8"
+        "model: {source: x}\nthreads: 1\nstages:\n  dpo: {kind: preference, data: {path: x.jsonl}}\n", encoding="utf-8"
     )
     torch.set_num_threads(1)
     small_run.run(out, *own, recipe=recipe)

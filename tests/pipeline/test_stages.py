@@ -17,7 +17,7 @@ from ladder.contract.rollouts import InfraError, Outcome, Rollout, Sampling, Sco
 from ladder.pipeline import gates
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.build import rewards, samplers
-from ladder.pipeline.kinds.rejection_sampling import Harvest
+from ladder.pipeline.kinds.rejection_sampling import RejectionSampling
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.kinds.supervised import SFT, Pretrain, stage_samples
 from ladder.pipeline.loop import ROUNDED, check_first
@@ -28,7 +28,9 @@ from ladder.rewards.judge import RewardFailure
 from small_run import keys, plan, run
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 60}}, "batch": 300, "by": "tokens"}
-RL_STAGE = {"kind": "rl", "from": "pretrain", "steps": 1, "prompts": 2, "group": 2, "sampling": {"max_tokens": 8}}
+RL_STAGE = {"kind": "rl", "from": "pretrain", "steps": 1, "prompts_per_step": 2, "group_size": 2}
+RL_STAGE |= {"sampling": {"max_tokens": 8}}
+SELECTS = {"kind": "rejection_sampling", "from": "pretrain"}
 
 READS_PICK = {"kind": "sft", "from": "pretrain", "data": {"stage": "pick"}}
 
@@ -107,7 +109,7 @@ def test_the_base_is_what_pretraining_left() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is no earlier stage. Mend: put it before this one"),
+        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is no earlier stage. Hint: put it before this one"),
         ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is no earlier stage"),
         ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is no earlier stage"),
         (
@@ -115,7 +117,7 @@ def test_the_base_is_what_pretraining_left() -> None:
             "stages.sft.data: stage 'pretrain' makes ",
         ),
         (
-            {"pretrain": WEB, "harvest": {"kind": "harvest", "from": "pretrain"}, "rl": RL_STAGE | {"from": "harvest"}},
+            {"pretrain": WEB, "harvest": SELECTS, "rl": RL_STAGE | {"from": "harvest"}},
             "stages.rl.from: stage 'harvest' makes ",
         ),
     ],
@@ -216,7 +218,7 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": 5000}, "rl.prompts: 5000 prompts a step out of 4096 tasks. Mend: lower it"),
+        ({"prompts_per_step": 5000}, "rl.prompts_per_step: 5000 prompts a step out of 4096 tasks. Hint: lower it"),
         ({"sampling": {"temperature": 0}}, "stages.rl.sampling.temperature: greedy answers to a prompt are all"),
         ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: draws from a part of the distribution"),
         ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: draws from a part of the distribution"),
@@ -224,7 +226,7 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
         ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
         ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
         ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects"),
-        ({"group": 1}, "stages.rl.group: input should be greater than or equal to 2"),
+        ({"group_size": 1}, "stages.rl.group_size: input should be greater than or equal to 2"),
         ({"lora": {"targets": ["q_prj"]}}, "the model has no linear layer called q_prj"),
         ({"lora": {"targets": "c_attn"}}, "the model has no linear layer called c_attn"),
         ({"reward": {"exac": {}}}, "no reward is called 'exac', did you mean 'exact'?"),
@@ -249,7 +251,7 @@ def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
 ) -> None:
     """Its ratio is 1 on average all the same."""
     monkeypatch.setattr(samplers, "sampling", lambda _: Sampling(max_tokens=8, temperature=0.8))
-    rl = RL_STAGE | {"prompts": 64, "advantage": "reinforce_pp", "drop_silent": False}
+    rl = RL_STAGE | {"prompts_per_step": 64, "advantage": "reinforce_pp", "drop_zero_variance": False}
     said = error(tmp_path, {"pretrain": WEB, "rl": rl})
     assert "the sampler draws from another distribution than the one that is trained" in said
 
@@ -297,7 +299,7 @@ def test_a_harvest_ends_when_enough_is_kept(copy: Path) -> None:
 
 
 def test_a_harvest_of_nothing(tmp_path: Path) -> None:
-    stage = {"kind": "harvest", "from": "pretrain", "prompts": 4, "group": 2, "sampling": {"max_tokens": 4}}
+    stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 4}}
     said = error(tmp_path, {"pretrain": WEB, "harvest": stage | {"at_least": 2.0}})
     assert "harvest.at_least: nothing was kept of what was sampled (sampled 8  judged 8  right 0" in said
     assert not (tmp_path / "out" / "harvest" / "data.jsonl").exists()
@@ -308,7 +310,7 @@ def test_a_harvest_whose_judge_fails_keeps_nothing(tmp_path: Path, monkeypatch: 
         return [Score(1.0), InfraError("timed out")] * (len(group) // 2)
 
     monkeypatch.setattr(rewards, "reward", lambda *_: judge)
-    stage = {"kind": "harvest", "from": "pretrain", "prompts": 4, "group": 2, "sampling": {"max_tokens": 60}}
+    stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 60}}
     path = write(tmp_path, {"pretrain": WEB, "harvest": stage})
     with pytest.raises(RewardFailure, match=r"4 of 8 answers of harvest from prompt 0 on .*InfraError: timed out"):
         run(tmp_path / "out", recipe=path)
@@ -316,7 +318,7 @@ def test_a_harvest_whose_judge_fails_keeps_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:
-    stage = {"kind": "harvest", "from": "pretrain", "filters": ["claen"]}
+    stage = {"kind": "rejection_sampling", "from": "pretrain", "filters": ["claen"]}
     assert "stages.harvest.filters: no filter is called 'claen', did you mean 'clean'?" in error(
         tmp_path, {"pretrain": WEB, "harvest": stage}
     )
@@ -324,7 +326,7 @@ def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_only_measures(tmp_path: Path) -> None:
-    stages = {"pretrain": WEB, "look": {"kind": "measure", "from": "pretrain"}}
+    stages = {"pretrain": WEB, "look": {"kind": "evaluate", "from": "pretrain"}}
     assert "the recipe says nothing about what to measure" in error(tmp_path, stages)
     measured = {"sets": {"easy": {"task": "chain", "n": 4}}, "sampling": {"max_tokens": 8}}
     out = tmp_path / "out"
@@ -340,7 +342,7 @@ def test_an_adapter_is_trained_saved_and_merged(tmp_path: Path) -> None:
     """The base is the reference, so the KL at step 0 is 0; the model that is left is a plain one."""
     stage = RL_STAGE | {"lora": {"rank": 2}, "kl_coef": 0.1, "advantage": "group_mean", "optim": {"lr": 0.01}}
     out = tmp_path / "out"
-    run(out, recipe=write(tmp_path, {"pretrain": WEB, "rl": stage | {"prompts": 8, "group": 8}}))
+    run(out, recipe=write(tmp_path, {"pretrain": WEB, "rl": stage | {"prompts_per_step": 8, "group_size": 8}}))
     assert (out / "rl" / "adapter" / "adapter_config.json").is_file()
     assert not [p for p in (out / "rl" / "model").iterdir() if "adapter" in p.name]
     row = read_lines(out / "rl" / "metrics.jsonl")[0]
@@ -355,7 +357,7 @@ def test_a_stage_without_all_weights_may_ask_for_them(tmp_path: Path) -> None:
         config = RL.model_validate({"kind": "rl", "lora": said})
         lora = recipe.model.lora if config.lora is None else config.lora or None
         assert (lora.rank if lora else None) == rank
-    assert Harvest.makes == "data" and RL.makes == "model"
+    assert RejectionSampling.makes == "data" and RL.makes == "model"
 
 
 # ---------------------------------------------------------------- stages left out
@@ -371,9 +373,26 @@ def test_what_started_from_a_stage_that_is_left_out_starts_where_that_did(tmp_pa
 
 
 def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path, {"pretrain": WEB, "pick": {"kind": "harvest", "from": "pretrain"}, "sft": READS_PICK})
+    path = write(tmp_path, {"pretrain": WEB, "pick": SELECTS, "sft": READS_PICK})
     with pytest.raises(UserError, match=r"--without: there is no stage 'pikc', did you mean 'pick'"):
         recipes.load(str(path), [], ["pikc"])
     recipe, document = recipes.load(str(path), [], ["pick"])
     with pytest.raises(UserError, match="'pick' is no earlier stage"):
         plan_recipe(recipe, document, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("stage", "blamed"),
+    [
+        (RL_STAGE | {"group": 2}, "stages.rl.group: is called 'group_size' now. Hint: write the new name"),
+        (RL_STAGE | {"prompts": 2}, "stages.rl.prompts: is called 'prompts_per_step' now"),
+        (RL_STAGE | {"drop_silent": True}, "is called 'drop_zero_variance' now"),
+        ({"kind": "ppo", "missing_terminator": 1.0}, "is called 'missing_eos_penalty' now"),
+        (SELECTS | {"prompts": 4}, "is called 'num_prompts' now"),
+        (SELECTS | {"kind": "harvest"}, "stages.rl.kind: the kind 'harvest' is called 'rejection_sampling' now"),
+        ({"kind": "measure"}, "the kind 'measure' is called 'evaluate' now"),
+        ({"kind": "prefer", "data": {"path": "x.jsonl"}}, "the kind 'prefer' is called 'preference' now"),
+    ],
+)
+def test_an_old_name_is_an_error_that_says_the_new_one(tmp_path: Path, stage: dict[str, Any], blamed: str) -> None:
+    assert blamed in error(tmp_path, {"pretrain": WEB, "rl": stage})

@@ -11,6 +11,7 @@ import families as fam
 from families import CLOSE, DOUBLE, EOS
 from ladder.base import rng
 from ladder.contract.rollouts import Completion, Request, Rollout, Sampling, Task
+from ladder.credit.base import to_sample
 from ladder.data.chat import encode_prompt
 from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
@@ -18,7 +19,6 @@ from ladder.engine.optim import Optim
 from ladder.losses import CrossEntropy
 from ladder.rollout.collect import Collector, to_rollout
 from ladder.rollout.scripted import Answer, ScriptedSampler
-from ladder.signals.rewards import to_sample
 
 TOKENIZER = fam.tokenizer()
 SAMPLING = Sampling(max_tokens=6)

@@ -26,8 +26,8 @@ from ladder.tracking.log import RunLog
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 2500}}, "batch": 1500, "by": "tokens", "optim": {"lr": 3e-3}}
 STEPS = 5
-RL = {"kind": "rl", "steps": STEPS, "prompts": 8, "group": 8, "drop_silent": False, "measure_kl": False,
-      "sampling": {"max_tokens": 12}, "optim": {"lr": 3e-3}}  # fmt: skip
+RL = {"kind": "rl", "steps": STEPS, "prompts_per_step": 8, "group_size": 8, "drop_zero_variance": False,
+      "measure_kl": False, "sampling": {"max_tokens": 12}, "optim": {"lr": 3e-3}}  # fmt: skip
 TOP = {"threads": 1, "task": {"chain": {"steps": [1, 2], "size": 60}}, "reward": "chain"}
 
 

@@ -230,7 +230,8 @@ def test_a_stage_is_trained_on_what_vllm_draws(tmp_path: Path) -> None:
     """Two steps from random weights: the second draws with weights that were handed over."""
     path = tmp_path / "a.yaml"
     head = HEAD.replace("preset:chain}", "preset:chain, config: {num_attention_heads: 2, num_key_value_heads: 2}}")
-    more = "steps: 2, prompts: 4, group: 4, measure_kl: false, drop_silent: false, sampling: {max_tokens: 12}"
+    more = "steps: 2, prompts_per_step: 4, group_size: 4, measure_kl: false, drop_zero_variance: false, "
+    more += "sampling: {max_tokens: 12}"
     path.write_text(head % "vllm, cache_gb: 1" + RL % more, encoding="utf-8")
     small_run.run(tmp_path / "out", recipe=path)
     rows = [json.loads(line) for line in next((tmp_path / "out").rglob("metrics.jsonl")).read_text().splitlines()]

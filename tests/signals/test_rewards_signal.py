@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ import families as fam
 from families import CLOSE, EOS
 from ladder.contract.rollouts import Completion, InfraError, Invalid, Outcome, Rollout, Sampling, Score, Stop, Task
 from ladder.contract.training import Sample, Signal, Unit
+from ladder.credit.base import to_sample
+from ladder.credit.group import GroupCredit
 from ladder.rewards.judge import RewardFailure
 from ladder.rollout.collect import Collector
 from ladder.rollout.scripted import Answer, ScriptedSampler
 from ladder.signals.prompts import Prompts
-from ladder.signals.rewards import Rewards, to_sample
+from ladder.signals.rewards import Rewards
 from ladder.signals.select import Funnel, Select
 
 TOKENIZER = fam.tokenizer()
+CREDIT = {f.name for f in fields(GroupCredit)}
 TASKS = [Task(f"t{i}", f"w{20 + i}") for i in range(4)]
 
 
@@ -50,7 +54,9 @@ def signal(*answers: Sequence[Answer], max_tokens: int = 8, **options: Any) -> R
     n = len(answers[0])
     sampler = ScriptedSampler(script, TOKENIZER)
     collect = Collector(sampler, lambda p: TOKENIZER.encode(p), n, Sampling(max_tokens), 0, "train")
-    return Rewards(lambda step: tasks, collect, judge, **({"advantage": "group_mean", "max_failed": 1.0} | options))
+    of_credit = {"advantage": "group_mean"} | {k: v for k, v in options.items() if k in CREDIT}
+    of_signal = {"max_failed": 1.0} | {k: v for k, v in options.items() if k not in CREDIT}
+    return Rewards(lambda step: tasks, collect, judge, GroupCredit(**of_credit), **of_signal)
 
 
 def step(rewards: Rewards) -> list[Sample]:
@@ -71,7 +77,7 @@ def advantages(samples: Sequence[Sample]) -> list[float]:
 
 def test_it_is_a_signal() -> None:
     made: Signal = signal(["w40", "w41"])
-    assert made.state() == {"step": 0, "version": 0}
+    assert made.state() == {"step": 0, "version": 0, "credit": {}}
 
 
 def test_advantages_and_what_a_sample_says_of_itself() -> None:
@@ -115,12 +121,12 @@ def test_what_could_not_be_judged_leaves_loss_and_baseline_and_is_counted() -> N
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_an_answer_alone_has_no_baseline(silent: bool) -> None:
-    samples = step(signal(["w90", "w44", "w91"], drop_silent=silent))
+    samples = step(signal(["w90", "w44", "w91"], drop_zero_variance=silent))
     assert advantages(samples) == ([] if silent else [0.0])
 
 
 def test_a_step_that_nobody_could_judge_gives_nothing_and_says_so() -> None:
-    made = signal(["w90", "w91"], reference=reference, kl_coef=0.1, drop_silent=False)
+    made = signal(["w90", "w91"], reference=reference, kl_coef=0.1, drop_zero_variance=False)
     assert step(made) == []
     figures = made.metrics()
     assert (figures["invalid"], figures["infra_errors"], figures["groups/no_signal"]) == (0.5, 0.5, 1.0)
@@ -130,7 +136,7 @@ def test_a_step_that_nobody_could_judge_gives_nothing_and_says_so() -> None:
 
 def test_too_many_failures_stop_the_run() -> None:
     answers = ["w90", "w91", "w91", *["w41"] * 7]
-    assert len(step(signal(answers, max_failed=0.3, drop_silent=False))) == 7
+    assert len(step(signal(answers, max_failed=0.3, drop_zero_variance=False))) == 7
     failing = signal(answers, max_failed=0.29)
     with pytest.raises(RewardFailure, match=r"3 of 10 .* step 0 .*29%.*InfraError: timed out; Invalid: no number"):
         step(failing)
@@ -161,7 +167,7 @@ def test_judged_steps_are_told_even_when_they_fail_and_may_add_figures() -> None
 
 @pytest.mark.parametrize(("silent", "kept"), [(True, [1, 1]), (False, [0, 0, 1, 1, 2, 2])])
 def test_silent_groups_are_dropped_unless_kept(silent: bool, kept: list[int]) -> None:
-    made = signal(["w42", "w42 w50"], ["w40", "w41"], ["w40", "w40"], drop_silent=silent)
+    made = signal(["w42", "w42 w50"], ["w40", "w41"], ["w40", "w40"], drop_zero_variance=silent)
     assert [s.meta["group"] for s in step(made)] == kept
     assert made.metrics()["groups/no_signal"] == pytest.approx(2 / 3)
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML read strictly, so that every mistake is named by file, line and field, with the likely mend.
+"""Recipes: YAML read strictly, so that every mistake is named by file, line and field, with the likely hint.
 
 Keys given twice and unknown keys are errors; `stage.field=value` overrides are YAML values put in their place before
 anything is checked. Left out: interpolation, includes, and any tag beyond plain data.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -24,7 +24,9 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no unknown keys."""
+    """Base of every configuration: frozen, no unknown keys. renamed: keys that had another name once, old to new."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -38,11 +40,11 @@ class Document:
     def __init__(self, path: Path, data: dict[str, Any], lines: Lines) -> None:
         self.path, self.data, self.lines = path, data, lines
 
-    def error(self, message: str, at: Sequence[str | int], mend: str | None = None) -> UserError:
+    def error(self, message: str, at: Sequence[str | int], hint: str | None = None) -> UserError:
         """An error at a field, with the line of the nearest key that is written in the file."""
         place = tuple(map(str, at))
         line = next((self.lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self.lines), None)
-        return UserError(message, file=self.path, line=line, field=".".join(place) or None, mend=mend)
+        return UserError(message, file=self.path, line=line, field=".".join(place) or None, hint=hint)
 
 
 def read(path: Path, overrides: Sequence[str] = (), known: Sequence[str] = ()) -> Document:
@@ -94,7 +96,7 @@ def _override(document: Document, override: str, known: Sequence[str]) -> None:
     """Puts `a.b.c=value` in its place. A stage's name may be left out of `stages.NAME.field`."""
     name, sign, text = override.partition("=")
     if not sign or not name:
-        raise UserError(f"{override!r} is no override", mend="write stage.field=value, e.g. r1_zero.steps=10")
+        raise UserError(f"{override!r} is no override", hint="write stage.field=value, e.g. r1_zero.steps=10")
     parts = name.split(".")
     stages = document.data.get("stages")
     if isinstance(stages, dict) and parts[0] in stages:
@@ -129,8 +131,11 @@ def _first(cls: type[Config], err: ValidationError, document: Document, data: An
     place, _, fault = min(faults, key=lambda f: (tried[f[1]] if f[1] else 0, f[2]["type"] not in UNKNOWN))
     place = [*at, *place]
     if fault["type"] in UNKNOWN:
-        names = _fields(cls, [str(p) for p in fault["loc"][:-1]])
-        return document.error(f"unknown key{near(str(fault['loc'][-1]), names)}", place)
+        kinds, word = _kinds(cls, [str(p) for p in fault["loc"][:-1]]), str(fault["loc"][-1])
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Config) and word in kind.renamed:
+                return document.error(f"is called {kind.renamed[word]!r} now", place, "write the new name")
+        return document.error(f"unknown key{near(word, _fields(kinds))}", place)
     message = fault["msg"].removeprefix("Value error, ")
     got = "" if fault["type"] == "missing" else f", got {fault['input']!r:.80}"
     return document.error(f"{message[0].lower()}{message[1:]}{got}", place)
@@ -153,8 +158,8 @@ def _written(fault: Any, data: Any) -> tuple[list[str], tuple[str, ...]]:
     return place, tuple(tags)
 
 
-def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:
-    """The keys known at a place, as far as it is one configuration inside another."""
+def _kinds(cls: type[Config], path: Sequence[str]) -> list[Any]:
+    """The types that may stand at a place, as far as it is one configuration inside another."""
     kind: Any = cls
     for part in path:
         part = part.removesuffix("]").rpartition(", ")[2]  # with a validator it is "function-after[..., Data]"
@@ -165,8 +170,13 @@ def _fields(cls: type[Config], path: Sequence[str]) -> list[str]:
             continue
         found = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, Config) else None
         kind = found.annotation if found else None
+    return [kind, *get_args(kind)]
+
+
+def _fields(kinds: Sequence[Any]) -> list[str]:
+    """The keys known to any of some types."""
     names: list[str] = []
-    for one in (kind, *get_args(kind)):
+    for one in kinds:
         if isinstance(one, type) and issubclass(one, Config):
             names += [f.alias or name for name, f in one.model_fields.items()]
         elif is_dataclass(one):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """One paragraph naming file, line, field and the mend, as far as they are known.
+    """One paragraph naming file, line, field and the hint, as far as they are known.
 
-    >>> str(UserError("not a number: 'x'", file="a.yaml", line=3, field="steps", mend="give a positive integer"))
-    "a.yaml:3: steps: not a number: 'x'. Mend: give a positive integer"
+    >>> str(UserError("not a number: 'x'", file="a.yaml", line=3, field="steps", hint="give a positive integer"))
+    "a.yaml:3: steps: not a number: 'x'. Hint: give a positive integer"
     """
 
     def __init__(
@@ -20,19 +20,19 @@ class UserError(ValueError):
         line: int | None = None,
         column: int | None = None,
         field: str | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        self.message, self.file, self.line, self.field, self.mend = message, file, line, field, mend
+        self.message, self.file, self.line, self.field, self.hint = message, file, line, field, hint
         self.column = column
         place = ":".join(str(p) for p in (file, line, column) if p is not None) + ": " if file is not None else ""
         name = f"{field}: " if field else ""
-        end = f". Mend: {mend}" if mend else ""
-        super().__init__(f"{place}{name}{message.rstrip('.') if mend else message}{end}")
+        end = f". Hint: {hint}" if hint else ""
+        super().__init__(f"{place}{name}{message.rstrip('.') if hint else message}{end}")
 
 
 def missing_extra(package: str, extra: str, why: str) -> UserError:
     """The error for an optional package that is not installed."""
     return UserError(
         f"{why} needs the package {package!r}, which is not installed",
-        mend=f"pip install 'signal-ladder[{extra}]'",
+        hint=f"pip install 'signal-ladder[{extra}]'",
     )

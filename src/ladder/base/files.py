@@ -24,7 +24,7 @@ def disk_error(err: OSError, path: Path, size: int) -> UserError:
     return UserError(
         f"cannot write here: {text} ({size:,} bytes had been written); what was saved before is untouched",
         file=path,
-        mend="free some space or choose another place with --out, and run again",
+        hint="free some space or choose another place with --out, and run again",
     )
 
 
@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise UserError(f"is damaged: {err}", file=path, mend="remove it and run again") from err
+        raise UserError(f"is damaged: {err}", file=path, hint="remove it and run again") from err
     except OSError as err:
         raise UserError(f"cannot be read: {err.strerror}", file=path) from err
 

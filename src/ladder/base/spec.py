@@ -24,8 +24,8 @@ def kind_of(spec: Any, known: Collection[str], what: str, field: str) -> tuple[s
     elif isinstance(spec, Mapping) and len(spec) == 1:
         ((kind, options),) = spec.items()
     else:
-        mend = f"write {{kind: {min(known)}, ...}} or {{{min(known)}: {{...}}}}"
-        raise UserError(f"not a {what}: {spec!r}", field=field, mend=mend)
+        hint = f"write {{kind: {min(known)}, ...}} or {{{min(known)}: {{...}}}}"
+        raise UserError(f"not a {what}: {spec!r}", field=field, hint=hint)
     if kind not in known:
         raise UserError(f"no {what} is called {kind!r}{near(str(kind), known)}", field=field)
     if options is not None and not isinstance(options, Mapping):

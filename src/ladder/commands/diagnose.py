@@ -12,10 +12,10 @@ from ladder.diagnose.watch import replay
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.alarms import say
 from ladder.pipeline.kinds import KINDS
-from ladder.pipeline.kinds.rl import RL
+from ladder.pipeline.kinds.policy_rewards import PolicyRewards
 from ladder.tracking.console import Console
 
-REWARDED = tuple(kind for kind, cls in KINDS.items() if issubclass(cls, RL))
+REWARDED = tuple(kind for kind, cls in KINDS.items() if issubclass(cls, PolicyRewards))
 
 
 def diagnose_run(run: Path, *, as_json: bool) -> bool:

@@ -22,7 +22,7 @@ def perform_experiment(name: str, changes: Sequence[str], seeds: str, out: Path,
     """ladder lab NAME."""
     words = [w.strip() for w in seeds.split(",")]
     if not all(w.isdigit() for w in words):
-        raise UserError(f"{seeds!r} is no list of numbers", field="--seeds", mend="write e.g. 0,1,2")
+        raise UserError(f"{seeds!r} is no list of numbers", field="--seeds", hint="write e.g. 0,1,2")
     experiment = find_experiment(name)
     verdict = perform(experiment, [int(w) for w in words], out, Console(quiet=quiet), changes)
     console = Console()

@@ -52,11 +52,11 @@ def evaluate_model(
 def _asked(model: str, task: str, recipe: str | None, reward: str | None, options: dict[str, Any]) -> Recipe:
     """What is to be measured, and how, as a recipe of no stages."""
     if (recipe is None) == (not task):
-        raise UserError("say what to measure on", field="--task", mend="give --task or --recipe, one of the two")
+        raise UserError("say what to measure on", field="--task", hint="give --task or --recipe, one of the two")
     if recipe is not None:
         spec, _ = recipes.load(recipe)
         if spec.eval is None:
-            raise UserError("this recipe measures nothing", field="--recipe", mend="give --task instead")
+            raise UserError("this recipe measures nothing", field="--recipe", hint="give --task instead")
         return spec.model_copy(update={"seed": options["seed"]})
     given = _yaml(reward, "--reward") if reward is not None else None
     asked = {"task": _yaml(task, "--task"), "split": options["split"], "n": options["n"]}
@@ -68,7 +68,8 @@ def _asked(model: str, task: str, recipe: str | None, reward: str | None, option
         "pass_at": _ks(options),
         "sampling": sampling,
     }
-    base = {"model": {"source": model}, "reward": given, "as_turn": options["as_turn"], "stages": {"none": {}}}
+    base = {"model": {"source": model}, "reward": given, "stages": {"none": {}}}
+    base |= {"chat_template": options["chat_template"]}
     base |= {"seed": options["seed"]}
     try:
         return Recipe.model_validate(base | {"eval": made})
@@ -83,7 +84,7 @@ def _as_options() -> Iterator[None]:
         yield
     except UserError as err:
         if err.field and err.field.startswith("eval.sets.test."):
-            err = UserError(err.message, field="--" + err.field.split(".")[3], mend=err.mend)
+            err = UserError(err.message, field="--" + err.field.split(".")[3], hint=err.hint)
         raise err from None
 
 
@@ -93,12 +94,12 @@ def _ks(options: dict[str, Any]) -> tuple[int, ...]:
     samples = options["samples"] if options["temperature"] > 0 else 1
     for word in words:
         if not word.isdigit() or int(word) < 1:
-            raise UserError(f"{word!r} is no number of answers", field="--pass-at", mend="write e.g. 1,4,16")
+            raise UserError(f"{word!r} is no number of answers", field="--pass-at", hint="write e.g. 1,4,16")
         if int(word) > samples:
             raise UserError(
                 f"pass@{word} needs at least {word} answers to each problem, and there are {samples}",
                 field="--pass-at",
-                mend=f"add --samples {word}" if options["temperature"] > 0 else "set a temperature above 0",
+                hint=f"add --samples {word}" if options["temperature"] > 0 else "set a temperature above 0",
             )
     return tuple(map(int, words))
 

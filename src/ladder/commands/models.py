@@ -31,11 +31,14 @@ def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str,
     loaded = load(model)
     console = Console()
     sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
-    as_turn = not raw and bool(loaded.tokenizer.chat_template)
+    chat_template = not raw and bool(loaded.tokenizer.chat_template)
     texts = [sys.stdin.read() if p == "-" else p for p in prompts]
     requests = [
         Request(
-            encode_prompt(loaded.tokenizer, text, as_turn=as_turn), n, sampling(settings), rng.key(seed, "sample", i)
+            encode_prompt(loaded.tokenizer, text, chat_template=chat_template),
+            n,
+            sampling(settings),
+            rng.key(seed, "sample", i),
         )
         for i, text in enumerate(texts)
     ]
@@ -49,7 +52,7 @@ def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> N
     """ladder chat."""
     loaded = load(model)
     if not loaded.tokenizer.chat_template:
-        raise UserError("this model has no chat template", field="--model", mend="use ladder sample")
+        raise UserError("this model has no chat template", field="--model", hint="use ladder sample")
     rich = Rich()
     sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -69,10 +72,10 @@ def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> N
         turn += 1
 
 
-def inspect_data(data: str, model: str, rows: int, layout: str | None, *, as_turn: bool) -> None:
+def inspect_data(data: str, model: str, rows: int, layout: str | None, *, chat_template: bool) -> None:
     """ladder inspect. Needs the tokenizer alone."""
     tokenizer = load(model).tokenizer
-    inspect_file(Data(path=data, layout=layout), tokenizer, rows, Rich(), Encoding(as_turn=as_turn))
+    inspect_file(Data(path=data, layout=layout), tokenizer, rows, Rich(), Encoding(chat_template=chat_template))
 
 
 def export_model(model: str, out: Path, dtype: str) -> None:
@@ -80,7 +83,7 @@ def export_model(model: str, out: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
     if out.exists():
-        raise UserError("is there already", file=out, mend="choose another directory")
+        raise UserError("is there already", file=out, hint="choose another directory")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"{dtype!r} is no dtype to export", field="--dtype")
     loaded = load(model, dtype=dtype)
@@ -97,7 +100,7 @@ def _compare(loaded: LoadedModel, again: Any) -> float:
     ours = dict(loaded.model.named_parameters())
     for name, p in again.named_parameters():
         if name not in ours or not torch.equal(p, ours[name]):
-            raise UserError(f"the exported weights differ in {name}", mend="this is a bug: please report it")
+            raise UserError(f"the exported weights differ in {name}", hint="this is a bug: please report it")
     g = rng.generator(0, "export")
     tokens = torch.randint(0, len(loaded.tokenizer), (16,), generator=g)
     with torch.no_grad():

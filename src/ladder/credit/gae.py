@@ -28,7 +28,7 @@ import numpy as np
 
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Stop
-from ladder.credit.group import EPS, centred, std
+from ladder.credit.advantages import EPS, centred, std
 
 Arrays = list[np.ndarray]
 
@@ -41,9 +41,9 @@ def token_rewards(
     *,
     kl_coef: float = 0.0,
     stop: Stop = "eos",
-    missing_terminator: float = 0.0,
+    missing_eos_penalty: float = 0.0,
 ) -> np.ndarray:
-    """One answer's rewards. missing_terminator: taken off the score when the answer was cut off at its length limit.
+    """One answer's rewards. missing_eos_penalty: taken off the score when the answer was cut off at its length limit.
 
     Raises ValueError when no token was drawn, when the score is not finite, and for a KL without a reference.
     """
@@ -56,7 +56,7 @@ def token_rewards(
             raise ValueError("kl_coef is set but there is no reference to measure the KL from")
         _drawn(mask, ref_logps)
         rewards[drawn] = -kl_coef * (logps[drawn].astype(np.float64) - ref_logps[drawn])
-    rewards[drawn[-1]] += score - (missing_terminator if stop == "length" else 0.0)
+    rewards[drawn[-1]] += score - (missing_eos_penalty if stop == "length" else 0.0)
     return rewards
 
 
@@ -75,7 +75,7 @@ def gae(
     """
     for name, factor in (("gamma", gamma), ("lam", lam)):
         if not 0 <= factor <= 1:
-            raise UserError(f"must be in [0, 1], got {factor}", field=name, mend="1 and 0.95 are usual")
+            raise UserError(f"must be in [0, 1], got {factor}", field=name, hint="1 and 0.95 are usual")
     where = [_drawn(m, r, v) for r, v, m in zip(rewards, values, masks, strict=True)]
     if not where:
         return [], []
@@ -138,7 +138,7 @@ class AdaptiveKL:
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"must be above 0, got {value}", field=name)
         if self.gain >= 5:
-            raise UserError(f"a gain of {self.gain} can make the coefficient 0", field="gain", mend="0.1 is usual")
+            raise UserError(f"a gain of {self.gain} can make the coefficient 0", field="gain", hint="0.1 is usual")
 
     def update(self, kl: float) -> None:
         """kl: of whole answers, averaged over the step. Raises ValueError when it is not finite."""

@@ -1,102 +1,87 @@
-"""Advantages of whole answers from their rewards: the one place where groups are averaged.
+"""Credit by comparison within a group: the advantage of a whole answer, the same at each of its tokens.
 
-For a group of n judged answers with rewards r and mean m:
-
-    group_mean             A_i = r_i - m                                   Dr. GRPO, arXiv:2503.20783
-    group_std              A_i = (r_i - m) / (std + EPS)                   GRPO, arXiv:2402.03300
-    leave_one_out          A_i = r_i - mean of the others = n/(n-1) (r_i - m)   RLOO, arXiv:2402.14740
-    reinforce_pp           A_i = (r_i - M) / (STD + EPS), over the whole batch   REINFORCE++, arXiv:2501.03262
-    reinforce_pp_baseline  A_i = (r_i - m) / (STD of all r - m + EPS)      its "-baseline" variant
-
-Answers that could not be judged are out of every mean and get NaN, which no loss may ever see. Answers that all
-got the same reward get exactly 0 (in their group, or for reinforce_pp in the batch), and so does a judged answer
-that stands alone: it has nothing to be compared with. A std is the unbiased one (n - 1), as in TRL and verl, so
-that their recipes carry over. Everything is float64 in two passes (mean, then deviations from it).
-
-Left out: REINFORCE++'s token-level rewards and its weighting by tokens (here every answer weighs the same).
+GRPO, RLOO, Dr. GRPO, REINFORCE++ and their relatives; `advantages.py` has the formulas. An answer whose reward failed
+leaves both the loss and its group's baseline. A group whose advantages are all 0 has nothing to say and is not trained.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal, assert_never, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ladder.base.errors import UserError
-
-Kind = Literal["group_mean", "group_std", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-EPS = 1e-6
-"""Keeps rewards that differ by rounding only from being blown up to an advantage of 1."""
-LARGEST = 1e100
-"""Rewards beyond this would overflow when squared."""
+from ladder.contract.rollouts import Groups, Judged, Score
+from ladder.contract.training import Unit
+from ladder.credit.advantages import Kind, advantages
+from ladder.credit.base import Credited, answer_kl, to_sample
 
 
-def advantages(kind: Kind, rewards: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Advantages of every group of one step: float64 [G] each, NaN where `valid` is False.
+@dataclass(frozen=True, slots=True)
+class GroupCredit:
+    """advantage: how rewards become advantages. kl_coef: weight of the k1 penalty (log-probability ratio to the
+    reference) taken off the reward, summed over the answer. drop_zero_variance: leave out groups without any advantage
+    (False when the loss holds a KL term that they should feel). skip_truncated: answers cut off at the length limit are
+    not trained (they stay in the baseline)."""
 
-    rewards: [G] of each group; what stands where `valid` is False is not read. valid: bool [G] of each group.
-    Raises UserError on an unknown kind, ValueError on shapes or types that disagree and on a valid reward that is
-    not finite.
-    """
-    if kind not in KINDS:
-        raise UserError(f"{kind!r} is no advantage", field="advantage", mend=f"one of {', '.join(KINDS)}")
-    judged = [_judged(r, v) for r, v in zip(rewards, valid, strict=True)]
-    return [_scatter(a, v) for a, v in zip(_of(kind, judged), valid, strict=True)]
+    advantage: Kind = "group_std"
+    kl_coef: float = 0.0
+    drop_zero_variance: bool = True
+    skip_truncated: bool = False
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
 
-def _of(kind: Kind, groups: list[np.ndarray]) -> list[np.ndarray]:
-    match kind:
-        case "group_mean":
-            return [centred(r) for r in groups]
-        case "group_std":
-            return [c / (std(c) + EPS) for c in map(centred, groups)]
-        case "leave_one_out":
-            return [centred(r) * (len(r) / max(len(r) - 1, 1)) for r in groups]
-        case "reinforce_pp":
-            whole = centred(np.concatenate(groups)) if groups else np.zeros(0)
-            return _split(whole / (std(whole) + EPS), groups)
-        case "reinforce_pp_baseline":
-            # every group is centred, so the batch is: subtracting its mean would only add rounding
-            whole = np.concatenate([centred(r) for r in groups]) if groups else np.zeros(0)
-            return _split(whole / (std(whole) + EPS), groups)
-        case _:
-            assert_never(kind)
+    def __call__(self, groups: Groups, judged: Judged, ref_logps: Sequence[Tensor] | None) -> Credited:
+        rewards, valid = self._rewards(groups, judged, ref_logps)
+        scores = advantages(self.advantage, rewards, valid)
+        silent = [not s[ok].any() for s, ok in zip(scores, valid, strict=True)]
+        figures = {"groups/no_signal": float(np.mean(silent))}
+        means = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
+        if self.kl_coef and means:
+            figures["reward/penalised"] = float(np.mean(means))
+        return self._units(groups, scores, valid, ref_logps), figures
 
+    def state(self) -> dict[str, Any]:
+        return {}
 
-def centred(r: np.ndarray) -> np.ndarray:
-    """r minus its mean; exactly 0 when all are equal. Measured from the smallest, so a common offset cancels."""
-    if not len(r):
-        return r
-    above = r - r.min()
-    return above - math.fsum(above) / len(r)
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
 
+    def _rewards(
+        self, groups: Groups, judged: Judged, ref: Sequence[Tensor] | None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Rewards (less the KL penalty) and validity of every group, [G] each."""
+        at, rewards, valid = 0, [], []
+        for group, outcomes in zip(groups, judged, strict=True):
+            values = np.array([o.value if isinstance(o, Score) else np.nan for o in outcomes], np.float64)
+            ok = np.array([isinstance(o, Score) and r.length > 0 for o, r in zip(outcomes, group, strict=True)])
+            if self.kl_coef and ref is not None:
+                for i, r in enumerate(group):
+                    values[i] -= self.kl_coef * answer_kl(r, ref[at + i])
+            at += len(group)
+            rewards.append(values)
+            valid.append(ok)
+        return rewards, valid
 
-def std(x: np.ndarray) -> float:
-    """Unbiased standard deviation of numbers whose mean is 0; 0 for fewer than two."""
-    if len(x) < 2:
-        return 0.0
-    return math.sqrt(math.fsum(x * x) / (len(x) - 1))
-
-
-def _judged(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The valid rewards in float64."""
-    if valid.dtype != np.bool_ or rewards.ndim != 1 or rewards.shape != valid.shape:
-        raise ValueError(f"rewards [G] {rewards.shape} need a bool mask of that shape, got {valid.dtype} {valid.shape}")
-    kept = rewards[valid].astype(np.float64)
-    if not (np.abs(kept) <= LARGEST).all():
-        raise ValueError(f"a reward that counts as valid is not finite (or beyond {LARGEST:g}): {kept}")
-    return kept
-
-
-def _scatter(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    full = np.full(valid.shape, np.nan)
-    full[valid] = values
-    return full
-
-
-def _split(whole: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
-    return np.split(whole, np.cumsum([len(g) for g in groups])[:-1]) if groups else []
+    def _units(
+        self, groups: Groups, scores: list[np.ndarray], valid: list[np.ndarray], ref: Sequence[Tensor] | None
+    ) -> list[Unit]:
+        units: list[Unit] = []
+        at = 0
+        for group, advantage, ok in zip(groups, scores, valid, strict=True):
+            silent = self.drop_zero_variance and not advantage[ok].any()
+            for i, rollout in enumerate(group):
+                here, at = at, at + 1
+                if silent or not ok[i] or (self.skip_truncated and rollout.stop == "length"):
+                    continue
+                sample = to_sample(rollout)
+                sample.cols["advantages"] = torch.full((len(sample.tokens),), float(advantage[i]))
+                if ref is not None:
+                    sample.cols["ref_logps"] = ref[here]
+                units.append(sample)
+        return units

@@ -42,13 +42,15 @@ _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "Certainly"
 
 
-def encode_prompt(tokenizer: Any, prompt: Content, *, as_turn: bool = False, tools: list[Any] | None = None) -> Tokens:
+def encode_prompt(
+    tokenizer: Any, prompt: Content, *, chat_template: bool = False, tools: list[Any] | None = None
+) -> Tokens:
     """Token ids of a prompt, ready to be continued: with the generation prompt for messages, with at most one BOS.
 
-    as_turn: a text prompt is put as a user's turn. Raises UserError (no chat template, a conversation that the
+    chat_template: a text prompt is put as a user's turn. Raises UserError (no chat template, a conversation that the
     template refuses, nothing to encode).
     """
-    return Encoder(tokenizer, as_turn=as_turn).prompt(prompt, tools)
+    return Encoder(tokenizer, chat_template=chat_template).prompt(prompt, tools)
 
 
 def encode_example(
@@ -57,10 +59,10 @@ def encode_example(
     *,
     turns: Literal["all", "last"] = "all",
     rewritten: Literal["error", "skip"] = "error",
-    as_turn: bool = False,
+    chat_template: bool = False,
 ) -> tuple[Tokens, Mask]:
     """(token ids, what is trained) of one row; see `Encoder` for the options. Raises UserError naming the row."""
-    return Encoder(tokenizer, turns, rewritten, as_turn).example(example)
+    return Encoder(tokenizer, turns, rewritten, chat_template).example(example)
 
 
 def leading_bos(tokenizer: Any, tokens: Sequence[int]) -> int:
@@ -87,11 +89,11 @@ def stop_ids(tokenizer: Any) -> list[int]:
             raise UserError(
                 f"the chat template ends a turn with {terminator(tokenizer)!r}, which is {len(end)} tokens, not one",
                 field="chat_template",
-                mend="end turns with a token of the vocabulary (most often EOS)",
+                hint="end turns with a token of the vocabulary (most often EOS)",
             )
         ids.add(int(end[0]))
     if not ids:
-        raise UserError("the tokenizer has no token that ends an answer", field="eos_token", mend="set eos_token in it")
+        raise UserError("the tokenizer has no token that ends an answer", field="eos_token", hint="set eos_token in it")
     return sorted(ids)
 
 
@@ -101,14 +103,14 @@ class Encoder:
 
     turns: which of the assistant's turns of a conversation are trained. rewritten: what to do about a turn that the
     template rewrites as the conversation goes on: "error", or "skip" it (it stays in the context, untrained; counted).
-    as_turn: text prompts and completions are put as a user's and an assistant's turn.
+    chat_template: text prompts and completions are put as a user's and an assistant's turn.
     counts: "turns", "turns/rewritten", "cuts" (texts cut where a token would have straddled prompt and answer).
     """
 
     tokenizer: Any
     turns: Literal["all", "last"] = "all"
     rewritten: Literal["error", "skip"] = "error"
-    as_turn: bool = False
+    chat_template: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------ rows
@@ -116,14 +118,14 @@ class Encoder:
     def prompt(self, prompt: Content, tools: list[Any] | None = None) -> Tokens:
         """See `encode_prompt`."""
         row = Answered(prompt, "")
-        if isinstance(prompt, str) and not self.as_turn:
+        if isinstance(prompt, str) and not self.chat_template:
             ids = self._with_bos(self._encode(prompt))
         else:
             turns = [_turn("user", prompt)] if isinstance(prompt, str) else prompt
             self._refuse_specials(row, {"prompt": turns})
             ids = self._encode(self._render(row, turns, tools, prompting=True))
         if not ids:
-            raise row.error("holds nothing to continue", field="prompt", mend="give a prompt that is not empty")
+            raise row.error("holds nothing to continue", field="prompt", hint="give a prompt that is not empty")
         self._check_bos(row, ids)
         return ids
 
@@ -161,7 +163,7 @@ class Encoder:
         if isinstance(prompt, str) != isinstance(completion, str):
             raise row.error("prompt and completion must both be text or both be messages", field="completion")
         if isinstance(prompt, str) and isinstance(completion, str):
-            if not self.as_turn:
+            if not self.chat_template:
                 return self._plain(row, prompt, completion)
             prompt, completion = [_turn("user", prompt)], [_turn("assistant", completion)]
         assert isinstance(prompt, list) and isinstance(completion, list)
@@ -182,7 +184,7 @@ class Encoder:
         """With EOS at the end, once."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
-            raise row.error("the tokenizer has no EOS token to end a text with", mend="set eos_token in the tokenizer")
+            raise row.error("the tokenizer has no EOS token to end a text with", hint="set eos_token in the tokenizer")
         return ids if ids and ids[-1] == eos else [*ids, int(eos)]
 
     # ------------------------------------------------------------ conversations
@@ -235,7 +237,7 @@ class Encoder:
         if len(spans) != len(turns):
             raise row.error(
                 f"the chat template marks {len(spans)} generated stretches for {len(turns)} assistant's turns",
-                mend="put one pair of {% generation %} markers around each assistant's turn in the template",
+                hint="put one pair of {% generation %} markers around each assistant's turn in the template",
             )
         return text, [span for i, span in zip(turns, spans, strict=True) if i >= first]
 
@@ -247,15 +249,15 @@ class Encoder:
             raise row.error(
                 f"the chat template ends this assistant's turn with {turn[-20:]!r}, not with its terminator "
                 f"{self.terminator!r}, so the model would not learn to stop",
-                mend="let the template (and its generation markers) end every assistant's turn alike",
+                hint="let the template (and its generation markers) end every assistant's turn alike",
             )
         return start, start + len(turn)
 
     def _rewritten(self, row: Example | Labelled, text: str, before: str | None, after: str, i: int) -> UserError:
         """Says where the conversation and its rendering up to turn i part."""
         if before is None:
-            mend = "drop the turn, put a user's turn before it, or set rewritten: skip (it stays, untrained)"
-            return row.error("the conversation begins with an assistant's turn", field="messages[0]", mend=mend)
+            hint = "drop the turn, put a user's turn before it, or set rewritten: skip (it stays, untrained)"
+            return row.error("the conversation begins with an assistant's turn", field="messages[0]", hint=hint)
         short = before if not text.startswith(before) else after
         at = next((k for k, (a, b) in enumerate(zip(text, short, strict=False)) if a != b), min(len(text), len(short)))
         name = self.tokenizer.name_or_path or type(self.tokenizer).__name__
@@ -263,7 +265,7 @@ class Encoder:
             f"the chat template of {name!r} writes this turn differently once the conversation goes on "
             f"({short[at : at + 30]!r} becomes {text[at : at + 30]!r}), so it cannot be trained as it was written",
             field=f"messages[{i}]",
-            mend="set rewritten: skip (train the turns that stay), turns: last, or use a template that keeps its turns",
+            hint="set rewritten: skip (train the turns that stay), turns: last, or use a template that keeps its turns",
         )
 
     # ------------------------------------------------------------ templates
@@ -280,7 +282,7 @@ class Encoder:
             raise row.error(
                 "the chat template ends an assistant's turn with nothing, so the model would not learn to stop",
                 field="chat_template",
-                mend="write the EOS token behind the assistant's content in the template",
+                hint="write the EOS token behind the assistant's content in the template",
             )
         return rest.strip()
 
@@ -288,7 +290,7 @@ class Encoder:
         if not self.tokenizer.chat_template:
             raise row.error(
                 "messages need a chat template, and the tokenizer has none",
-                mend="use a model whose tokenizer has one, set tokenizer.chat_template, or give prompt and completion "
+                hint="use a model whose tokenizer has one, set tokenizer.chat_template, or give prompt and completion "
                 "as text",
             )
         return self.tokenizer.get_chat_template()
@@ -350,7 +352,7 @@ class Encoder:
                 raise row.error(
                     f"prompt and answer meet inside a token ({text[base - 8 : base + 8]!r}), and this tokenizer "
                     "cannot tokenise them apart without changing the text",
-                    mend="move the space between them from the prompt's end to the answer's beginning, or drop it",
+                    hint="move the space between them from the prompt's end to the answer's beginning, or drop it",
                 )
         return ids, bounds
 
@@ -366,7 +368,7 @@ class Encoder:
 
     def _check_bos(self, row: Any, ids: Tokens) -> None:
         if self.tokenizer.bos_token_id is not None and leading_bos(self.tokenizer, ids[:2]) > 1:
-            raise row.error("begins with two BOS tokens", mend="take the BOS token out of the text or of the template")
+            raise row.error("begins with two BOS tokens", hint="take the BOS token out of the text or of the template")
 
     @cached_property
     def _specials(self) -> re.Pattern[str] | None:
@@ -388,7 +390,7 @@ class Encoder:
                     raise row.error(
                         f"holds {found.group()!r}, which the tokenizer would read as a special token",
                         field=f"{name}[{i}].content",
-                        mend="take it out; for text that is already in the template's form, use the column `text`",
+                        hint="take it out; for text that is already in the template's form, use the column `text`",
                     )
 
 

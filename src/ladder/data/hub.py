@@ -21,7 +21,7 @@ def read(name: str, *, subset: str | None = None, split: str = "train") -> Itera
     try:
         table = load_dataset(name, subset, split=split)
     except (OSError, ValueError, DatasetsError) as err:
-        mend = "check name, subset and split, and the connection; or download the file and give its path"
-        raise UserError(f"cannot be loaded: {err}", file=label, mend=mend) from err
+        hint = "check name, subset and split, and the connection; or download the file and give its path"
+        raise UserError(f"cannot be loaded: {err}", file=label, hint=hint) from err
     for number, fields in enumerate(table, 1):
         yield checked(dict(fields), Origin(label, number))

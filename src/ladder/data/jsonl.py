@@ -43,13 +43,13 @@ def read(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator[Row | Bad]
                         f"the line is longer than {max_bytes:,} bytes",
                         file=name,
                         line=number,
-                        mend="split the row, or raise max_row_bytes",
+                        hint="split the row, or raise max_row_bytes",
                     )
                     yield Bad(Origin(name, number), error)
                 elif line.strip():
                     yield _row(line.rstrip(b"\r\n"), Origin(name, number))
     except OSError as err:
-        raise UserError(f"cannot be read: {err.strerror or err}", file=name, mend="check the path") from err
+        raise UserError(f"cannot be read: {err.strerror or err}", file=name, hint="check the path") from err
 
 
 def _lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
@@ -67,37 +67,37 @@ def _row(line: bytes, origin: Origin) -> Row | Bad:
     """The parsed line, or why it cannot be."""
     text = ""
 
-    def bad(message: str, column: int | None = None, field: str | None = None, mend: str | None = None) -> Bad:
-        place = UserError(message, file=origin.file, line=origin.line, column=column, field=field, mend=mend)
+    def bad(message: str, column: int | None = None, field: str | None = None, hint: str | None = None) -> Bad:
+        place = UserError(message, file=origin.file, line=origin.line, column=column, field=field, hint=hint)
         return Bad(origin, place, line)
 
     for bom, coding in _BOMS.items():
         if origin.line == 1 and line.startswith(bom):
-            return bad(f"begins with a byte order mark ({coding})", 1, mend="save the file as UTF-8 without one")
+            return bad(f"begins with a byte order mark ({coding})", 1, hint="save the file as UTF-8 without one")
     if b"\0" in line:
-        return bad("holds a NUL byte", line.index(b"\0") + 1, mend="take it out (is the file UTF-16?)")
+        return bad("holds a NUL byte", line.index(b"\0") + 1, hint="take it out (is the file UTF-16?)")
     try:
         text = line.decode("utf-8")
         fields = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeDecodeError as err:
         column = len(line[: err.start].decode("utf-8")) + 1
-        return bad(f"is not UTF-8 ({err.reason})", column, mend="the file may be cut off, or in another encoding")
+        return bad(f"is not UTF-8 ({err.reason})", column, hint="the file may be cut off, or in another encoding")
     except json.JSONDecodeError as err:
-        mend = "write one whole object a line"
+        hint = "write one whole object a line"
         if text.lstrip().startswith("[") and origin.line == 1:
-            mend += " (a file that is one array: jq -c '.[]' FILE > FILE.jsonl)"
-        return bad(f"is not JSON: {err.msg}", err.colno, _open_field(text, err.pos), mend)
+            hint += " (a file that is one array: jq -c '.[]' FILE > FILE.jsonl)"
+        return bad(f"is not JSON: {err.msg}", err.colno, _open_field(text, err.pos), hint)
     except _Flaw as err:
         return bad(str(err), _second(text, err.key), err.key)
     except RecursionError:
-        return bad("is nested too deep", mend="flatten the row")
+        return bad("is nested too deep", hint="flatten the row")
     except ValueError as err:  # a number of thousands of digits
         return bad(f"is not JSON that can be read: {err}")
     if not isinstance(fields, dict):
-        mend = "write one object a line"
+        hint = "write one object a line"
         if isinstance(fields, list):
-            mend += " (a file that is one array: jq -c '.[]' FILE > FILE.jsonl)"
-        return bad(f"must be an object, not {type(fields).__name__}", 1, mend=mend)
+            hint += " (a file that is one array: jq -c '.[]' FILE > FILE.jsonl)"
+        return bad(f"must be an object, not {type(fields).__name__}", 1, hint=hint)
     found = flaw(fields)
     if found:
         field, wrong = found

@@ -30,11 +30,11 @@ class Origin:
 class _Kind:
     origin: Origin | None = None
 
-    def error(self, message: str, *, field: str | None = None, mend: str | None = None) -> UserError:
+    def error(self, message: str, *, field: str | None = None, hint: str | None = None) -> UserError:
         """An error about this row, naming file and line where they are known."""
         if self.origin is None:
-            return UserError(message, field=field, mend=mend)
-        return UserError(message, file=self.origin.file, line=self.origin.line, field=field, mend=mend)
+            return UserError(message, field=field, hint=hint)
+        return UserError(message, file=self.origin.file, line=self.origin.line, field=field, hint=hint)
 
     def at(self, origin: Origin) -> Self:
         return replace(self, origin=origin)

@@ -44,7 +44,7 @@ def recognise(row: Row) -> str:
     if {"prompt", "answer"} <= fields:
         hint = "for imitation rename (columns: {completion: answer}); rows of prompt and answer are tasks for rewards"
     raise row.error(
-        f"the columns {', '.join(sorted(fields)) or '(none)'} are no layout known here ({known})", mend=hint
+        f"the columns {', '.join(sorted(fields)) or '(none)'} are no layout known here ({known})", hint=hint
     )
 
 
@@ -171,7 +171,7 @@ def _of_implicit(row: Row) -> list[Kind]:
     rejected = _messages(row, "rejected", _get(row, "rejected"))
     n = _common(chosen, rejected)
     if not n:
-        raise row.error("chosen and rejected share no prompt", field="rejected", mend="give a column `prompt`")
+        raise row.error("chosen and rejected share no prompt", field="rejected", hint="give a column `prompt`")
     return [_preference(row, chosen[:n], chosen[n:], rejected[n:])]
 
 
@@ -185,7 +185,7 @@ def _common(a: list[Message], b: list[Message]) -> int:
 
 def _preference(row: Row, prompt: Content, chosen: Content, rejected: Content) -> Preference:
     if chosen == rejected:
-        raise row.error("chosen and rejected are the same", field="rejected", mend="leave the row out")
+        raise row.error("chosen and rejected are the same", field="rejected", hint="leave the row out")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not side or (isinstance(side, list) and not any(m["role"] == "assistant" for m in side)):
             raise row.error("holds no assistant's turn after the prompt", field=name)
@@ -313,4 +313,4 @@ LAYOUTS: dict[str, Layout] = {
 def check_layout(name: str | None) -> None:
     """Raises UserError for a layout there is not."""
     if name is not None and name not in LAYOUTS:
-        raise UserError(f"{name!r} is no layout", field="layout", mend=f"one of {', '.join(LAYOUTS)}")
+        raise UserError(f"{name!r} is no layout", field="layout", hint=f"one of {', '.join(LAYOUTS)}")

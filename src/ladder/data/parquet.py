@@ -26,7 +26,7 @@ def read(path: str | Path) -> Iterator[Row | Bad]:
                     yield checked(fields, Origin(str(path), number))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise UserError(
-            f"cannot be read as Parquet (after {number} rows): {err}", file=path, mend="the file may be cut off"
+            f"cannot be read as Parquet (after {number} rows): {err}", file=path, hint="the file may be cut off"
         ) from err
 
 

@@ -25,8 +25,8 @@ class Row:
     fields: dict[str, Any]
     raw: bytes = b""
 
-    def error(self, message: str, *, field: str | None = None, mend: str | None = None) -> UserError:
-        return UserError(message, file=self.origin.file, line=self.origin.line, field=field, mend=mend)
+    def error(self, message: str, *, field: str | None = None, hint: str | None = None) -> UserError:
+        return UserError(message, file=self.origin.file, line=self.origin.line, field=field, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class Encoding(Config):
 
     max_tokens: of one row; None is no bound. over_long: "error", "drop", "left" or "right" (cut there).
     untrained: what to do with a row in which nothing is trained: "error" or "drop".
-    turns, rewritten, as_turn: see `chat.Encoder`.
+    turns, rewritten, chat_template: see `chat.Encoder`.
     """
 
     max_tokens: int | None = Field(default=None, ge=2)
@@ -35,7 +35,7 @@ class Encoding(Config):
     untrained: Literal["error", "drop"] = "error"
     turns: Literal["all", "last"] = "all"
     rewritten: Literal["error", "skip"] = "error"
-    as_turn: bool = False
+    chat_template: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> Encoding:
@@ -44,7 +44,7 @@ class Encoding(Config):
         return self
 
     def encoder(self, tokenizer: Any) -> Encoder:
-        return Encoder(tokenizer, self.turns, self.rewritten, self.as_turn)
+        return Encoder(tokenizer, self.turns, self.rewritten, self.chat_template)
 
 
 def load(data: Data, tokenizer: Any, encoding: Encoding | None = None) -> tuple[list[Sample], Report]:
@@ -68,7 +68,7 @@ def to_samples(
     encoder, made = encoding.encoder(tokenizer), []
     for example in examples:
         if isinstance(example, Preference):
-            raise example.error("is a preference, which is not an example to imitate", mend="use its chosen answers")
+            raise example.error("is a preference, which is not an example to imitate", hint="use its chosen answers")
         fitted = _fit(example, encoder.example(example), encoding, report, tokenizer.bos_token_id)
         if fitted is not None:
             made.append(_sample(example, fitted))
@@ -87,11 +87,11 @@ def to_pairs(
     """
     encoding, report = encoding or Encoding(), Report() if report is None else report
     if encoding.over_long == "left":
-        raise UserError("pairs cannot be cut from the left", field="over_long", mend="use error, drop or right")
+        raise UserError("pairs cannot be cut from the left", field="over_long", hint="use error, drop or right")
     encoder, made = encoding.encoder(tokenizer), []
     for example in examples:
         if not isinstance(example, Preference):
-            raise example.error(f"is no preference ({type(example).__name__})", mend="give chosen and rejected")
+            raise example.error(f"is no preference ({type(example).__name__})", hint="give chosen and rejected")
         fitted = [_fit(example, side, encoding, report, tokenizer.bos_token_id) for side in encoder.pair(example)]
         if fitted[0] is not None and fitted[1] is not None:
             made.append(Pair(_sample(example, fitted[0]), _sample(example, fitted[1])))
@@ -107,7 +107,7 @@ def _fit(example: Kind, encoded: Encoded, encoding: Encoding, report: Report, bo
         if encoding.over_long == "error":
             raise example.error(
                 f"is {len(tokens):,} tokens long, more than max_tokens = {encoding.max_tokens:,}",
-                mend="raise max_tokens, or set over_long: drop, left or right",
+                hint="raise max_tokens, or set over_long: drop, left or right",
             )
         if encoding.over_long == "drop":
             report.add("over-long, dropped", example.origin)
@@ -117,7 +117,7 @@ def _fit(example: Kind, encoded: Encoded, encoding: Encoding, report: Report, bo
     if not any(mask):
         if encoding.untrained == "error":
             raise example.error(
-                "nothing in it is trained", mend="give it an answer, or set untrained: drop to leave such rows out"
+                "nothing in it is trained", hint="give it an answer, or set untrained: drop to leave such rows out"
             )
         report.add("nothing to train, dropped", example.origin)
         return None

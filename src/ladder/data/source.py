@@ -89,13 +89,13 @@ class Data(Config):
             return hub.read(self.path.removeprefix("hub:"), subset=self.subset, split=self.split or "train")
         path = Path(self.path)
         if path.is_dir():
-            raise UserError("is a directory", file=path, mend="give a file, or hub:NAME")
+            raise UserError("is a directory", file=path, hint="give a file, or hub:NAME")
         if path.suffix == ".parquet":
             return parquet.read(path)
         if path.suffix in (".jsonl", ".ndjson", ".json"):
             return jsonl.read(path, max_bytes=self.max_row_bytes)
-        mend = "use .jsonl, .ndjson, .json or .parquet, or hub:NAME"
-        raise UserError(f"the ending {path.suffix!r} is not known", file=path, mend=mend)
+        hint = "use .jsonl, .ndjson, .json or .parquet, or hub:NAME"
+        raise UserError(f"the ending {path.suffix!r} is not known", file=path, hint=hint)
 
     def examples(self, report: Report | None = None) -> Iterator[Kind]:
         """The rows in their normal form, in order; the report is filled as they are read.
@@ -120,9 +120,9 @@ class Data(Config):
                 report.add("examples", n=len(made))
                 yield from made
         if not kept:
-            mend = "see the bad rows above" if report.counts.get("bad rows") else "check the file"
+            hint = "see the bad rows above" if report.counts.get("bad rows") else "check the file"
             bad = "".join(f"; {w}" for w in report.where.get("bad rows", [])[:1])
-            raise UserError(f"holds no usable row{bad}", file=self.path, mend=mend)
+            raise UserError(f"holds no usable row{bad}", file=self.path, hint=hint)
 
     def _examples(self, row: Row | Bad, report: Report) -> list[Kind] | Bad:
         """The examples of a row, or what is wrong with it, in the words of the data."""
@@ -155,7 +155,7 @@ class Data(Config):
         if err.field is None or ours not in self.columns or "no column" in err.message:
             return err
         named = self.columns[ours] + err.field[len(ours) :]
-        return UserError(err.message, file=err.file, line=err.line, column=err.column, field=named, mend=err.mend)
+        return UserError(err.message, file=err.file, line=err.line, column=err.column, field=named, hint=err.hint)
 
     def _aside(self, stack: ExitStack) -> IO[str] | None:
         if self.quarantine is None:

@@ -28,7 +28,7 @@ from ladder.decoding.draw import draw, uniforms
 from ladder.decoding.llama import Decoder, Llama, fits
 from ladder.decoding.modules import Modules
 from ladder.decoding.prefill import Prompts
-from ladder.decoding.scheduler import Rows
+from ladder.decoding.scheduler import Scheduler
 from ladder.models.head import Head
 
 Progress = Callable[[int, int], None]
@@ -137,7 +137,7 @@ class NativeSampler:
         length = max(min(len(r.prompt) + r.sampling.max_tokens, self.context) for r in requests)
         if llama_cuda.fits(self.device):
             if self.workers > 1:
-                raise UserError("a GPU decodes with one worker", field="sampler.workers", mend="leave it at 1")
+                raise UserError("a GPU decodes with one worker", field="sampler.workers", hint="leave it at 1")
             return self._state
         if self.head.weight.dtype != torch.float32:  # of a GPU that steps cannot be captured on
             return lambda slots, length: Modules(self.base, self.head, slots, length)
@@ -174,8 +174,8 @@ class NativeSampler:
         else:
             reason = llama_cpu.obstacle(self.base)
         if reason is not None:
-            mend = "leave it out, or load the model itself in a shorter type (model.dtype)"
-            raise UserError(f"bfloat16 needs the compiled kernels: {reason}", field="sampler.dtype", mend=mend)
+            hint = "leave it out, or load the model itself in a shorter type (model.dtype)"
+            raise UserError(f"bfloat16 needs the compiled kernels: {reason}", field="sampler.dtype", hint=hint)
 
     def _check(self, r: Request) -> None:
         if not r.prompt:
@@ -183,17 +183,17 @@ class NativeSampler:
         if r.n < 1 or r.sampling.max_tokens < 1:
             raise UserError(f"asked for {r.n} samples of at most {r.sampling.max_tokens} tokens")
         if "" in r.sampling.stop:
-            raise UserError("a stop string is empty", field="stop", mend="drop it")
+            raise UserError("a stop string is empty", field="stop", hint="drop it")
         if len(r.prompt) >= self.context:
             raise UserError(
                 f"a prompt of {len(r.prompt)} tokens leaves no room in a context of {self.context}",
-                mend="shorten it, or drop over-long prompts when loading the data",
+                hint="shorten it, or drop over-long prompts when loading the data",
             )
 
     # ------------------------------------------------------------ the loop
 
     def _run(self, requests: Sequence[Request], begin: Callable[[int, int], Decoding]) -> list[list[Completion]]:
-        rows = Rows(requests, self.tokenizer, self.eos, self.context)
+        rows = Scheduler(requests, self.tokenizer, self.eos, self.context)
         slots = max(1, min(self.slots, rows.total, self.cache_tokens // rows.longest))
         with torch.no_grad():  # holds in this thread only
             state = begin(slots, rows.longest)
@@ -208,21 +208,21 @@ class NativeSampler:
                     self.progress(rows.done_count, rows.total)
         return rows.completions()
 
-    def _admit(self, rows: Rows, state: Decoding, free: int) -> None:
+    def _admit(self, rows: Scheduler, state: Decoding, free: int) -> None:
         """Reads the next prompts once each and gives their samples slots and first tokens."""
         prompts, owner = rows.admit(free, PREFILL_TOKENS)  # owner [R]: each new row's prompt
         first = rows.active - len(owner)
         logits = state.read(Prompts.of(prompts, owner), first)
         self._draw(rows, first, logits.index_select(0, torch.from_numpy(owner).to(self.device)))
 
-    def _step(self, rows: Rows, state: Decoding) -> None:
+    def _step(self, rows: Scheduler, state: Decoding) -> None:
         """One more token for every active row."""
         A = rows.active
         logits = state.step(rows.last[:A], rows.position[:A])
         rows.position[:A] += 1
         self._draw(rows, 0, logits)
 
-    def _draw(self, rows: Rows, first: int, logits: torch.Tensor) -> None:
+    def _draw(self, rows: Scheduler, first: int, logits: torch.Tensor) -> None:
         """Draws a token for active rows first, first + 1, ... from their logits [R, V]."""
         part = slice(first, rows.active)
         for sampling, index in rows.by_sampling(part):
@@ -231,7 +231,7 @@ class NativeSampler:
             tokens, logps = draw(some, uniforms(rows.stream[here], rows.drawn[here]), sampling)
             rows.accept(here, tokens.cpu().numpy(), logps.cpu().numpy())
 
-    def _compact(self, rows: Rows, state: Decoding) -> None:
+    def _compact(self, rows: Scheduler, state: Decoding) -> None:
         """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left.
 
         Where their order means something and they are not alike, half of the rows move; else a few."""

@@ -19,7 +19,7 @@ TAIL = 8
 """Tokens decoded beyond a stop string's bytes (a token is at least one): the oldest may be cut within a character."""
 
 
-class Rows:
+class Scheduler:
     """All samples of some requests. Active ones hold slots 0 .. active-1."""
 
     def __init__(self, requests: Sequence[Request], tokenizer: Any, eos: Sequence[int], context: int) -> None:
@@ -212,7 +212,7 @@ class _Thinking:
             raise UserError(
                 f"the tokenizer cannot write {s.think_close!r}, so a thinking block could not be closed",
                 field="think_close",
-                mend="give a closing tag that the tokenizer knows, or set think_budget to 0",
+                hint="give a closing tag that the tokenizer knows, or set think_budget to 0",
             )
         self.opened = self.prompt.rfind(self.open) > self.prompt.rfind(self.close)
 

@@ -67,10 +67,10 @@ class Optim:
         ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         self._require(ok, "betas", "are two numbers in [0, 1)")
 
-    def _require(self, ok: bool, name: str, message: str, mend: str | None = None) -> None:
+    def _require(self, ok: bool, name: str, message: str, hint: str | None = None) -> None:
         if not ok:
-            text = message if mend else f"{message}, got {getattr(self, name)}"
-            raise UserError(text, field=f"optim.{name}", mend=mend)
+            text = message if hint else f"{message}, got {getattr(self, name)}"
+            raise UserError(text, field=f"optim.{name}", hint=hint)
 
     def factor(self, step: int, total: int) -> float:
         """What lr is multiplied with at `step` (from 0) of `total`."""
@@ -103,7 +103,7 @@ class Optimizer:
         self.step_count = 0
         self.last_lr = 0.0
         if any(p.dtype == torch.float16 for p in params.values()):
-            raise UserError("float16 is too narrow to train in", field="model.dtype", mend="use bfloat16")
+            raise UserError("float16 is too narrow to train in", field="model.dtype", hint="use bfloat16")
         self.masters = {n: p.detach().float() for n, p in params.items() if p.dtype == torch.bfloat16}
         self.stepped: dict[str, Tensor] = params | self.masters
         matrices = {n: p for n, p in self.stepped.items() if p.ndim == 2 and not _is_table(n)}
@@ -223,7 +223,7 @@ class Optimizer:
                 f"this checkpoint is of weights of another type: {odd}",
                 file=directory,
                 field="model.dtype",
-                mend="go on with the type that it was trained in",
+                hint="go on with the type that it was trained in",
             )
         for name, master in self.masters.items():
             master.copy_(found[name])

@@ -15,5 +15,5 @@ def find(name: str) -> Experiment:
     """Raises UserError when there is no such experiment."""
     if name not in EXPERIMENTS:
         message = f"no experiment is called {name!r}{near(name, list(EXPERIMENTS))}"
-        raise UserError(message, mend="ladder lab lists them")
+        raise UserError(message, hint="ladder lab lists them")
     return EXPERIMENTS[name]

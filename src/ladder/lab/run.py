@@ -30,7 +30,7 @@ def perform(
 ) -> Verdict:
     """The verdict, written to `out/NAME/` with its figure. Raises UserError, Interrupted."""
     if len(set(seeds)) < 2:
-        raise UserError("one seed has no interval: two at least are wanted", field="--seeds", mend="give e.g. 0,1,2")
+        raise UserError("one seed has no interval: two at least are wanted", field="--seeds", hint="give e.g. 0,1,2")
     measured: list[Measured] = []
     for seed in seeds:
         console.say(f"[bold]{experiment.name}, seed {seed}[/bold]")

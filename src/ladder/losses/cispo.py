@@ -29,8 +29,8 @@ class CISPO(PolicyTerms):
     def __post_init__(self) -> None:
         super().__post_init__()
         ok = finite_at_least(self.ratio_max, 1.0)
-        mend = f"give 1 or more (5 is usual); if you meant an epsilon, that is {1 + self.ratio_max:g}"
-        require(ok, "ratio_max", f"bounds the ratio itself, which is 1 on-policy, got {self.ratio_max}", mend)
+        hint = f"give 1 or more (5 is usual); if you meant an epsilon, that is {1 + self.ratio_max:g}"
+        require(ok, "ratio_max", f"bounds the ratio itself, which is 1 on-policy, got {self.ratio_max}", hint)
         ok = 0 <= self.ratio_min <= 1
         require(ok, "ratio_min", f"bounds the ratio itself, got {self.ratio_min}", "give a number in [0, 1]")
 

@@ -69,8 +69,8 @@ class DPO(PairTerms):
         check_beta(self.beta)
         smoothing = self.label_smoothing
         ok = 0 <= smoothing < 0.5
-        mend = "give a number in [0, 0.5)"
-        require(ok, "label_smoothing", f"the share of wrong labels, got {smoothing}", mend)
+        hint = "give a number in [0, 0.5)"
+        require(ok, "label_smoothing", f"the share of wrong labels, got {smoothing}", hint)
         ok = not (self.margins and smoothing)
         require(ok, "margins", "what a wrong label's margin means is undefined", "set label_smoothing to 0")
 

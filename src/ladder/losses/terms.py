@@ -26,10 +26,10 @@ Unit = Literal["token", "sequence", "padded"]
 Metrics = dict[str, Tensor]
 
 
-def require(ok: bool, field: str, message: str, mend: str) -> None:
+def require(ok: bool, field: str, message: str, hint: str) -> None:
     """Raises UserError on the field of a loss's configuration."""
     if not ok:
-        raise UserError(message, field=field, mend=mend)
+        raise UserError(message, field=field, hint=hint)
 
 
 def finite_at_least(value: float, low: float) -> bool:

@@ -22,9 +22,12 @@ from ladder.losses.terms import Metrics, column, require
 
 @dataclass(frozen=True, kw_only=True)
 class ValueClip:
-    """Reads "returns" and "old_values". clip: how far a value may move in one batch; None for no bound."""
+    """clip: how far a value may move in one batch; None for no bound. returns, old_values: the columns that it reads,
+    which tell the critics of one policy apart."""
 
     clip: float | None = 0.2
+    returns: str = "returns"
+    old_values: str = "old_values"
 
     def __post_init__(self) -> None:
         ok = self.clip is None or (math.isfinite(self.clip) and self.clip > 0)
@@ -36,7 +39,7 @@ class ValueClip:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("returns",) if self.clip is None else ("returns", "old_values")
+        return (self.returns,) if self.clip is None else (self.returns, self.old_values)
 
     @property
     def entropy(self) -> bool:
@@ -44,12 +47,12 @@ class ValueClip:
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
         assert out.values is not None, "this model has no scalar head"
-        values, returns = out.values, column(batch, "returns", out.values)
+        values, returns = out.values, column(batch, self.returns, out.values)
         error = (values - returns).square()
         each = 0.5 * error
         metrics = {"values/mean": values.detach(), "returns/mean": returns, "values/error": error.detach()}
         if self.clip is not None:
-            old = column(batch, "old_values", values)
+            old = column(batch, self.old_values, values)
             held = (values.clamp(old - self.clip, old + self.clip) - returns).square()
             each = 0.5 * torch.maximum(error, held)
             metrics["values/clipped"] = (held > error).to(values.dtype)

@@ -59,7 +59,7 @@ class Head:
             raise UserError(
                 f"{type(model).__name__} computes its logits in a way that is not known here "
                 f"(difference {worst:.2g} on a test input)",
-                mend="use a model whose output head is a linear layer, scaled or soft-capped",
+                hint="use a model whose output head is a linear layer, scaled or soft-capped",
             )
 
 
@@ -98,6 +98,6 @@ def head_of(model: nn.Module) -> Head | ScalarHead:
         raise UserError(
             f"{type(model).__name__} has neither an output head nor a score of one number",
             field="model",
-            mend="give a causal language model, or a sequence classifier with one label",
+            hint="give a causal language model, or a sequence classifier with one label",
         )
     return ScalarHead(layer.weight, layer.bias)

@@ -74,14 +74,14 @@ def load_model(
     _take_device(device)
     if source.startswith("preset:"):
         if tokenizer is None:
-            raise UserError("a preset has no tokenizer of its own", field="model", mend="use a task that brings one")
+            raise UserError("a preset has no tokenizer of its own", field="model", hint="use a task that brings one")
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         changes = special | (config or {})
         model = presets.build(source.removeprefix("preset:"), len(tokenizer), seed, IMPLEMENTATION, changes)
         return _ready(model, tokenizer, source, kind, device)
     if config:
         raise UserError(
-            "only a preset's configuration can be changed", field="model.config", mend="leave model.config out"
+            "only a preset's configuration can be changed", field="model.config", hint="leave model.config out"
         )
     where, extra = _place(source)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
@@ -111,7 +111,7 @@ def load_model(
             f"the model's files lack {len(info['missing_keys'])} of its weights ({min(info['missing_keys'])}, ...)",
             file=source,
             field="model",
-            mend="give a complete sequence classifier with one label"
+            hint="give a complete sequence classifier with one label"
             if scalar == "trained"
             else "give a complete causal language model, not its base, an adapter or a classifier",
         )
@@ -130,13 +130,13 @@ def _check_labels(config: Any, scalar: Scalar, source: str) -> None:
         raise UserError(
             f"the model {source} tells {config.num_labels} labels apart, and a score is one number",
             field="model",
-            mend="give a sequence classifier with one label",
+            hint="give a sequence classifier with one label",
         )
     if scalar == "trained" and not classifies:
         raise UserError(
             f"the model {source} has no score",
             field="model",
-            mend="give a sequence classifier with one label",
+            hint="give a sequence classifier with one label",
         )
 
 
@@ -168,7 +168,7 @@ def _pad_apart(loaded: LoadedModel) -> int:
     raise UserError(
         "the tokenizer has no special token apart from those that end an answer, so nothing can stand for padding",
         field="model",
-        mend="add a pad_token to the tokenizer",
+        hint="add a pad_token to the tokenizer",
     )
 
 
@@ -182,7 +182,7 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UserError(f"there is no {name!r}", field="model.dtype", mend=f"one of {', '.join(DTYPES)}")
+        raise UserError(f"there is no {name!r}", field="model.dtype", hint=f"one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -194,7 +194,7 @@ def _take_device(device: str) -> None:
             torch.cuda.set_device(place)  # where kernels of Triton's are launched and graphs are captured
     except (RuntimeError, AssertionError) as err:  # an unknown name, and a torch built without it
         text = str(err).splitlines()[0]
-        raise UserError(f"{device!r} cannot be used ({text})", field="model.device", mend="use cpu") from err
+        raise UserError(f"{device!r} cannot be used ({text})", field="model.device", hint="use cpu") from err
 
 
 def _place(source: str) -> tuple[str, dict[str, Any]]:
@@ -202,7 +202,7 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
-            raise UserError("there is no such file", file=path, field="model", mend="check the path")
+            raise UserError("there is no such file", file=path, field="model", hint="check the path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -210,12 +210,12 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
                 "this directory holds no model: config.json is missing",
                 file=path,
                 field="model",
-                mend="give the directory that holds config.json, the tokenizer and the .safetensors files",
+                hint="give the directory that holds config.json, the tokenizer and the .safetensors files",
             )
         return str(path), {"local_files_only": True}
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(
-            "there is no such model directory or GGUF file", file=source, field="model", mend="check the path"
+            "there is no such model directory or GGUF file", file=source, field="model", hint="check the path"
         )
     return source, {}
 
@@ -227,13 +227,13 @@ def _unreadable(source: str, err: Exception) -> UserError:
             f"the model cannot be read ({type(err).__name__}: {text[:300]})",
             file=source,
             field="model",
-            mend="copy or download it again: a file is missing, cut short or damaged",
+            hint="copy or download it again: a file is missing, cut short or damaged",
         )
     why = f"({type(err).__name__}: {text[:200]})"
     return UserError(
         f"the model {source!r} is neither a local directory nor reachable on the hub {why}",
         field="model",
-        mend="give a directory, a .gguf file, preset:NAME, or a hub id that this machine can reach",
+        hint="give a directory, a .gguf file, preset:NAME, or a hub id that this machine can reach",
     )
 
 
@@ -253,7 +253,7 @@ def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, de
         raise UserError(
             f"the tokenizer knows {len(tokenizer)} tokens and the model {table.weight.shape[0]}",
             field="model",
-            mend="use the tokenizer that belongs to the model",
+            hint="use the tokenizer that belongs to the model",
         )
     model = model.to(device=device, dtype=dtype).eval()
     return LoadedModel(model, tokenizer, source, _eos(model, tokenizer))
@@ -269,7 +269,7 @@ def _eos(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
         raise UserError(
             "neither the tokenizer nor the model names a token that ends an answer",
             field="model",
-            mend="set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
+            hint="set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
         )
     return tuple(sorted(found))
 

@@ -71,7 +71,7 @@ def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
         raise UserError(
             f"the model has no linear layer called {', '.join(missing)} (it has: {', '.join(sorted(linear))})",
             field="model.lora.targets",
-            mend="attention, mlp, all-linear, or a list of these layers",
+            hint="attention, mlp, all-linear, or a list of these layers",
         )
     return found
 

@@ -51,7 +51,7 @@ PRESETS: dict[str, tuple[type, type, dict[str, Any]]] = {
 def build(name: str, vocab_size: int, seed: int, implementation: str, changes: dict[str, Any]) -> nn.Module:
     """A preset with fresh weights. changes: fields of its configuration to set otherwise."""
     if name not in PRESETS:
-        raise UserError(f"no preset is called {name!r}", field="model.source", mend=f"one of {', '.join(PRESETS)}")
+        raise UserError(f"no preset is called {name!r}", field="model.source", hint=f"one of {', '.join(PRESETS)}")
     config_class, model_class, fields = PRESETS[name]
     unknown = set(changes) - set(config_class().to_dict())
     if unknown:

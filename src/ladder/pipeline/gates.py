@@ -23,13 +23,13 @@ def check(stage: str, require: dict[str, str], summary: dict[str, Any]) -> None:
         if not isinstance(value, int | float):
             raise UserError("the stage's summary has no such figure", field=field)
         if not _OPS[sign](value, limit):
-            mend = "what was trained is kept; change the stage, or the bound"
-            raise UserError(f"is {value:.4g} and must be {bound.strip()}", field=field, mend=mend)
+            hint = "what was trained is kept; change the stage, or the bound"
+            raise UserError(f"is {value:.4g} and must be {bound.strip()}", field=field, hint=hint)
 
 
 def parse(bound: str, field: str) -> tuple[str, float]:
     """(sign, limit). Raises UserError."""
     parsed = _BOUND.fullmatch(bound)
     if parsed is None:
-        raise UserError(f"{bound!r} is no bound", field=field, mend='write e.g. ">= 0.9"')
+        raise UserError(f"{bound!r} is no bound", field=field, hint='write e.g. ">= 0.9"')
     return parsed[1], float(parsed[2])

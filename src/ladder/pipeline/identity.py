@@ -20,8 +20,7 @@ from ladder.pipeline.stage import StageConfig
 
 SOURCE = Path(__file__).resolve().parents[1]
 ASIDE = (
-    "report", "lab", "cli.py", "commands", "diagnose", "trackers.py", "inspection.py", "export.py",
-    "pipeline/progress.py", "pipeline/alarms.py",
+    "report", "lab", "cli.py", "commands", "diagnose", "tracking", "data/inspection.py", "pipeline/alarms.py",
 )  # fmt: skip
 """Code that changes no weight."""
 
@@ -57,7 +56,7 @@ def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> di
         "sampler": recipe.sampler.model_dump(mode="json"),
         "task": recipe.task,
         "reward": recipe.reward,
-        "as_turn": recipe.as_turn,
+        "chat_template": recipe.chat_template,
         "inputs": {str(p): _hash(p) for p in inputs},
         "parents": parents,
         "code": code(),

@@ -24,7 +24,7 @@ def stages(run: Path) -> list[dict[str, Any]]:
     """The records of a run's stages, in the recipe's order. Raises UserError when this is no run."""
     recipe = run / "recipe.yaml"
     if not recipe.exists():
-        raise UserError("this is no run: it has no recipe.yaml", file=run, mend="give a directory under runs/")
+        raise UserError("this is no run: it has no recipe.yaml", file=run, hint="give a directory under runs/")
     names = yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"]
     return [{"name": name, **(read_stage(run / name) or {"status": "not run"})} for name in names]
 

@@ -52,8 +52,8 @@ class Keeps(Protocol):
 class Job:
     """What a kind of stage hands over. evaluate: called every `eval_every` steps. critics: learners beside the policy.
     at_reference: the loss that the first step must show, where the policy still is its reference. alarms: told of every
-    step; may end the run. keeps: what else a checkpoint holds, by the name of its directory. strangers: the answers are
-    of a model that never was the policy, so that even the first ratio is not 1."""
+    step; may end the run. keeps: what else a checkpoint holds, by the name of its directory. off_policy: the answers
+    are of a model that never was the policy, so that even the first ratio is not 1."""
 
     loaded: LoadedModel
     signal: Signal
@@ -65,7 +65,7 @@ class Job:
     at_reference: float | None = None
     alarms: LiveAlarms | None = None
     keeps: Mapping[str, Keeps] = field(default_factory=dict)
-    strangers: bool = False
+    off_policy: bool = False
 
     @property
     def learners(self) -> list[Learner]:
@@ -86,7 +86,7 @@ def run_training(ctx: Context, job: Job) -> None:
         def on_step(step: int, figures: dict[str, float]) -> bool:
             nonlocal saved_at
             if step == 1:
-                check_first(figures, None if job.strangers else EXACT if _exact(job) else ROUNDED)
+                check_first(figures, None if job.off_policy else EXACT if _exact(job) else ROUNDED)
                 if job.at_reference is not None:
                     check_reference(figures["first/loss"], job.at_reference)
             ctx.log.step(step, figures)
@@ -165,7 +165,7 @@ def check_first(figures: dict[str, float], divergence: float | None = EXACT) -> 
             f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
             f"divergence is {apart:.2g} nats a token and should be 0: the sampler draws from another distribution "
             "than the one that is trained",
-            mend="use the same temperature, weights and precision for both",
+            hint="use the same temperature, weights and precision for both",
         )
     kl = figures.get("first/kl", figures.get("kl/response", 0.0) / max(1.0, figures.get("length/mean", 1.0)))
     if abs(kl) > RATIO_SLACK:
@@ -180,7 +180,7 @@ def check_reference(loss: float, at_reference: float) -> None:
         raise UserError(
             f"at the first step the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
             "is its reference: the reference's log-probabilities are of another model, or of other tokens",
-            mend="start from the model that the reference is of",
+            hint="start from the model that the reference is of",
         )
 
 

@@ -67,7 +67,7 @@ def located(document: Document) -> Iterator[None]:
             raise
         if place[0] in document.data.get("stages", {}):
             place = ["stages", *place]
-        raise document.error(err.message, place, err.mend) from err
+        raise document.error(err.message, place, err.hint) from err
 
 
 MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}

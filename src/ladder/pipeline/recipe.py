@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -105,10 +105,11 @@ class EvalSpec(Config):
 
 
 class Recipe(Config):
-    """about: what to expect. threads: of torch (0: as many as there are cores). as_turn: text prompts become a user's
-    turn of the model's chat template. save_every: seconds between checkpoints. keep_rollouts: answers of a step of
-    reinforcement learning that are written down. trackers: who hears of the metrics besides metrics.jsonl."""
+    """about: what to expect. threads: of torch (0: as many as there are cores). chat_template: text prompts become a
+    user's turn of the model's chat template. save_every: seconds between checkpoints. keep_rollouts: answers of a step
+    of reinforcement learning that are written down. trackers: who hears of the metrics besides metrics.jsonl."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"as_turn": "chat_template"}
     name: str = ""
     about: str = ""
     seed: int = 0
@@ -118,7 +119,7 @@ class Recipe(Config):
     sampler: SamplerSpec = SamplerSpec()
     task: Spec | None = None
     reward: Spec | None = None
-    as_turn: bool = False
+    chat_template: bool = False
     eval: EvalSpec | None = None
     save_every: float = Field(default=30.0, ge=0)
     keep_rollouts: int = Field(default=16, ge=0)
@@ -151,7 +152,7 @@ def find(name: str) -> Path:
         return Path(name)
     known = available()
     if name not in known:
-        raise UserError(f"no recipe is called {name!r}{near(name, list(known))}", mend="ladder recipes lists them")
+        raise UserError(f"no recipe is called {name!r}{near(name, list(known))}", hint="ladder recipes lists them")
     return known[name]
 
 

@@ -8,13 +8,13 @@ import torch
 
 from ladder.contract.rollouts import Groups, Judged, Reward, Rollout, Score
 from ladder.contract.training import Reference
+from ladder.credit.base import to_sample
 from ladder.diagnose import answers
 from ladder.evals.accuracy import record
 from ladder.losses.kl import kl
 from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.stage import Context
 from ladder.rewards.judge import judge
-from ladder.signals.rewards import to_sample
 
 KL_ANSWERS = 128
 """Answers of a step on which the KL from the base model is measured."""

@@ -201,7 +201,7 @@ def locked(out: Path) -> Iterator[None]:
             raise UserError(
                 f"another run (process {f.read().strip() or '?'}) is at work in this directory",
                 file=out,
-                mend="wait for it, or choose another place with --out",
+                hint="wait for it, or choose another place with --out",
             ) from err
         f.seek(0)
         f.truncate()

@@ -110,8 +110,8 @@ class Context:
         """Whether the stage's model lies on this machine."""
         return Path(self.model_source(config)).exists()
 
-    def error(self, message: str, field: str, mend: str | None = None) -> UserError:
-        return UserError(message, field=f"{self.name}.{field}", mend=mend)
+    def error(self, message: str, field: str, hint: str | None = None) -> UserError:
+        return UserError(message, field=f"{self.name}.{field}", hint=hint)
 
     def check_stop(self) -> None:
         if self.stop:

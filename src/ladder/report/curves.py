@@ -30,7 +30,7 @@ def loss(stage: Stage) -> Chart | None:
     if stage.is_rewarded or len(points) < 2:
         return None
     panel = chart.Panel(stage.name, points[-1][0], [chart.Line(points, tone=0)])
-    unit = "mean over the step" if stage.kind in ("prefer", "reward_model") else "nats per token"
+    unit = "mean over the step" if stage.kind in ("preference", "reward_model") else "nats per token"
     return Chart("Loss", unit, chart.curves([panel], f"Loss of {stage.name}", ground=None))
 
 

@@ -11,7 +11,7 @@ from ladder.report.run import Run, Stage, number
 KINDS = {
     "pretrain": "Reads a corpus and learns to predict the next token. Nothing is judged and nothing is rewarded.",
     "sft": "Learns by imitation: it is shown finished answers and learns to predict them token by token.",
-    "measure": "Trains nothing: it shows where the model stands before anything is done to it.",
+    "evaluate": "Trains nothing: it shows where the model stands before anything is done to it.",
     "rl": (
         "Writes a group of answers to each problem and has every answer judged. What scored above its group's average "
         "becomes more likely, the rest less likely. No answer is ever shown to it."
@@ -29,7 +29,7 @@ KINDS = {
         "Learns to score answers: a scalar head on the model, trained so that of two answers the preferred one scores "
         "higher. It writes no answers itself."
     ),
-    "harvest": (
+    "rejection_sampling": (
         "Trains nothing. The model answers problems many times over, and only answers that pass every filter are kept: "
         "they are the documents of a later stage."
     ),
@@ -54,12 +54,12 @@ LOSSES = {
 def loss_name(stage: Stage) -> str:
     """The loss that a stage names: DPO where a stage of preferences names none."""
     names = names_in(stage.spec.get("loss"))
-    return names[0] if names else "DPO" if stage.kind == "prefer" else ""
+    return names[0] if names else "DPO" if stage.kind == "preference" else ""
 
 
 def _kind(stage: Stage) -> str:
     """What stages of this kind do."""
-    if stage.kind == "prefer":
+    if stage.kind == "preference":
         return f"Learns from preferences with the loss {loss_name(stage)}. {LOSSES.get(loss_name(stage), '')}".strip()
     return KINDS.get(stage.kind, f"A stage of the kind “{stage.kind}”." if stage.kind else "")
 
@@ -68,7 +68,7 @@ def what(run: Run, stage: Stage) -> str:
     """What a stage of this kind does, what it reads, and what its reward looks at."""
     text = _kind(stage)
     like = next((s for s in run.stages if s.kind == stage.kind and _kind(s) == text), stage)
-    if like is not stage and stage.kind in (*KINDS, "prefer") and stage.kind != "measure":
+    if like is not stage and stage.kind in (*KINDS, "preference") and stage.kind != "evaluate":
         text = f"{'Works' if stage.is_data else 'Learns'} as {like.name} does."
     if not stage.is_data:
         text += _read(run, stage)
@@ -188,7 +188,7 @@ def origin(run: Run, stage: Stage) -> str:
     if start is not None:
         return f"{'answers by' if stage.is_data else 'starts from'} {start.name}"
     source = run.source or "the recipe's model"
-    if stage.kind == "measure":
+    if stage.kind == "evaluate":
         return source
     if source.startswith("preset:"):
         return "starts from random weights"

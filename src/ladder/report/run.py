@@ -57,7 +57,7 @@ class Stage:
     @property
     def is_data(self) -> bool:
         """It leaves documents or pairs behind, not a model."""
-        return self.kind in ("harvest", "annotate")
+        return self.kind in ("rejection_sampling", "annotate")
 
     @property
     def is_scorer(self) -> bool:
@@ -115,8 +115,8 @@ class Run:
             at = self.stage(parent)
             if at is not None and at.figures and not at.is_data and not at.is_scorer:
                 return at
-            same = [s for s in self.models if s.kind == "measure" and s.parent == parent and s is not stage]
-            if same and stage.kind != "measure":
+            same = [s for s in self.models if s.kind == "evaluate" and s.parent == parent and s is not stage]
+            if same and stage.kind != "evaluate":
                 return same[0]
             if at is None or at.name in seen:
                 return None
@@ -126,7 +126,7 @@ class Run:
     @property
     def ends(self) -> list[Stage]:
         """Measured models that no later measured model was made with: several where the recipe has branches."""
-        made = [m for m in self.models if m.kind != "measure"]
+        made = [m for m in self.models if m.kind != "evaluate"]
         used = set().union(*(self._needed(m) for m in made)) if made else set()
         return [m for m in made if m.name not in used]
 
@@ -179,7 +179,7 @@ def load(path: Path) -> Run:
     """Reads a run. Raises UserError where there is none."""
     if not (path / "recipe.yaml").is_file():
         raise UserError(
-            "holds no run (there is no recipe.yaml in it)", file=path, mend="give the directory that `ladder run` wrote"
+            "holds no run (there is no recipe.yaml in it)", file=path, hint="give the directory that `ladder run` wrote"
         )
     recipe = read(path / "recipe.yaml").data
     whole = _json(path / "summary.json", {})
@@ -209,7 +209,7 @@ def _stage(path: Path, name: str, spec: Any, known: Any, sets: list[str]) -> Sta
     state: State = "finished" if summary else "unfinished" if metrics else "missing"
     return Stage(
         name,
-        str(spec.get("kind") or ("harvest" if funnel else "")),
+        str(spec.get("kind") or ("rejection_sampling" if funnel else "")),
         spec,
         state,
         number(summary, "seconds"),

@@ -201,7 +201,7 @@ def _card(run: Run, i: int, stage: Stage) -> Card:
         [(n, m, _parts(stage, before, n)) for n in run.sets if (m := _moved(run, stage, before, n))],
         held(stage),
         curves.of_stage(run, stage),
-        example(run, stage, before) if (stage.is_rewarded or stage.kind == "prefer") and before else None,
+        example(run, stage, before) if (stage.is_rewarded or stage.kind == "preference") and before else None,
     )
 
 

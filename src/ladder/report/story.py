@@ -170,7 +170,7 @@ def _gain(run: Run, name: str) -> Markup:
 
 
 def _after(stage: Stage) -> str:
-    return stage.name if stage.kind == "measure" else f"after {stage.name}"
+    return stage.name if stage.kind == "evaluate" else f"after {stage.name}"
 
 
 def _at(run: Run, name: str, value: float) -> str:

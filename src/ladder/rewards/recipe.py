@@ -55,7 +55,7 @@ def build(spec: str | Mapping[str, Any] | list[Any], field: str = "reward") -> G
     """
     if isinstance(spec, list):
         if not spec:
-            raise UserError("no reward is given", field=field, mend=f"name one of {', '.join(kinds())}")
+            raise UserError("no reward is given", field=field, hint=f"name one of {', '.join(kinds())}")
         return _combined([part_of(s, f"{field}[{i}]") for i, s in enumerate(spec)], field)
     if isinstance(spec, Mapping) and "kind" not in spec and len(spec) > 1:
         return build([{kind: options} for kind, options in spec.items()], field)
@@ -67,7 +67,7 @@ def _combined(parts: list[Part], field: str) -> Guarded:
     names = [p.reward.name for p in parts]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise UserError(f"two rewards are called {twice[0]!r}", field=field, mend="give one of them a `name`")
+        raise UserError(f"two rewards are called {twice[0]!r}", field=field, hint="give one of them a `name`")
     return guard(Combine(tuple(parts)))
 
 
@@ -80,14 +80,14 @@ def part_of(spec: Any, field: str) -> Part:
     if not isinstance(gate, bool):
         raise UserError(f"not true or false: {gate!r}", field=f"{field}.gate")
     if gate and weight != 1.0:
-        raise UserError("a gate multiplies the whole and has no weight", field=field, mend="drop `weight` or `gate`")
+        raise UserError("a gate multiplies the whole and has no weight", field=field, hint="drop `weight` or `gate`")
     return Part(guard(_make(kind, options, field)), float(weight), gate)
 
 
 def _make(kind: str, options: dict[str, Any], field: str) -> Any:
     if kind == "cosine":
         if "of" not in options:
-            raise UserError("the cosine needs to know what is right", field=f"{field}.of", mend="of: {math: {}}")
+            raise UserError("the cosine needs to know what is right", field=f"{field}.of", hint="of: {math: {}}")
         options["of"] = build(options["of"], f"{field}.of")
         return _cosine(options, field)
     reward = validate(_KINDS[kind], options, field)
@@ -95,7 +95,7 @@ def _make(kind: str, options: dict[str, Any], field: str) -> Any:
         try:
             reward.start()
         except UserError as err:
-            raise UserError(err.message, field=field, mend=err.mend) from err
+            raise UserError(err.message, field=field, hint=err.hint) from err
     return reward
 
 

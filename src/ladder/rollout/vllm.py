@@ -118,14 +118,14 @@ class VLLMSampler:
             raise UserError(f"asked for {r.n} samples of {r.sampling.max_tokens} tokens to {len(r.prompt)} of prompt")
         if r.sampling.think_budget:
             raise UserError(
-                "vLLM is not asked to close thinking blocks", field="sampling.think_budget", mend="use sampler: native"
+                "vLLM is not asked to close thinking blocks", field="sampling.think_budget", hint="use sampler: native"
             )
         if "" in r.sampling.stop:
-            raise UserError("a stop string is empty", field="stop", mend="drop it")
+            raise UserError("a stop string is empty", field="stop", hint="drop it")
         if len(r.prompt) >= self.context:
             raise UserError(
                 f"a prompt of {len(r.prompt)} tokens leaves no room in a context of {self.context}",
-                mend="shorten it, or drop over-long prompts when loading the data",
+                hint="shorten it, or drop over-long prompts when loading the data",
             )
 
     # ------------------------------------------------------------ vLLM
@@ -198,7 +198,7 @@ class VLLMSampler:
                 f"vLLM's log-probabilities are {self.canary:.2g} nats off those of the model that is trained: it draws "
                 "with other weights",
                 field="sampler.kind",
-                mend="use sampler: {kind: native}, or raise sampler.tolerance if the types differ",
+                hint="use sampler: {kind: native}, or raise sampler.tolerance if the types differ",
             )
 
 
@@ -233,7 +233,7 @@ def check_names(sent: Mapping[str, list[int]], expected: Mapping[str, list[int]]
             f"{len(wrong)} tensors sent to vLLM are not those that it started with ({wrong[0]}: sent "
             f"{sent.get(wrong[0])}, expected {expected.get(wrong[0])})",
             field="sampler.kind",
-            mend="vLLM takes whole models only: train without an adapter, or use sampler: {kind: native}",
+            hint="vLLM takes whole models only: train without an adapter, or use sampler: {kind: native}",
         )
 
 
@@ -246,7 +246,7 @@ def check_arrived(sent: Mapping[str, int], arrived: Mapping[str, int]) -> None:
             f"vLLM did not take {len(lost)} of {len(sent)} tensors and holds {len(changed)} others than were sent "
             f"({(lost + changed)[0]})",
             field="sampler.kind",
-            mend="this version of vLLM loads weights in another way: use sampler: {kind: native}",
+            hint="this version of vLLM loads weights in another way: use sampler: {kind: native}",
         )
 
 

@@ -56,14 +56,14 @@ class Examples:
         if not 0 <= self.in_order <= 1:
             raise UserError("must be a share between 0 and 1", field="in_order")
         if self.order is not None and self.in_order:
-            raise UserError("in_order and order are both given", field="in_order", mend="take one of them out")
+            raise UserError("in_order and order are both given", field="in_order", hint="take one of them out")
         longest = int(self._lengths.max())
         if self.by == "tokens" and longest > self.batch:
             where = _meta(self.units[int(self._lengths.argmax())]).get("origin", "an example")
             raise UserError(
                 f"{where} is {longest:,} tokens long, more than the {self.batch:,} tokens of a step",
                 field="batch",
-                mend="raise it, or bound the rows with max_tokens",
+                hint="raise it, or bound the rows with max_tokens",
             )
         empty = next((u for u in self.units if not _trained(u)), None)
         if empty is not None:
@@ -101,7 +101,7 @@ class Examples:
         """Raises UserError when the state is of other examples, or of another split of them into steps."""
         if state["digest"] != self.digest or state["split"] != self._split:
             what = "other examples" if state["digest"] != self.digest else "another batch size, order or seed"
-            raise UserError(f"the checkpoint was made with {what}", field="data", mend="start a new run")
+            raise UserError(f"the checkpoint was made with {what}", field="data", hint="start a new run")
         self.epoch, self.at = int(state["epoch"]), int(state["at"])
 
     # ------------------------------------------------------------ epochs

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ladder.contract.rollouts import Outcome, Rollout, Score
 from ladder.contract.training import Reference
+from ladder.credit.base import to_sample
 from ladder.signals.preferences import at_end
-from ladder.signals.rewards import to_sample
 
 Aggregate = Literal["mean", "min", "uncertainty"]
 

@@ -79,11 +79,11 @@ def check_pairs(units: Sequence[Unit]) -> list[Pair]:
     pairs = []
     for i, unit in enumerate(units):
         if not isinstance(unit, Pair):
-            raise UserError(f"{place_of(unit, i)} is no pair", field="data", mend="give chosen and rejected")
+            raise UserError(f"{place_of(unit, i)} is no pair", field="data", hint="give chosen and rejected")
         a, b = unit.chosen, unit.rejected
         if torch.equal(a.tokens, b.tokens):
-            mend = "leave it out (cutting over-long answers can make them equal, too)"
-            raise UserError(f"{place_of(unit, i)}: chosen and rejected are the same", field="data", mend=mend)
+            hint = "leave it out (cutting over-long answers can make them equal, too)"
+            raise UserError(f"{place_of(unit, i)}: chosen and rejected are the same", field="data", hint=hint)
         n = prompt_length(a)
         if prompt_length(b) != n or not torch.equal(a.tokens[:n], b.tokens[:n]):
             raise UserError(f"{place_of(unit, i)}: chosen and rejected answer different prompts", field="data")

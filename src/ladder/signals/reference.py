@@ -56,13 +56,13 @@ def _write(path: Path, flat: Tensor) -> None:
 
 
 def _read(path: Path, n: int) -> Tensor:
-    mend = "delete it; it will be computed again"
+    hint = "delete it; it will be computed again"
     try:
         flat = load_file(path)[REF]
     except (SafetensorError, KeyError) as err:
-        raise UserError(f"is damaged: {err}", file=path, mend=mend) from err
+        raise UserError(f"is damaged: {err}", file=path, hint=hint) from err
     if flat.shape != (n,):
-        raise UserError(f"holds {flat.numel()} log-probabilities, not {n}", file=path, mend=mend)
+        raise UserError(f"holds {flat.numel()} log-probabilities, not {n}", file=path, hint=hint)
     return flat
 
 
@@ -87,7 +87,7 @@ def check_unfilled(units: Sequence[Unit]) -> None:
             raise UserError(
                 f"{place_of(unit, i)} has the column {REF!r} already, and a reference is given",
                 field="reference",
-                mend="take one of them out",
+                hint="take one of them out",
             )
 
 

@@ -1,11 +1,11 @@
-"""Rewards as a signal: sample a group of answers to each prompt, judge them, turn rewards into advantages.
+"""Rewards as a signal: draw a group of rollouts for each prompt, judge them, and let a credit fill the columns.
 
-Covers GRPO, RLOO, Dr. GRPO, REINFORCE++ and their kin: which one it is, the advantage, the loss and the columns
-decide. The log-probabilities that tokens were drawn with *are* `old_logps`; nothing is recomputed. An answer
-whose reward failed leaves both the loss and its group's baseline, and is counted. A group whose answers all got
-the same reward has nothing to say and is not trained.
+    tasks -> groups of rollouts (collect) -> one outcome each (reward) -> trained samples (credit)
 
-Left out: multi-turn credit (one outcome per whole answer) and value functions (GAE fills the same columns).
+Which technique it is, the credit (`ladder.credit`), the loss and the columns decide. The log-probabilities that tokens
+were drawn with *are* `old_logps`; nothing is recomputed. An answer whose reward failed is trained nowhere, and counted.
+
+Left out: credit within an answer of several turns (one outcome per whole answer).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ladder.contract.rollouts import (
     Task,
 )
 from ladder.contract.training import Reference, Sample, Unit, Weights
-from ladder.credit.group import Kind, advantages
-from ladder.losses.kl import kl_in_reward
+from ladder.credit.base import Credit, answer_kl, to_sample
+from ladder.credit.group import GroupCredit
 from ladder.rewards.judge import check_judged, judge
 
 
@@ -42,14 +42,11 @@ def itself(version: int) -> int:
 
 @dataclass(slots=True)
 class Rewards:
-    """The signal (`types.Signal`).
+    """The signal (`contract.training.Signal`).
 
-    collect: draws groups from the policy. advantage: how rewards become advantages. kl_coef: weight of the k1
-    penalty (log-probability ratio to `reference`) taken off the reward, summed over the answer. reference: fills
+    collect: draws groups from the policy. credit: turns judged groups into trained samples. reference: fills
     `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
-    stops. drop_silent: whether to leave out groups without any advantage (False when the loss holds a KL term that
-    they should feel). skip_truncated: answers cut off at the length limit are not trained (they stay in the baseline).
-    stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
+    stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
     that draws when the policy is of a version.
     rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's.
     on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
@@ -58,12 +55,9 @@ class Rewards:
     prompts: Callable[[int], Sequence[Task]]
     collect: Collect
     reward: Reward
-    advantage: Kind = "group_std"
-    kl_coef: float = 0.0
+    credit: Credit = field(default_factory=GroupCredit)
     reference: Reference | None = None
     max_failed: float = 0.1
-    drop_silent: bool = True
-    skip_truncated: bool = False
     rescore: Reference | None = None
     on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
@@ -74,7 +68,7 @@ class Rewards:
     _metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kl_coef and self.reference is None:
+        if self.credit.needs_reference and self.reference is None:
             raise ValueError("kl_coef is set but there is no reference to measure the KL from")
 
     def batches(self) -> Iterator[list[Unit]]:
@@ -90,10 +84,11 @@ class Rewards:
         return dict(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step, "version": self.version}
+        return {"step": self.step, "version": self.version, "credit": self.credit.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.version = int(state["step"]), int(state["version"])
+        self.credit.restore(state["credit"])
 
     # ------------------------------------------------------------ one step
 
@@ -106,25 +101,12 @@ class Rewards:
         seen = self.on_rollouts(self.step, groups, judged) if self.on_rollouts is not None else {}
         check_judged(judged, self.max_failed, f"step {self.step}")
         ref = self._reference_logps(groups)
-        units, own = self._train_on(groups, judged, ref)
+        units, own = self.credit(groups, judged, ref)
         own |= rescored(units, self.rescore) if self.rescore is not None else {}
         self._metrics = self._figures(groups, judged, ref) | own
         self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
         self.step += 1
         return units
-
-    def _train_on(
-        self, groups: Groups, judged: Judged, ref: list[Tensor] | None
-    ) -> tuple[list[Unit], dict[str, float]]:
-        """What of a step is trained, with its columns, and the figures of how that was decided."""
-        rewards, valid = self._rewards(groups, judged, ref)
-        scores = advantages(self.advantage, rewards, valid)
-        silent = [not s[ok].any() for s, ok in zip(scores, valid, strict=True)]
-        figures = {"groups/no_signal": float(np.mean(silent))}
-        kept = [v[ok].mean() for v, ok in zip(rewards, valid, strict=True) if ok.any()]
-        if self.kl_coef and kept:
-            figures["reward/penalised"] = float(np.mean(kept))
-        return self._units(groups, scores, valid, ref), figures
 
     def _reference_logps(self, groups: Groups) -> list[Tensor] | None:
         """`ref_logps` of every answer, in order; None without a reference."""
@@ -134,40 +116,6 @@ class Rewards:
         drawn: list[Unit] = [s for s in samples if bool(s.mask.any())]
         found = iter(self.reference(drawn))
         return [next(found)["logps"] if bool(s.mask.any()) else torch.zeros(len(s.mask)) for s in samples]
-
-    def _rewards(
-        self, groups: Groups, judged: Judged, ref: list[Tensor] | None
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Rewards (less the KL penalty) and validity of every group, [G] each."""
-        at, rewards, valid = 0, [], []
-        for group, outcomes in zip(groups, judged, strict=True):
-            values = np.array([o.value if isinstance(o, Score) else np.nan for o in outcomes], np.float64)
-            ok = np.array([isinstance(o, Score) and r.length > 0 for o, r in zip(outcomes, group, strict=True)])
-            if self.kl_coef and ref is not None:
-                for i, r in enumerate(group):
-                    values[i] -= self.kl_coef * answer_kl(r, ref[at + i])
-            at += len(group)
-            rewards.append(values)
-            valid.append(ok)
-        return rewards, valid
-
-    def _units(
-        self, groups: Groups, scores: list[np.ndarray], valid: list[np.ndarray], ref: list[Tensor] | None
-    ) -> list[Unit]:
-        units: list[Unit] = []
-        at = 0
-        for group, advantage, ok in zip(groups, scores, valid, strict=True):
-            silent = self.drop_silent and not advantage[ok].any()
-            for i, rollout in enumerate(group):
-                here, at = at, at + 1
-                if silent or not ok[i] or (self.skip_truncated and rollout.stop == "length"):
-                    continue
-                sample = to_sample(rollout)
-                sample.cols["advantages"] = torch.full((len(sample.tokens),), float(advantage[i]))
-                if ref is not None:
-                    sample.cols["ref_logps"] = ref[here]
-                units.append(sample)
-        return units
 
     def _figures(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> dict[str, float]:
         """What can be said of a step's answers whatever is trained on them."""
@@ -207,20 +155,3 @@ def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
     d = torch.cat(apart)
     figures = {"mean": d.abs().mean(), "max": d.abs().max(), "kl": (d.exp() - 1 - d).mean()}
     return {f"mismatch/{name}": float(value) for name, value in figures.items()}
-
-
-def answer_kl(rollout: Rollout, ref_logps: Tensor) -> float:
-    """The k1 estimate of an answer's KL from the reference, in nats; ref_logps [N] of the whole rollout."""
-    mask = torch.tensor(rollout.mask)
-    return kl_in_reward(torch.tensor(rollout.logps)[mask], ref_logps[mask])
-
-
-def to_sample(rollout: Rollout) -> Sample:
-    """The rollout token for token; `old_logps` and `sampler_logps` are the log-probabilities it was drawn with."""
-    logps = torch.tensor(rollout.logps, dtype=torch.float32)
-    return Sample(
-        torch.tensor(rollout.tokens, dtype=torch.int64),
-        torch.tensor(rollout.mask, dtype=torch.bool),
-        {"old_logps": logps, "sampler_logps": logps},
-        {"group": rollout.group, "version": rollout.version, "task": rollout.task.id},
-    )

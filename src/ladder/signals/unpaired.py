@@ -73,7 +73,7 @@ class Unpaired:
     def restore(self, state: dict[str, Any]) -> None:
         """Raises UserError when the state is of other examples, other labels or another split of them into steps."""
         if state["labels"] != self._labels:
-            raise UserError("the checkpoint was made with other labels", field="data", mend="start a new run")
+            raise UserError("the checkpoint was made with other labels", field="data", hint="start a new run")
         self.examples.restore(state)
 
     def _filled(self, units: list[Unit], others: list[Unit]) -> list[Unit]:
@@ -104,7 +104,7 @@ def mismatched(samples: Sequence[Sample]) -> list[Sample]:
     n, ahead = len(samples), _next_other(prompts)
     if ahead is None:
         raise UserError(
-            "all prompts are the same, so there is no answer to another one", field="data", mend="give other prompts"
+            "all prompts are the same, so there is no answer to another one", field="data", hint="give other prompts"
         )
     longest = max(len(s.tokens) for s in samples)
     return [_joined(samples[i], samples[j % n], longest) for i, j in enumerate(ahead)]
@@ -142,7 +142,7 @@ def check_labels(units: Sequence[Unit]) -> list[Sample]:
     samples = []
     for i, unit in enumerate(units):
         if not isinstance(unit, Sample):
-            raise UserError(f"{place_of(unit, i)} is a pair", field="data", mend="give prompt, completion and label")
+            raise UserError(f"{place_of(unit, i)} is a pair", field="data", hint="give prompt, completion and label")
         label = unit.meta.get("label")
         if not isinstance(label, bool):
             raise UserError(f"{place_of(unit, i)}: the label must be true or false, not {label!r}", field="data")
@@ -152,6 +152,6 @@ def check_labels(units: Sequence[Unit]) -> list[Sample]:
         raise UserError(
             f"every label is {str(labels.pop()).lower()}: there is nothing to tell apart",
             field="data",
-            mend="give answers of both kinds",
+            hint="give answers of both kinds",
         )
     return samples

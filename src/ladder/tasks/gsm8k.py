@@ -80,8 +80,8 @@ class GSM8K:
         tasks = [self._task(row, "train") for row in rows]
         for row, task in zip(rows, tasks, strict=True):
             if deal.identity(task.meta["question"]) in held:
-                mend = "take it out of one of the files"
-                raise UserError(f"is in {self.test} too", file=row.file, line=row.line, field="question", mend=mend)
+                hint = "take it out of one of the files"
+                raise UserError(f"is in {self.test} too", file=row.file, line=row.line, field="question", hint=hint)
         return tasks
 
     def _task(self, row: Row, name: str) -> Task:
@@ -89,9 +89,9 @@ class GSM8K:
         working, found, answer = worked.rpartition("####")
         answer = answer.strip().replace(",", "")
         if not found or not answer:
-            mend = 'end it with a line "#### 18"'
+            hint = 'end it with a line "#### 18"'
             raise UserError(
-                "has no `####` with an answer after it", file=row.file, line=row.line, field="answer", mend=mend
+                "has no `####` with an answer after it", file=row.file, line=row.line, field="answer", hint=hint
             )
         working = working.strip() if self.annotations else _ANNOTATION.sub("", working).strip()
         prompt = deal.fill(self.prompt, {"question": question.strip()})

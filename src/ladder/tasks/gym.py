@@ -65,9 +65,9 @@ class Gym:
             if deal.deal(task.meta["question"], shares) == split:
                 tasks.append(task)
         if len(tasks) < n:
-            mend = "ask for fewer, or widen its config"
+            hint = "ask for fewer, or widen its config"
             found = f"{self.name} with this config has about {len(tasks)} different tasks in {split!r}, not {n}"
-            raise UserError(found, field="gym.size", mend=mend)
+            raise UserError(found, field="gym.size", hint=hint)
         return tasks
 
     def _distinct(self, tries: int) -> Iterator[Task]:

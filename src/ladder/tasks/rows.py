@@ -21,8 +21,8 @@ class Row:
     line: int
     fields: dict[str, Any]
 
-    def error(self, field: str, message: str, mend: str | None = None) -> UserError:
-        return UserError(message, file=self.file, line=self.line, field=field, mend=mend)
+    def error(self, field: str, message: str, hint: str | None = None) -> UserError:
+        return UserError(message, file=self.file, line=self.line, field=field, hint=hint)
 
     def get(self, field: str) -> Any:
         """The field's value. Raises UserError when it is missing or null."""
@@ -49,5 +49,5 @@ def read(path: str) -> list[Row]:
             raise row.error
         rows.append(Row(path, row.origin.line, row.fields))
     if not rows:
-        raise UserError("holds no rows", file=path, mend="a row is one JSON object on a line")
+        raise UserError("holds no rows", file=path, hint="a row is one JSON object on a line")
     return rows

@@ -48,8 +48,8 @@ def check_shares(**shares: float) -> None:
 def first(tasks: Sequence[Task], n: int | None, split: str) -> list[Task]:
     """The first n tasks, or all. Raises UserError when there are fewer."""
     if n is not None and n > len(tasks):
-        mend = "ask for fewer, or change what the split may hold"
-        raise UserError(f"{n} tasks were asked for and there are {len(tasks)}", field=f"split {split!r}", mend=mend)
+        hint = "ask for fewer, or change what the split may hold"
+        raise UserError(f"{n} tasks were asked for and there are {len(tasks)}", field=f"split {split!r}", hint=hint)
     return list(tasks[:n])
 
 

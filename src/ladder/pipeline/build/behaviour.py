@@ -29,7 +29,7 @@ from ladder.pipeline.recipe import Recipe
 from ladder.rollout.replica import LaggedSampler
 from ladder.signals.rewards import itself
 
-FIRST, STRANGER = 0, -1
+FIRST, OTHER = 0, -1
 """Versions: of the stage's first model, and of a model that never was the policy."""
 
 
@@ -49,7 +49,7 @@ Rollouts = Literal["own", "start"] | StageRollouts | ModelRollouts
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class BehaviourPolicy:
     """sampler: who draws. load: what it does with new weights; None if it stays as it is. drawn_by: see
     `signals.rewards.Rewards`. lagged: what has to be saved with a checkpoint."""
 
@@ -63,7 +63,7 @@ def check(rollouts: Rollouts, lag: int, name: str) -> None:
     """Raises UserError for what contradicts itself."""
     if rollouts != "own" and lag:
         message = "is about the policy's own answers, and here another model draws"
-        raise UserError(message, field=f"{name}.lag", mend="leave out lag or rollouts")
+        raise UserError(message, field=f"{name}.lag", hint="leave out lag or rollouts")
 
 
 def files(rollouts: Rollouts) -> list[Path]:
@@ -72,24 +72,24 @@ def files(rollouts: Rollouts) -> list[Path]:
     return [path] if path is not None and path.exists() else []
 
 
-def drawing(
+def behaviour_policy(
     recipe: Recipe, loaded: LoadedModel, rollouts: Rollouts, lag: int, parents: dict[str, Path], field: str
-) -> Drawing:
+) -> BehaviourPolicy:
     """loaded: the policy, before any update. Raises UserError for a model that reads other tokens."""
     if rollouts == "own" and not lag:
         own = samplers.drawer(recipe, loaded)
-        return Drawing(own, own.load)
+        return BehaviourPolicy(own, own.load)
     if rollouts == "own":
         lagged = LaggedSampler(samplers.sampler(recipe, _copy(loaded)), lag)
-        return Drawing(lagged, lagged.load, lambda version: max(FIRST, version - lag), lagged)
+        return BehaviourPolicy(lagged, lagged.load, lambda version: max(FIRST, version - lag), lagged)
     if rollouts == "start":
-        return Drawing(samplers.sampler(recipe, _copy(loaded)), None, lambda _: FIRST)
+        return BehaviourPolicy(samplers.sampler(recipe, _copy(loaded)), None, lambda _: FIRST)
     source = str(parents[rollouts.stage] / "model") if isinstance(rollouts, StageRollouts) else rollouts.model
     other = models.load(recipe, source)
     other.model.requires_grad_(False)
     if not models.same_tokens(other, loaded):
-        raise UserError("draws with another tokenizer than the policy's", field=field, mend="take a model of its kind")
-    return Drawing(samplers.sampler(recipe, other), None, lambda _: STRANGER)
+        raise UserError("draws with another tokenizer than the policy's", field=field, hint="take a model of its kind")
+    return BehaviourPolicy(samplers.sampler(recipe, other), None, lambda _: OTHER)
 
 
 def _copy(loaded: LoadedModel) -> LoadedModel:

@@ -18,7 +18,7 @@ def loss(spec: Spec, field: str) -> Loss:
     options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
-        raise UserError("a loss is named by its kind", field=field, mend="write {kind: PolicyClip, clip_high: 0.28}")
+        raise UserError("a loss is named by its kind", field=field, hint="write {kind: PolicyClip, clip_high: 0.28}")
     cls = _loss_class(kind, field)
     known = [f.name for f in fields(cls)]
     for name in options:

@@ -121,7 +121,7 @@ def build(ctx: Context, policy: LoadedModel, spec: Spec | None, field: str) -> R
         names = [p.reward.name for p in made]
         if len(set(names)) < len(names):
             twice = max(names, key=names.count)
-            raise UserError(f"two rewards are called {twice!r}", field=field, mend="give one of them a `name`")
+            raise UserError(f"two rewards are called {twice!r}", field=field, hint="give one of them a `name`")
         return guard(Combine(tuple(made)))
     return _model(ctx, policy, spec, field)
 
@@ -161,12 +161,12 @@ def member(ctx: Context, policy: LoadedModel, what: str | PathScorer, field: str
     try:
         loaded = models.load(ctx.recipe, source, scalar="trained")
     except UserError as err:  # it speaks of a model, and a recipe has several
-        raise UserError(err.message, file=err.file, field=field, mend=err.mend) from err
+        raise UserError(err.message, file=err.file, field=field, hint=err.hint) from err
     if not models.same_tokens(loaded, policy):
         raise UserError(
             f"the reward model {source} has another tokenizer than the policy, whose token ids it would read as others",
             field=field,
-            mend="take a reward model that was trained with the policy's tokenizer",
+            hint="take a reward model that was trained with the policy's tokenizer",
         )
     name = what if isinstance(what, str) else _name_of(source)
     return Member(name, models.frozen(ctx.recipe, loaded, 1.0).forward, int(loaded.model.config.pad_token_id))  # pyright: ignore
@@ -196,7 +196,7 @@ def reward_of(recipe: Recipe, own: Spec | None, field: str) -> Reward:
 def reward(spec: Spec | None, field: str) -> Reward:
     """A recipe's reward. `chain` is the built-in world's: 1 for a right final answer; `chain_gold` its gold."""
     if spec is None:
-        raise UserError("no reward is given", field=field, mend="set it in the stage or at the top of the recipe")
+        raise UserError("no reward is given", field=field, hint="set it in the stage or at the top of the recipe")
     if isinstance(spec, str) and spec in CHAIN_REWARDS:
         return CHAIN_REWARDS[spec]
     return build_reward_of_kind(spec, field)

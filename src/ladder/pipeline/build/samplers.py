@@ -27,7 +27,7 @@ def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
     if spec.kind == "native":
         return sampler(recipe, loaded)
     if isinstance(loaded.model, PeftModel):
-        raise UserError("vLLM is handed whole models only", field="sampler.kind", mend="leave out the adapter")
+        raise UserError("vLLM is handed whole models only", field="sampler.kind", hint="leave out the adapter")
 
     def score(tokens: list[int]) -> Tensor:
         mask = torch.arange(len(tokens)) > 0
@@ -68,7 +68,7 @@ def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
     """How prompts become token ids."""
 
     def encode(prompt: Any) -> list[int]:
-        return encode_prompt(loaded.tokenizer, prompt, as_turn=recipe.as_turn and isinstance(prompt, str))
+        return encode_prompt(loaded.tokenizer, prompt, chat_template=recipe.chat_template and isinstance(prompt, str))
 
     return encode
 

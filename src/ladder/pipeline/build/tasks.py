@@ -32,7 +32,7 @@ def tasks_of(spec: Spec | None, split: str, field: str) -> TaskSource:
 
 def tasks(spec: Spec | None, field: str) -> TaskSource:
     if spec is None:
-        raise UserError("no task is given", field=field, mend="set it in the stage or at the top of the recipe")
+        raise UserError("no task is given", field=field, hint="set it in the stage or at the top of the recipe")
     if isinstance(spec, list):
         raise UserError("is a list; one task source is wanted", field=field)
     return task_sources.build(spec, field)

@@ -27,14 +27,15 @@ COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 
 
 class Annotate(Sampled):
-    """judge: what annotators go by. error: the chance that a verdict is the wrong way round. Of the `group` answers to
-    a prompt neighbours are compared; pairs that the judge finds equal are left out. filters: names in `parts.FILTERS`;
-    a pair is left out unless both answers pass them all."""
+    """num_prompts: how many tasks. judge: what annotators go by. error: the chance that a verdict is the wrong way
+    round. Of the `group_size` answers to a prompt neighbours are compared; pairs that the judge finds equal are left
+    out. filters: names in `pipeline.build.tasks.FILTERS`; a pair is left out unless both answers pass them all."""
 
     makes: ClassVar[Makes] = "data"
+    num_prompts: int = Field(default=1024, ge=1)
     judge: Spec
     error: float = Field(default=0.1, ge=0, lt=0.5)
-    group: int = Field(default=4, ge=2)
+    group_size: int = Field(default=4, ge=2)
     filters: tuple[str, ...] = ()
 
     def inputs(self) -> list[Path]:
@@ -49,7 +50,7 @@ class Annotate(Sampled):
     def run(self, ctx: Context) -> dict[str, Any]:
         judge = rewards.reward(self.judge, f"{ctx.name}.judge")
         tests = list(build_tasks.filters(self.filters, f"{ctx.name}.filters").values())
-        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
         loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         rows: list[dict[str, Any]] = []
@@ -89,7 +90,7 @@ class Annotate(Sampled):
         found: dict[str, Any],
     ) -> None:
         """Verdicts on neighbours, two and two; what is found is added to `found`."""
-        for j in range(0, self.group - 1, 2):
+        for j in range(0, self.group_size - 1, 2):
             if not (passed[j] and passed[j + 1]):
                 found["filtered"] += 1
                 continue

@@ -1,8 +1,8 @@
 """The stage of best-of-n: a model is left as it is, and of n answers the one that the reward likes best is taken.
 
 It trains nothing. Its figures are what the reward, and rewards that are only watched, say of the answer chosen, for n =
-1, 2, 4, ... `group`: the curve of Gao et al. 2022 that reinforcement learning is held against (`signals/best_of.py`).
-"""
+1, 2, 4, ... `group_size`: the curve of Gao et al. 2022 that reinforcement learning is held against
+(`evals/best_of.py`). """
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ladder.rewards.judge import check_judged, judge
 
 
 class BestOf(Sampled):
-    """reward: chooses; None takes the recipe's, for reward models see `pipeline.model_reward`. watch: rewards of the
+    """reward: chooses; None takes the recipe's, for reward models see `pipeline.build.rewards`. watch: rewards of the
     answer chosen. max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left
     out."""
 
     makes: ClassVar[Makes] = "figures"
     reward: Spec | None = None
     watch: dict[str, Spec] = Field(default_factory=dict)
-    prompts: int = Field(default=256, ge=1)
-    group: int = Field(default=16, ge=2)
+    num_prompts: int = Field(default=256, ge=1)
+    group_size: int = Field(default=16, ge=2)
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
     def needs(self) -> list[tuple[str, Makes]]:
@@ -55,7 +55,7 @@ class BestOf(Sampled):
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         judges = {"reward": build_rewards.build(ctx, loaded, self.reward, f"{ctx.name}.reward")}
         judges |= {n: build_rewards.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
-        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
             groups = collect(some, step=number, version=0)
@@ -67,7 +67,7 @@ class BestOf(Sampled):
         rows = [row for one in in_parts(ctx, tasks, part, dict) for row in one["rows"]]
         if not rows:
             raise ctx.error("no prompt has answers that could all be judged", "reward")
-        curve = [self._at(n, rows) for n in sizes(self.group)]
+        curve = [self._at(n, rows) for n in sizes(self.group_size)]
         for point in curve:
             ctx.console.say("  " + "  ".join(f"{k} {v:.3g}" for k, v in point.items()))
         return {"curve": curve, "left_out": len(tasks) - len(rows)}

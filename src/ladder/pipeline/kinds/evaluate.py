@@ -9,7 +9,7 @@ from ladder.pipeline.evaluate import evaluate_stage
 from ladder.pipeline.stage import Context, Makes, StageConfig
 
 
-class Measure(StageConfig):
+class Evaluate(StageConfig):
     """Evaluates the model as it stands. Raises UserError when the recipe measures nothing."""
 
     makes: ClassVar[Makes] = "figures"

@@ -1,28 +1,23 @@
-"""The stage of PPO with a critic: RLHF as it was first done. It is the stage of reinforcement learning with two things
-changed: a value of every token instead of a group's mean, and a second learner for it.
+"""The stage of PPO with a critic: RLHF as it was first done. The credit is a critic's, and the critic is a second
+learner beside the policy.
 
-`RL` with a group advantage against the same reward model is one line away (`kind: rl`).
+A group advantage against the same reward model is one line away (`kind: rl`).
 """
 
 from __future__ import annotations
-
-from dataclasses import fields
-from typing import Any
 
 from pydantic import Field
 
 from ladder.base.config import Config
 from ladder.base.errors import UserError
-from ladder.credit.critic import CriticRewards
+from ladder.credit.critic import CriticCredit
 from ladder.credit.gae import AdaptiveKL
 from ladder.engine.optim import Optim
 from ladder.pipeline.build import losses, models
 from ladder.pipeline.build.rewards import stages_of
-from ladder.pipeline.kinds.rl import RL
-from ladder.pipeline.loop import Job
+from ladder.pipeline.kinds.policy_rewards import Assigned, PolicyRewards
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
-from ladder.signals.rewards import Rewards
 from ladder.train import Learner
 
 
@@ -38,41 +33,39 @@ class Critic(Config):
     whitened: bool = True
 
 
-class PPO(RL):
+class PPO(PolicyRewards):
     """critic: the second learner. target_kl: moves kl_coef so that the KL of an answer stays near it.
-    missing_terminator: taken off the score of an answer that was cut off."""
+    missing_eos_penalty: taken off the score of an answer that was cut off."""
 
-    group: int = Field(default=1, ge=1)
+    group_size: int = Field(default=1, ge=1)
     epochs: int = Field(default=4, ge=1)
     kl_coef: float = Field(default=0.05, ge=0)
     critic: Critic = Critic()
     target_kl: float | None = Field(default=None, gt=0)
-    missing_terminator: float = Field(default=0.0, ge=0)
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         if self.critic.init == "reward" and not stages_of(self.reward):
             message = "there is no reward model to begin from"
-            raise UserError(message, field=f"{name}.critic.init", mend="set it to policy, or reward to {stage: NAME}")
+            raise UserError(message, field=f"{name}.critic.init", hint="set it to policy, or reward to {stage: NAME}")
         if self.target_kl is not None and not self.kl_coef:
-            raise UserError("moves kl_coef, which is 0", field=f"{name}.target_kl", mend="set kl_coef above 0")
-        if "advantage" in self.model_fields_set:
-            raise UserError("a critic takes its place", field=f"{name}.advantage", mend="leave it out, or use kind rl")
+            raise UserError("moves kl_coef, which is 0", field=f"{name}.target_kl", hint="set kl_coef above 0")
 
-    def _join(self, ctx: Context, job: Job, signal: Rewards) -> None:
-        own = self.critic.init == "policy"
-        begins = ctx.model_source(self) if own else str(ctx.parents[stages_of(self.reward)[0]] / "model")
-        loaded = models.load(ctx.recipe, begins, scalar=True)
-        engine = models.engine(ctx.recipe, loaded, None, self.critic.optim, self._updates())
+    def assign(self, ctx: Context) -> Assigned:
+        policy = self.critic.init == "policy"
+        source = ctx.model_source(self) if policy else str(ctx.parents[stages_of(self.reward)[0]] / "model")
+        loaded = models.load(ctx.recipe, source, scalar=True)
+        engine = models.engine(ctx.recipe, loaded, None, self.critic.optim, self.updates)
         loss = losses.loss(self.critic.loss, f"{ctx.name}.critic.loss")
-        job.critics = [Learner(engine, loss, name="critic", epochs=self.epochs, minibatches=self.minibatches)]
-        known: dict[str, Any] = {f.name: getattr(signal, f.name) for f in fields(signal) if f.init}
-        job.signal = CriticRewards(
-            **known,
+        credit = CriticCredit(
             critic=engine.forward,
             gamma=self.critic.gamma,
             lam=self.critic.lam,
             whitened=self.critic.whitened,
+            kl_coef=self.kl_coef,
             adaptive=AdaptiveKL(self.kl_coef, self.target_kl) if self.target_kl is not None else None,
-            missing_terminator=self.missing_terminator,
+            missing_eos_penalty=self.missing_eos_penalty,
         )
+        learner = Learner(engine, loss, name="critic", epochs=self.epochs, minibatches=self.minibatches)
+        return Assigned(credit, [learner])

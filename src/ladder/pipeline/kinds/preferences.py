@@ -68,7 +68,7 @@ class FromPairs(Trained):
         return kept, held
 
 
-class Prefer(FromPairs):
+class PreferenceStage(FromPairs):
     """Trains the policy on preferences. loss: DPO, IPO, Hinge, SimPO, ORPO (pairs) or KTO (liked or not)."""
 
     loss: Spec = "DPO"
@@ -77,7 +77,7 @@ class Prefer(FromPairs):
         loss = losses.loss(self.loss, f"{name}.loss")
         if not isinstance(loss, PairTerms | KTO) or isinstance(loss, BradleyTerry):
             message = f"{type(loss).__name__} is no loss of a policy on preferences"
-            raise UserError(message, field=f"{name}.loss", mend="take DPO, IPO, Hinge, SimPO, ORPO or KTO")
+            raise UserError(message, field=f"{name}.loss", hint="take DPO, IPO, Hinge, SimPO, ORPO or KTO")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = models.load(ctx.recipe, ctx.model_source(self))
@@ -152,7 +152,7 @@ class RewardModel(FromPairs):
         loss = losses.loss(self.loss, f"{name}.loss")
         if not isinstance(loss, BradleyTerry):
             message = f"{type(loss).__name__} trains no scores"
-            raise UserError(message, field=f"{name}.loss", mend="take BradleyTerry")
+            raise UserError(message, field=f"{name}.loss", hint="take BradleyTerry")
 
     @model_validator(mode="after")
     def _whole(self) -> RewardModel:
@@ -216,8 +216,8 @@ def split_by_prompt(units: Sequence[T], share: float) -> tuple[list[T], list[T]]
         drawn = rng.key(0, "holdout", *first.tokens[: prompt_length(first)].tolist()) / 2**63
         (held if drawn < share else kept).append(unit)
     if not kept:
-        raise UserError("everything is held out", field="holdout", mend="lower it, or give more")
+        raise UserError("everything is held out", field="holdout", hint="lower it, or give more")
     return kept, held
 
 
-__all__ = ["FromPairs", "Prefer", "RewardModel", "split_by_prompt", "stage_pairs"]
+__all__ = ["FromPairs", "PreferenceStage", "RewardModel", "split_by_prompt", "stage_pairs"]

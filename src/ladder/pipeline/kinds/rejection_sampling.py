@@ -23,12 +23,13 @@ from ladder.rewards.judge import check_judged
 from ladder.signals.select import Funnel, Select
 
 
-class Harvest(Sampled):
-    """reward: None takes the recipe's. keep: stop as soon as so many are kept (None: after all prompts). per_prompt,
-    at_least, dedupe, best: see `signals.select.Select`. filters: names in `parts.FILTERS`. max_failed: the share of
-    answers that may fail to be judged."""
+class RejectionSampling(Sampled):
+    """num_prompts: how many tasks. reward: None takes the recipe's. keep: stop as soon as so many are kept (None: after
+    all prompts). per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in
+    `pipeline.build.tasks.FILTERS`. max_failed: the share of answers that may fail to be judged."""
 
     makes: ClassVar[Makes] = "data"
+    num_prompts: int = Field(default=1024, ge=1)
     reward: Spec | None = None
     keep: int | None = Field(default=None, ge=1)
     per_prompt: int = Field(default=1, ge=1)
@@ -49,7 +50,7 @@ class Harvest(Sampled):
     def run(self, ctx: Context) -> dict[str, Any]:
         filters = build_tasks.filters(self.filters, f"{ctx.name}.filters")
         select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
-        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.prompts)
+        tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
         rows, funnel, drawn = self._collect(ctx, tasks, select)
         shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
         ctx.console.say(f"  {shown}")

@@ -4,8 +4,8 @@ on many prompts that goes on after its last whole part when it was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,13 +30,13 @@ Work = Callable[[int, int, list[Task]], dict[str, Any]]
 
 
 class Sampled(StageConfig):
-    """task: None takes the recipe's. split: of the task. prompts: how many of its problems. group: answers to each.
+    """task: None takes the recipe's. split: of the task. group_size: answers to each prompt.
     sampling: how they are drawn."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"group": "group_size", "prompts": "num_prompts"}
     task: Spec | None = None
     split: str = "train"
-    prompts: int = Field(default=1024, ge=1)
-    group: int = Field(default=8, ge=1)
+    group_size: int = Field(default=8, ge=1)
     sampling: SamplingSpec = SamplingSpec()
 
     def check(self, name: str, recipe: Recipe) -> None:
@@ -47,7 +47,7 @@ class Sampled(StageConfig):
         """Raises UserError when all answers to a prompt would be the same."""
         if self.sampling.temperature == 0:
             message = "greedy answers to a prompt are all the same: there is nothing to compare"
-            raise UserError(message, field=f"{name}.sampling.temperature", mend="set 1.0")
+            raise UserError(message, field=f"{name}.sampling.temperature", hint="set 1.0")
 
     def spec(self, recipe: Recipe) -> Spec | None:
         """The task in the recipe's words."""
@@ -65,7 +65,7 @@ class Sampled(StageConfig):
 
     def collector(self, ctx: Context, loaded: LoadedModel, sampler: Sampler) -> Collector:
         encode = samplers.encoder(ctx.recipe, loaded)
-        return Collector(sampler, encode, self.group, samplers.sampling(self.sampling), ctx.seed, ctx.name)
+        return Collector(sampler, encode, self.group_size, samplers.sampling(self.sampling), ctx.seed, ctx.name)
 
 
 def in_parts(

@@ -82,7 +82,7 @@ class Imitate(Trained):
         losses.loss(self.loss, f"{name}.loss")
         if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
             message = "is about rows that are yet to be tokenised; these examples are token ids already"
-            raise UserError(message, field=f"{name}.encoding", mend="leave it out")
+            raise UserError(message, field=f"{name}.encoding", hint="leave it out")
         match self.data:
             case WebData():
                 web_of(self.data, f"{name}.data.web")
@@ -184,4 +184,4 @@ def check_bos(units: Sequence[Sample], loaded: LoadedModel) -> None:
     for unit in units:
         if leading_bos(loaded.tokenizer, unit.tokens[:4].tolist()) > 1:
             where = unit.meta.get("origin", "an example")
-            raise UserError(f"{where} begins with two BOS tokens", mend="take the BOS out of the text or the template")
+            raise UserError(f"{where} begins with two BOS tokens", hint="take the BOS out of the text or the template")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ladder.base.errors import UserError
-from ladder.credit.group import EPS, KINDS, Kind, advantages
+from ladder.credit.advantages import EPS, KINDS, Kind, advantages
 
 GROUPWISE: tuple[Kind, ...] = ("group_mean", "group_std", "leave_one_out")
 
