@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
-    lines = ["| planted | first alarm | at step | held-out check had fallen by then | other alarms | it fell in all |"]
+    lines = ["| planted | first alarm | at step | fall of the held-out check by then | other alarms | total fall of the check |"]
     lines.append("|---|---|---|---|---|---|")
     rows: dict[str, Any] = {}
     for name, stage in planted().items():
