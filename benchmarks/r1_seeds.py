@@ -111,14 +111,14 @@ def write(out: Path, seeds: list[int], path: Path) -> None:
         "# What `ladder run r1` reaches",
         "",
         f"Made by `python benchmarks/r1_seeds.py` and `--controls` on {os.cpu_count()} cores ({platform.machine()}). "
-        "1,024 problems each, sampled at temperature 1; greedy accuracy in brackets; tokens of an answer; share of "
-        "worked answers in both notations. The harvest's row is of the answers it kept.",
+        "1,024 problems each, sampled at temperature 1; greedy accuracy in brackets; tokens per answer; mixed: share of "
+        "worked answers that use both notations. The rows of harvest (rejection sampling) describe the answers it kept.",
         "",
         *table(r1),
         "",
         "## Controls",
         "",
-        "From the base of the same seed, each at about the time that the R1 stages take.",
+        "Each starts from the base model of the same seed and takes about as long as the R1 stages.",
     ]
     for control in CONTROLS:
         found = {f"seed {s}": out / f"{control}-{s}" / "summary.json" for s in seeds}
