@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from ladder.contract.training import Weights
@@ -156,16 +156,18 @@ class Reward(Protocol):
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]: ...
 
 
-@runtime_checkable
-class PerAnswer(Protocol):
-    """A reward that judges every answer by itself, so that the answers of many groups may be given to it at once."""
-
-    per_answer: ClassVar[bool]
-
-
-
 Groups = list[list[Rollout]]
 Judged = list[list[Outcome]]
+
+
+@runtime_checkable
+class JudgesGroups(Protocol):
+    """A reward that judges several groups in one call: a model in one forward pass, a slow judge with several calls at
+    a time. Calling it with one group gives the same outcomes."""
+
+    def judge_groups(self, groups: Groups) -> Judged:
+        """One outcome per rollout, group by group."""
+        ...
 
 
 class Collect(Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the worker child imports this package and must not load torch for it
     from ladder.contract.rollouts import Task
+    from ladder.tasks.world import World
 
 
 class TaskSource(Protocol):
@@ -39,10 +40,32 @@ def _kinds() -> dict[str, type]:
     return {"chain": Chain, "gsm8k": GSM8K, "gym": Gym, "jsonl": Jsonl}
 
 
+def worlds() -> list[World]:
+    """The worlds of the built-in task sources."""
+    from ladder.tasks.world import OfWorld
+
+    return [kind.world for kind in _kinds().values() if isinstance(kind, OfWorld)]
+
+
+def world_of(source: TaskSource) -> World | None:
+    """The world that a task source belongs to; None for tasks that bring nothing else."""
+    from ladder.tasks.world import OfWorld
+
+    return source.world if isinstance(source, OfWorld) else None
+
+
+def is_foreign(spec: Any) -> bool:
+    """Whether a spec names a task source by an import path, so that building it executes a user's code."""
+    kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+    return isinstance(kind, str) and ":" in kind
+
+
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:
-    """The source a recipe describes. Raises UserError on an unknown kind, key or type, and on a file it cannot read."""
+    """The source a recipe describes: of a built-in kind, or a class of the user's by import path (`file.py:Name`, a
+    pydantic dataclass). Raises UserError on an unknown kind, key or type, and on a file it cannot read."""
+    from ladder.base.source import imported
     from ladder.base.spec import kind_of, validate
 
     kinds = _kinds()
-    kind, options = kind_of(spec, kinds, "task source", field)
-    return validate(kinds[kind], options, field)
+    kind, options = kind_of(spec, kinds, "task source", field, by_path=True)
+    return validate(kinds[kind] if kind in kinds else imported(kind), options, field)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,6 +12,8 @@ from ladder.base import rng
 from ladder.contract.rollouts import Task
 from ladder.tasks import split as deal
 from ladder.tasks.chain.words import DELTAS, DIGITS_A, EQUALS, LABELS, OPS_A
+from ladder.tasks.chain.world import WORLD
+from ladder.tasks.world import World
 
 TEST_SHARE = 0.25
 SPLITS = ("train", "test")
@@ -22,6 +26,7 @@ class Chain:
     steps: tuple[int, int] = (3, 6)
     size: int = 4096
     seed: int = 0
+    world: ClassVar[World] = WORLD
 
     @model_validator(mode="after")
     def _possible(self) -> Chain:
