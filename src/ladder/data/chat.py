@@ -12,8 +12,7 @@ Three invariants hold for every row, by construction or by an error:
 - every trained turn ends with the template's terminator, which is trained.
 
 Some templates render earlier turns differently once the conversation continues (Qwen3 removes their thinking). A turn
-that the full conversation does not contain as it was rendered at its own point is not trained, or is an error
-(`rewritten`).
+whose text in the full conversation differs from its text as the last turn is not trained, or is an error (`rewritten`).
 
 Left out: images and audio, slow tokenizers, and continuing an assistant's half-written turn.
 """
