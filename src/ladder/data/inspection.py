@@ -45,7 +45,8 @@ def render(tokenizer: Any, sample: Sample) -> Text:
 def summary(tokenizer: Any, sample: Sample) -> str:
     """The line of counts of a sample."""
     trained = int(sample.mask.sum())
-    terminated = bool(trained) and int(sample.tokens[sample.mask][-1]) in stop_ids(tokenizer)
+    stops = stop_ids(tokenizer)
+    terminated = bool(trained) and int(sample.tokens[sample.mask][-1]) in stops
     line = (
         f"tokens {len(sample.tokens):,} · trained {trained:,} · BOS {leading_bos(tokenizer, sample.tokens.tolist())}"
         f" · terminator trained: {'yes' if terminated else 'no'}"
