@@ -204,8 +204,8 @@ def _build_cosine(options: dict[str, Any], field: str) -> CosineLength:
             raise UserError(f"unknown key {key!r}{near(key, fields)}", field=field)
         expected_type = str if key == "name" else int if key == "max_tokens" else (int, float)
         if isinstance(value, bool) or not isinstance(value, expected_type):
-            wanted = {"name": "text", "max_tokens": "an integer"}.get(key, "a number")
-            raise UserError(f"must be {wanted}, not {value!r}", field=f"{field}.{key}")
+            type_name = {"name": "text", "max_tokens": "an integer"}.get(key, "a number")
+            raise UserError(f"must be {type_name}, not {value!r}", field=f"{field}.{key}")
     if "max_tokens" not in options or options["max_tokens"] < 1:
         raise UserError("must be given and be at least 1", field=f"{field}.max_tokens")
     return CosineLength(of, **options)
