@@ -17,13 +17,14 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
+import threads
 from ladder.attention import IMPLEMENTATION
 from ladder.engine.engine import Engine
 from ladder.engine.model import wrap_tokenizer
 from ladder.errors import UserError
 from ladder.types import Loss, Unit
 
-torch.set_num_threads(1)  # on models this small, threads only wait for each other
+threads.settle()
 
 PAD, BOS, EOS, OPEN, CLOSE = range(5)
 DOUBLE = 99

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import families as fam
+import threads
 from drawn import TOKENIZER, draw, same
 from ladder.engine.lora import LoRA, attach
 from ladder.kernels import decode, library
@@ -91,11 +92,11 @@ def test_a_row_has_the_same_bits_in_any_company(steps: list[int]) -> None:
 def test_threads_change_no_bit(steps: list[int]) -> None:
     model = build("llama")
     mine = [(c.tokens, c.logps) for c in draw(model)]
-    torch.set_num_threads(3)
+    torch.set_num_threads(threads.NUMBER + 2)
     try:
         assert [(c.tokens, c.logps) for c in draw(model)] == mine
     finally:
-        torch.set_num_threads(1)
+        threads.settle()
     assert steps
 
 

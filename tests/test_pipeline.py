@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import small_run
+import threads
 from ladder.engine import checkpoint
 from ladder.engine.checkpoint import read_json, sha256
 from ladder.errors import UserError
@@ -187,7 +188,8 @@ def test_what_changes_no_weight_changes_no_identity(copy: Path) -> None:
         *("eval.sets.easy.n=9", "eval.temperatures=[1.0]", "rl.eval_every=1", "rl.require={easy.accuracy: '>= 0.5'}"),
     ):
         assert keys(change) == same, change
-    for change in ("seed=1", "threads=2", "reward={exact: {}}", "as_turn=true", "sampler.slots=3", "rl.group=9"):
+    more = f"threads={threads.NUMBER + 1}"
+    for change in ("seed=1", more, "reward={exact: {}}", "as_turn=true", "sampler.slots=3", "rl.group=9"):
         assert keys(change)["rl"] != same["rl"], change
 
 
@@ -322,9 +324,9 @@ def test_a_full_disk(copy: Path, monkeypatch: pytest.MonkeyPatch, where: str) ->
 
 
 def test_threads_are_the_recipes(copy: Path) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads.NUMBER + 1)
     run(copy)
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads.NUMBER
 
 
 CAP = "loss={kind: PolicyClip, importance_cap: 2.0}"
