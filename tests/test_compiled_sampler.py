@@ -64,7 +64,7 @@ def test_compiled_is_what_the_modules_draw(
     model = build(name, **changes)
     oracle = draw(model, packed=False)
     assert not steps
-    same(draw(model, **options), oracle)
+    same(draw(model, **options), oracle, model)
     assert max(steps) > 3
 
 
@@ -105,7 +105,7 @@ def test_every_weight_is_fresh_at_every_call(name: str, steps: list[int]) -> Non
     model = build(name, head_dim=16)
     for weight in dict(model.named_parameters()).values():
         weight.mul_(1.1).add_(0.02)
-        same(draw(model), draw(model, packed=False))
+        same(draw(model), draw(model, packed=False), model)
     assert steps
 
 
@@ -113,14 +113,14 @@ def test_an_adapter_is_drawn_with(steps: list[int]) -> None:
     base = fam.build("qwen2", **WIDE)
     plain = draw(base)
     wrapped = attach(base, LoRA(rank=4, targets="all-linear"), seed=1)
-    same(draw(wrapped), plain)  # B is 0 at first
+    same(draw(wrapped), plain, wrapped)  # B is 0 at first
     with torch.no_grad():
         for name, p in wrapped.named_parameters():
             if "lora_B" in name:
                 p.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.1)
     adapted = draw(wrapped)
     assert [c.tokens for c in adapted] != [c.tokens for c in plain]
-    same(adapted, draw(wrapped, packed=False))
+    same(adapted, draw(wrapped, packed=False), wrapped)
     assert steps
 
 
@@ -128,12 +128,12 @@ def test_who_decodes_what_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatc
     """Odd widths, few rows and machines without a compiler: torch's operators, with the same result."""
     odd = fam.cached("qwen3")  # heads of width 12
     assert compiled.obstacle(odd.get_decoder())
-    same(draw(odd), draw(odd, packed=False))
+    same(draw(odd), draw(odd, packed=False), odd)
     wide = build("llama")
     oracle = draw(wide, slots=native.PACK_FROM - 1)
     assert not steps
     monkeypatch.setattr(compiled, "obstacle", lambda _: "no compiler")
-    same(draw(wide), oracle)
+    same(draw(wide), oracle, wide)
     assert not steps
 
 

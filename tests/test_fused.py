@@ -68,7 +68,7 @@ def pair(make: Any, **options: Any) -> tuple[Engine, Engine]:
 
 def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance: float = 1e-5) -> dict[str, Tensor]:
     (got, a), (want, b) = (fam.gradients(e, units, loss) for e in (ours, theirs))
-    assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # sums of some hundred log-probabilities in float32
     assert got.keys() == want.keys() and got
     for name in want:
         assert not got[name].is_sparse and got[name].is_contiguous()

@@ -50,7 +50,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_packed_is_what_the_modules_draw(name: str, options: dict[str, Any], steps: list[int]) -> None:
     oracle = draw(fam.cached(name), packed=False)
     assert not steps
-    same(draw(fam.cached(name), **options), oracle)
+    same(draw(fam.cached(name), **options), oracle, fam.cached(name))
     assert max(steps) == min(ALL, options.get("slots", ALL)) or "workers" in options
 
 
@@ -66,13 +66,13 @@ def test_spans_of_any_cost_and_room_that_grows_change_nothing(monkeypatch: pytes
         spans.append(len(self.turn.spans))
 
     monkeypatch.setattr(shared.Shared, "begin", begin)
-    same(draw(fam.cached("qwen3"), slots=5), oracle)
+    same(draw(fam.cached("qwen3"), slots=5), oracle, fam.cached("qwen3"))
     assert max(spans) > 2
 
 
 def test_biases_grouped_queries_and_untied_heads_are_read(steps: list[int]) -> None:
     model = fam.build("llama", attention_bias=True, mlp_bias=True, num_key_value_heads=1, tie_word_embeddings=False)
-    same(draw(model), draw(model, packed=False))
+    same(draw(model), draw(model, packed=False), model)
     assert steps
 
 
@@ -150,7 +150,7 @@ def test_what_the_packed_path_does_not_know_the_modules_decode(
     model = fam.build(name, **changes)
     mine = draw(model)
     assert bool(steps) == fits == llama.fits(model.get_decoder(), Head.of(model), fam.CONTEXT)
-    same(mine, draw(model, packed=False))
+    same(mine, draw(model, packed=False), model)
 
 
 def test_other_types_are_decoded_by_the_modules() -> None:
@@ -190,7 +190,7 @@ def test_an_adapter_is_drawn_with(steps: list[int]) -> None:
     base = fam.build("qwen2")
     plain = draw(base)
     wrapped = attach(base, LoRA(rank=4, targets="all-linear"), seed=1)
-    same(draw(wrapped), plain)  # B is 0 at first
+    same(draw(wrapped), plain, wrapped)  # B is 0 at first
     with torch.no_grad():
         for name, p in wrapped.named_parameters():
             if "lora_B" in name:
@@ -198,8 +198,8 @@ def test_an_adapter_is_drawn_with(steps: list[int]) -> None:
     adapted = draw(wrapped)
     assert [c.tokens for c in adapted] != [c.tokens for c in plain]
     steps.clear()
-    same(adapted, draw(wrapped, packed=False))
+    same(adapted, draw(wrapped, packed=False), wrapped)
     assert not steps
     with wrapped.disable_adapter():
-        same(draw(wrapped), plain)
+        same(draw(wrapped), plain, wrapped)
     assert steps and effective(nn.Identity()) is None

@@ -79,7 +79,8 @@ def library(name: str) -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_compiled(name, compiler)))
     except (subprocess.CalledProcessError, OSError) as err:
         said = err.stderr.strip() if isinstance(err, subprocess.CalledProcessError) else ""
-        last = (said or str(err)).splitlines()[-1]
+        lines = (said or str(err)).splitlines()
+        last = next((line for line in lines if "error" in line), lines[-1])
         _reasons[name] = f"{compiler} could not make {name}.c ({last}), so general operators are used"
         return None
     loaded.lacks.restype = ctypes.c_char_p

@@ -51,8 +51,17 @@ const char *lacks(void) {
 #ifdef __AVX512VL__
   HAS("avx512vl", "AVX-512 VL")
 #endif
+#ifdef __AVX512VBMI__
+  HAS("avx512vbmi", "AVX-512 VBMI")
+#endif
+#ifdef __AVX512VNNI__
+  HAS("avx512vnni", "AVX-512 VNNI")
+#endif
 #ifdef __AVX512BF16__
   HAS("avx512bf16", "AVX-512 BF16")
+#endif
+#ifdef __AVX512FP16__
+  HAS("avx512fp16", "AVX-512 FP16")
 #endif
 #undef HAS
 #endif
