@@ -4,6 +4,9 @@ the schedule, with fresh weights at every call; what is drawn is drawn from the 
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,7 +159,7 @@ def test_an_adapter_is_drawn_with(steps: list[int]) -> None:
 
 def test_who_decodes_what_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     """Odd widths, few rows and machines without a compiler: torch's operators, with the same result."""
-    odd = fam.cached("qwen3")  # heads of width 12
+    odd = build("qwen3", head_dim=6)  # no multiple of any vector
     assert compiled.obstacle(odd.get_decoder())
     same(draw(odd), draw(odd, packed=False), odd)
     wide = build("llama")
@@ -259,3 +262,47 @@ def test_a_library_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch,
     library._reasons.clear()
     assert decode.kernels() is not None and library.why("decode") is None
     assert len(list((tmp_path / "signal-ladder" / "kernels").glob("*.so"))) == 1
+
+
+TARGETS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "native", "sapphirerapids")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Path]:
+    """Libraries are looked for and made in a cache of the test's own, and forgotten after it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.library.cache_clear()
+    yield tmp_path / "signal-ladder" / "kernels"
+    library.library.cache_clear()
+    library._reasons.clear()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="targets of x86-64")
+def test_a_library_for_another_processor_computes_or_says_what_is_missing(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    weight, x, made = torch.randn(101, 200, generator=g), torch.randn(9, 200, generator=g), 0
+    for target in TARGETS:
+        monkeypatch.setenv("LADDER_MARCH", target)
+        library.library.cache_clear()
+        said = library.why("decode")
+        if said is not None:
+            assert target != "native" and ("this processor has no" in said or "bad value" in said or "unknown" in said)
+            made += "this processor has no" in said
+            continue
+        made += 1
+        got = decode.Arena([weight.shape], torch.float32).pack(weight).multiply(x, None)
+        assert torch.allclose(got.double(), x.double() @ weight.double().T, atol=1e-4), target
+    assert len(list(elsewhere.glob("*.so"))) == made, "each target has a library of its own"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="targets of x86-64")
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_kernels_compile_without_a_warning(target: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = ("-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Werror")
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, *strict))
+    monkeypatch.setenv("LADDER_MARCH", target)
+    for name in library.NAMES:
+        said = library.why(name)
+        assert said is None or "this processor has no" in said or target == "sapphirerapids", said

@@ -154,8 +154,8 @@ def test_a_shared_prompt_changes_no_gradient_of_a_llama() -> None:
         fam.gradients(engine(fam.build("llama").double(), share_prefix=share), units, loss)[0]
         for share in (True, False)
     )
-    close(shared, apart, 2e-6)
-    close(shared, oracle(fam.build("llama", "eager").double(), units, loss), 2e-6)
+    close(shared, apart, 1e-5)
+    close(shared, oracle(fam.build("llama", "eager").double(), units, loss), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

@@ -252,7 +252,7 @@ def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: p
         int(subprocess.run([sys.executable, "-c", MEASURE, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "default")
     ]
-    assert faults[0] < 10_000 < 100_000 < faults[1]  # two blocks of 16,384 pages, four times
+    assert faults[0] * 10 < faults[1]  # two blocks of 16,384 pages, four times; of 32 where pages are huge
 
 
 def test_gradients_are_summed_where_they_belong() -> None:

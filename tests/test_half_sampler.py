@@ -155,9 +155,10 @@ def test_an_adapter_and_fresh_weights_are_drawn_with() -> None:
 
 def test_what_has_no_bfloat16_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     half: dict[str, Any] = {"eos": [fam.EOS], "dtype": torch.bfloat16}
-    for name, words in (("gemma2", "through its own modules"), ("qwen3", "width of 12 is no multiple")):
+    odd = fam.build("qwen3", **WIDE, head_dim=6)
+    for model, words in ((fam.cached("gemma2"), "through its own modules"), (odd, "width of 6 is no multiple")):
         with pytest.raises(UserError, match=words) as error:
-            NativeSampler(fam.cached(name), TOKENIZER, **half)
+            NativeSampler(model, TOKENIZER, **half)
         assert error.value.field == "sampler.dtype" and error.value.mend
     monkeypatch.setenv("LADDER_KERNELS", "0")
     library.library.cache_clear()

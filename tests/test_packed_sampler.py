@@ -16,7 +16,7 @@ from ladder.engine.lora import LoRA, attach
 from ladder.forest import Segment
 from ladder.head import Head
 from ladder.kernels import attend
-from ladder.rollout import llama, native, shared
+from ladder.rollout import compiled, llama, native, shared
 from ladder.rollout.collect import to_rollout
 from ladder.rollout.native import NativeSampler
 from ladder.rollout.packed import Effective, Matrix, effective, packable
@@ -26,6 +26,12 @@ from ladder.types import Request, Sampling, Task
 
 ALL = sum(r.n for r in requests())
 KNOWN = ("llama", "qwen2", "qwen3")
+
+
+@pytest.fixture(autouse=True)
+def operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of these models' widths are whole vectors hangs on the processor; here none is decoded in C."""
+    monkeypatch.setattr(compiled, "obstacle", lambda _: "operators are what is tested")
 
 
 @pytest.fixture
