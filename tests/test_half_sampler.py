@@ -117,7 +117,7 @@ def test_a_step_is_the_plain_computation_rounded(name: str, changes: dict[str, A
             logits.append(found)
         off.append((logits[0] - logits[1]).abs().amax(-1))
     every = torch.cat(off)
-    assert float(every.quantile(0.6)) < 2e-5 and float(every.max()) < 0.1, every
+    assert float(every.quantile(0.7)) < 1e-5 and float(every.max()) < 0.1, every
 
 
 def test_it_is_no_further_off_than_a_model_in_bfloat16() -> None:
