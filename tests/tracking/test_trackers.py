@@ -78,7 +78,7 @@ def mlflow(stage: Path) -> Heard:
 
 def settled(reader: Callable[[Path], Heard], stage: Path) -> Heard:
     """What a tracker wrote once it has written everything: W&B's own process goes on for a moment after the end."""
-    for _ in range(100):
+    for _ in range(300):
         heard = reader(stage)
         if len(heard) == len(HEARD):
             break
