@@ -237,14 +237,14 @@ def test_missing_weights_are_not_filled_with_noise(tmp_path: Path) -> None:
 
 def test_options_that_cannot_be_meant(tmp_path: Path) -> None:
     tokenizer = fam.tokenizer()
-    assert "model.dtype: there is no 'float12'" in refused("preset:chain", tokenizer=tokenizer, dtype="float12")
+    assert "model.dtype: there is no dtype 'float12'" in refused("preset:chain", tokenizer=tokenizer, dtype="float12")
     assert "model.device: 'tpu9'" in refused("preset:chain", tokenizer=tokenizer, device="tpu9")
     with pytest.raises(UserError, match=r"model\.config: LlamaConfig has no field 'hiden_size'"):
         load_model("preset:chain", tokenizer=tokenizer, config={"hiden_size": 3})
     save_model(loaded(vocab_size=100), tmp_path)
     assert "only a preset's configuration" in refused(str(tmp_path), config={"hidden_size": 3})
     save_model(LoadedModel(fam.build("llama", vocab_size=50), tokenizer, "memory", (2,)), tmp_path / "small")
-    assert "the tokenizer knows 100 tokens and the model 50" in refused(str(tmp_path / "small"))
+    assert "the tokenizer has 100 tokens, but the model's embedding has 50" in refused(str(tmp_path / "small"))
 
 
 # ---------------------------------------------------------------- GGUF

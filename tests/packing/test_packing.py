@@ -225,7 +225,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         count([Pair(*ragged(2))], CrossEntropy())
     odd = CrossEntropy()
     object.__setattr__(odd, "unit", "batch")
-    with pytest.raises(ValueError, match="counts in 'batch', which is no unit"):
+    with pytest.raises(ValueError, match=r"CrossEntropy\.unit is 'batch'; it must be 'token'"):
         count(ragged(1), odd)
 
 

@@ -39,12 +39,12 @@ class Families:
         """groups: of each family, what a segment continues before it."""
         row = [s for group in groups for s in group]
         place = {s: i for i, s in enumerate(row)}
-        above = np.array([s.above for s in row])
+        above = np.array([s.prefix_length for s in row])
         continued = [place[s.parent] if s.parent else -1 for s in row]
         columns = [s.start for s in row], [s.length for s in row], continued, above, above.cumsum() - above
         self.spans = np.ascontiguousarray(np.stack([np.asarray(c) for c in columns], 1), np.int64)
         self.families = np.cumsum([0, *map(len, groups)], dtype=np.int64)
-        self.keys, self.above = max(s.keys for s in row), int(above.sum())
+        self.keys, self.prefix_tokens = max(s.keys for s in row), int(above.sum())
         self.scratch: Tensor | None = None
 
     def room(self, W: int, threads: int) -> tuple[Tensor, int]:
@@ -83,7 +83,7 @@ def attend_backward(
     threads = torch.get_num_threads()
     scratch, each = families.room(W, threads)
     dq, dk, dv = torch.empty_like(q_THW), torch.empty_like(k_TKW), torch.empty_like(v_TKW)
-    owed = q_THW.new_empty(families.above, 2, *k_TKW.shape[1:])
+    owed = q_THW.new_empty(families.prefix_tokens, 2, *k_TKW.shape[1:])
     kernels().attend_backward(
         address(q_THW), address(k_TKW), address(v_TKW), address(out_THW), address(lse_TH), address(grad_THW),
         families.spans.ctypes.data, families.families.ctypes.data, len(families.families) - 1, H, k_TKW.shape[1], W,
