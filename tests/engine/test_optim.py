@@ -296,11 +296,11 @@ def test_masters_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
     halved()[0].save(tmp_path)
     whole = Optimizer({"w": nn.Parameter(torch.ones(2, 2))}, Optim(), 0)
-    with pytest.raises(UserError, match="another type") as found:
+    with pytest.raises(UserError, match=r"another dtype: w has float32 master weights in the checkpoint only") as error:
         whole.load(tmp_path)
-    assert found.value.field == "model.dtype"
+    assert error.value.field == "model.dtype"
     whole.save(tmp_path)
-    with pytest.raises(UserError, match="another type"):
+    with pytest.raises(UserError, match=r"another dtype: w has float32 master weights in this run only"):
         halved()[0].load(tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     """Neither weights nor moments: the engine goes on with what it has."""
     Optimizer({"w": nn.Parameter(torch.full((2, 2), 5.0))}, Optim(), 0).save(tmp_path)
     optimizer, w = halved()
-    with pytest.raises(UserError, match="another type"):
+    with pytest.raises(UserError, match="another dtype"):
         optimizer.load(tmp_path)
     assert w.eq(1).all() and optimizer.masters["w"].eq(1).all()
 
