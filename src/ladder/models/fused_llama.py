@@ -324,7 +324,7 @@ def of(base: Any, head: Tensor | None) -> FusedDecoder | None:
 
     head: the weights of the model's output head.
     """
-    if not known(base, base.config.max_position_embeddings) or not _kind(base):
+    if not known(base, base.config.max_position_embeddings) or not _has_kernels(base):
         return None
     layers_or_none = [FusedLayer.of(module) for module in base.layers]
     supported = [layer for layer in layers_or_none if layer is not None]
@@ -337,7 +337,7 @@ def of(base: Any, head: Tensor | None) -> FusedDecoder | None:
     return FusedDecoder(base, supported, head is base.embed_tokens.weight)
 
 
-def _kind(base: Any) -> bool:
+def _has_kernels(base: Any) -> bool:
     """Whether the weights are contiguous, of one dtype and on one device, and there are kernels for that."""
     weights = list(base.parameters())
     first = weights[0]
