@@ -29,17 +29,17 @@ LEAST = 16
 
 
 @triton.jit
-def _turned(X, W, NORM: tl.constexpr, eps, COS, SIN, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+def _norm_and_rotate(X, W, NORM: tl.constexpr, eps, COS, SIN, WIDTH: tl.constexpr, WIDE: tl.constexpr):
     """One head, normed if NORM, and rotated: float32 [WIDE]. The first half of SIN is negated."""
     d = tl.arange(0, WIDE)
-    here = d < WIDTH
+    mask = d < WIDTH
     other = tl.where(d < WIDTH // 2, d + WIDTH // 2, d - WIDTH // 2)
-    x, y = tl.load(X + d, here, 0.0).to(tl.float32), tl.load(X + other, here, 0.0).to(tl.float32)
+    x, y = tl.load(X + d, mask, 0.0).to(tl.float32), tl.load(X + other, mask, 0.0).to(tl.float32)
     if NORM:
         r = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-        x *= r * tl.load(W + d, here, 0.0).to(tl.float32)
-        y *= r * tl.load(W + other, here, 0.0).to(tl.float32)
-    return x * tl.load(COS + d, here, 0.0).to(tl.float32) + y * tl.load(SIN + d, here, 0.0).to(tl.float32)
+        x *= r * tl.load(W + d, mask, 0.0).to(tl.float32)
+        y *= r * tl.load(W + other, mask, 0.0).to(tl.float32)
+    return x * tl.load(COS + d, mask, 0.0).to(tl.float32) + y * tl.load(SIN + d, mask, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -50,19 +50,19 @@ def _enter(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(POSITIONS + row)
     d = tl.arange(0, WIDE)
-    here = d < WIDTH
+    mask = d < WIDTH
     x = QKV + (row * (HEADS + 2 * KEY_HEADS) + head) * WIDTH
     cos, sin = COS + position * WIDTH, SIN + position * WIDTH
     if head < HEADS:
-        q = _turned(x, QW, NORM, eps, cos, sin, WIDTH, WIDE)
-        tl.store(Q + (row * HEADS + head) * WIDTH + d, q.to(Q.dtype.element_ty), here)
+        q = _norm_and_rotate(x, QW, NORM, eps, cos, sin, WIDTH, WIDE)
+        tl.store(Q + (row * HEADS + head) * WIDTH + d, q.to(Q.dtype.element_ty), mask)
     elif head < HEADS + KEY_HEADS:
-        k = _turned(x, KW, NORM, eps, cos, sin, WIDTH, WIDE)
-        at = ((row * KEY_HEADS + head - HEADS) * room + position) * WIDTH + d
-        tl.store(KEYS_ + at, k.to(KEYS_.dtype.element_ty), here)
+        k = _norm_and_rotate(x, KW, NORM, eps, cos, sin, WIDTH, WIDE)
+        offset = ((row * KEY_HEADS + head - HEADS) * room + position) * WIDTH + d
+        tl.store(KEYS_ + offset, k.to(KEYS_.dtype.element_ty), mask)
     else:
-        at = ((row * KEY_HEADS + head - HEADS - KEY_HEADS) * room + position) * WIDTH + d
-        tl.store(VALUES + at, tl.load(x + d, here, 0.0), here)
+        offset = ((row * KEY_HEADS + head - HEADS - KEY_HEADS) * room + position) * WIDTH + d
+        tl.store(VALUES + offset, tl.load(x + d, mask, 0.0), mask)
 
 
 def enter(
@@ -101,7 +101,7 @@ def _attend(
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     n = tl.load(POSITIONS + row) + 1
     group: tl.constexpr = HEADS // KEY_HEADS
-    g, d, line = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
+    g, d, lane = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
     valid = (g < group) & (d < WIDTH)
     precision: tl.constexpr = "ieee" if EXACT else "tf32"  # pyright: ignore[reportAssignmentType]
     q = tl.load(Q + (row * HEADS + head * group + g) * WIDTH + d, valid, 0.0)
@@ -110,15 +110,15 @@ def _attend(
     total = tl.zeros([GROUP, 1], tl.float32)
     out = tl.zeros([GROUP, WIDE], tl.float32)
     for first in range(split * REACH, tl.minimum(n, (split + 1) * REACH), SIZE):
-        at = first + line
-        here = (at[:, None] < n) & (d < WIDTH)
-        k = tl.load(K + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        offset = first + lane
+        mask = (offset[:, None] < n) & (d < WIDTH)
+        k = tl.load(K + (base + offset[:, None]) * WIDTH + d, mask, 0.0)
         s = tl.dot(q, tl.trans(k), input_precision=precision) * scale
-        s = tl.where(at[None, :] < n, s, float("-inf"))
+        s = tl.where(offset[None, :] < n, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1)[:, None])
         p = tl.exp(s - higher)
         shrink = tl.exp(top - higher)
-        v = tl.load(V + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        v = tl.load(V + (base + offset[:, None]) * WIDTH + d, mask, 0.0)
         out = out * shrink + tl.dot(p.to(v.dtype), v, input_precision=precision)
         total = total * shrink + tl.sum(p, 1)[:, None]
         top = higher
@@ -132,13 +132,13 @@ def _attend(
 @triton.jit
 def _combine(PARTS, LSE, OUT, WIDTH: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, MANY: tl.constexpr):
     """Combines the splits of one row and head, weighted by their log-sum-exp: OUT [A, H, W]."""
-    at = tl.program_id(0).to(tl.int64)  # row and head
+    offset = tl.program_id(0).to(tl.int64)  # row and head
     s, d = tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
-    lse = tl.load(LSE + at * SPLITS + s, s < SPLITS, float("-inf"))
+    lse = tl.load(LSE + offset * SPLITS + s, s < SPLITS, float("-inf"))
     weight = tl.exp(lse - tl.max(lse, 0))
-    part = tl.load(PARTS + (at * SPLITS + s) * WIDTH + d, (s < SPLITS) & (d < WIDTH), 0.0)
+    part = tl.load(PARTS + (offset * SPLITS + s) * WIDTH + d, (s < SPLITS) & (d < WIDTH), 0.0)
     out = tl.sum(part * weight, 0)[None, :] / tl.sum(weight, 0)
-    tl.store(OUT + at * WIDTH + d, out.to(OUT.dtype.element_ty), d < WIDTH)
+    tl.store(OUT + offset * WIDTH + d, out.to(OUT.dtype.element_ty), d < WIDTH)
 
 
 def attend(q_AHW: Tensor, stores: tuple[Tensor, Tensor], positions_A: Tensor, scale: float) -> Tensor:

@@ -46,15 +46,15 @@ def _choose(Z, TOPS, SUMS, UNIFORM, OUT, rows, stride, V, n, scale, SIZE: tl.con
     last_block = tl.max(tl.where(sums > 0, part, 0), 0)  # rounding can leave the target beyond the end of all blocks
     chosen = tl.minimum(tl.sum((ends <= target).to(tl.int32), 0), last_block)
     before = tl.sum(tl.where(part < chosen, sums, 0.0), 0)
-    line = tl.arange(0, SIZE)
-    v = chosen * SIZE + line
+    lane = tl.arange(0, SIZE)
+    v = chosen * SIZE + lane
     z = tl.load(Z + row * stride + v, v < V, float("-inf")).to(tl.float32) * scale
     e = tl.exp(z - top)
     passed = tl.cumsum(e, 0) <= (target - before).to(tl.float32)
-    last = tl.max(tl.where(e > 0, line, 0), 0)  # rounding can leave the target beyond the end of the chosen block
-    at = tl.minimum(tl.sum(passed.to(tl.int32), 0), last)
-    token_logit = tl.sum(tl.where(line == at, z, 0.0), 0)
-    tl.store(OUT + row, (chosen * SIZE + at).to(tl.float64))
+    last = tl.max(tl.where(e > 0, lane, 0), 0)  # rounding can leave the target beyond the end of the chosen block
+    chosen_lane = tl.minimum(tl.sum(passed.to(tl.int32), 0), last)
+    token_logit = tl.sum(tl.where(lane == chosen_lane, z, 0.0), 0)
+    tl.store(OUT + row, (chosen * SIZE + chosen_lane).to(tl.float64))
     tl.store(OUT + rows + row, (token_logit - top).to(tl.float64) - tl.log(total))
 
 

@@ -52,17 +52,17 @@ def _tile(D: int) -> tuple[int, int]:
 def _norm(X, DELTA, W, S, Y, R, rows, eps, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, WIDE)[None, :]
-    here = (row < rows) & (d < D)
-    at = row.to(tl.int64) * D + d
-    s = tl.load(X + at, here, 0.0).to(tl.float32)
+    mask = (row < rows) & (d < D)
+    offset = row.to(tl.int64) * D + d
+    s = tl.load(X + offset, mask, 0.0).to(tl.float32)
     if ADD:
-        s += tl.load(DELTA + at, here, 0.0).to(tl.float32)
+        s += tl.load(DELTA + offset, mask, 0.0).to(tl.float32)
         s = s.to(S.dtype.element_ty)
-        tl.store(S + at, s, here)
+        tl.store(S + offset, s, mask)
         s = s.to(tl.float32)  # rounded, as backward will read it
     r = tl.rsqrt(tl.sum(s * s, 1) / D + eps)
     w = tl.load(W + d, d < D, 0.0).to(tl.float32)
-    tl.store(Y + at, (s * r[:, None] * w).to(Y.dtype.element_ty), here)
+    tl.store(Y + offset, (s * r[:, None] * w).to(Y.dtype.element_ty), mask)
     tl.store(R + row, r[:, None], row < rows)
 
 
@@ -84,11 +84,11 @@ def norm(
 def _norm_again(S, W, R, Y, rows, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, WIDE)[None, :]
-    here = (row < rows) & (d < D)
-    at = row.to(tl.int64) * D + d
-    y = tl.load(S + at, here, 0.0).to(tl.float32) * tl.load(R + row, row < rows, 0.0)
+    mask = (row < rows) & (d < D)
+    offset = row.to(tl.int64) * D + d
+    y = tl.load(S + offset, mask, 0.0).to(tl.float32) * tl.load(R + row, row < rows, 0.0)
     w = tl.load(W + d, d < D, 0.0).to(tl.float32)
-    tl.store(Y + at, (y * w).to(Y.dtype.element_ty), here)
+    tl.store(Y + offset, (y * w).to(Y.dtype.element_ty), mask)
 
 
 def norm_again(s: Tensor, weight: Tensor, r: Tensor, into: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ def _norm_backward(
     end = tl.minimum(rows, (program + 1) * each)
     for first in range(program * each, end, ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
-        here = (row < end) & (d < D)
-        at = row.to(tl.int64) * D + d
-        s = tl.load(S + at, here, 0.0).to(tl.float32)
-        g = tl.load(GRAD + at, here, 0.0).to(tl.float32)
+        mask = (row < end) & (d < D)
+        offset = row.to(tl.int64) * D + d
+        s = tl.load(S + offset, mask, 0.0).to(tl.float32)
+        g = tl.load(GRAD + offset, mask, 0.0).to(tl.float32)
         r = tl.load(R + row, row < end, 0.0)
         if WEIGHTED:
             dw += g * s * r
@@ -123,8 +123,8 @@ def _norm_backward(
         back = tl.sum(s * g, 1)[:, None] / D * r * r * r
         ds = g * r - s * back
         if ADD:
-            ds += tl.load(MORE + at, here, 0.0).to(tl.float32)
-        tl.store(INTO + at, ds.to(INTO.dtype.element_ty), here)
+            ds += tl.load(MORE + offset, mask, 0.0).to(tl.float32)
+        tl.store(INTO + offset, ds.to(INTO.dtype.element_ty), mask)
     if WEIGHTED:
         tl.store(DW + program * D + d, tl.sum(dw, 0)[None, :], d < D)
 
@@ -153,13 +153,14 @@ def _rotate(X, COS, SIN, n, sign, HEADS: tl.constexpr, WIDTH: tl.constexpr, SIZE
     """Rotates n pairs of elements (token, head, d), d < WIDTH / 2."""
     HALF: tl.constexpr = WIDTH // 2
     pair = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = pair < n
+    mask = pair < n
     d, head = pair % HALF, pair // HALF
-    at, turn = head * WIDTH + d, head // HEADS * WIDTH + d
-    a, b = tl.load(X + at, here, 0.0).to(tl.float32), tl.load(X + at + HALF, here, 0.0).to(tl.float32)
-    cos, sin = tl.load(COS + turn, here, 0.0).to(tl.float32), tl.load(SIN + turn, here, 0.0).to(tl.float32) * sign
-    tl.store(X + at, (a * cos - b * sin).to(X.dtype.element_ty), here)
-    tl.store(X + at + HALF, (b * cos + a * sin).to(X.dtype.element_ty), here)
+    offset, table_offset = head * WIDTH + d, head // HEADS * WIDTH + d
+    a, b = tl.load(X + offset, mask, 0.0).to(tl.float32), tl.load(X + offset + HALF, mask, 0.0).to(tl.float32)
+    cos = tl.load(COS + table_offset, mask, 0.0).to(tl.float32)
+    sin = tl.load(SIN + table_offset, mask, 0.0).to(tl.float32) * sign
+    tl.store(X + offset, (a * cos - b * sin).to(X.dtype.element_ty), mask)
+    tl.store(X + offset + HALF, (b * cos + a * sin).to(X.dtype.element_ty), mask)
 
 
 def rotate_(x_THW: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float = 1.0) -> Tensor:
@@ -171,10 +172,10 @@ def rotate_(x_THW: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float = 1.0) ->
 
 @triton.jit
 def _gate(G, U, Y, n, SIZE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = at < n
-    g, u = tl.load(G + at, here, 0.0).to(tl.float32), tl.load(U + at, here, 0.0).to(tl.float32)
-    tl.store(Y + at, (g * tl.sigmoid(g) * u).to(Y.dtype.element_ty), here)
+    offset = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    mask = offset < n
+    g, u = tl.load(G + offset, mask, 0.0).to(tl.float32), tl.load(U + offset, mask, 0.0).to(tl.float32)
+    tl.store(Y + offset, (g * tl.sigmoid(g) * u).to(Y.dtype.element_ty), mask)
 
 
 def gate(g: Tensor, u: Tensor, into: Tensor | None = None) -> Tensor:
@@ -186,15 +187,15 @@ def gate(g: Tensor, u: Tensor, into: Tensor | None = None) -> Tensor:
 
 @triton.jit
 def _gate_backward(G, U, GRAD, n, SIZE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = at < n
-    g, u = tl.load(G + at, here, 0.0).to(tl.float32), tl.load(U + at, here, 0.0).to(tl.float32)
-    y = tl.load(GRAD + at, here, 0.0).to(tl.float32)
+    offset = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    mask = offset < n
+    g, u = tl.load(G + offset, mask, 0.0).to(tl.float32), tl.load(U + offset, mask, 0.0).to(tl.float32)
+    y = tl.load(GRAD + offset, mask, 0.0).to(tl.float32)
     s = tl.sigmoid(g)
     silu = g * s
-    tl.store(GRAD + at, (silu * u).to(GRAD.dtype.element_ty), here)
-    tl.store(U + at, (y * silu).to(U.dtype.element_ty), here)
-    tl.store(G + at, (y * u * s * (1.0 + g * (1.0 - s))).to(G.dtype.element_ty), here)
+    tl.store(GRAD + offset, (silu * u).to(GRAD.dtype.element_ty), mask)
+    tl.store(U + offset, (y * silu).to(U.dtype.element_ty), mask)
+    tl.store(G + offset, (y * u * s * (1.0 + g * (1.0 - s))).to(G.dtype.element_ty), mask)
 
 
 def gate_backward_(g: Tensor, u: Tensor, grad: Tensor) -> None:
@@ -210,12 +211,12 @@ def _logps(Z, TARGETS, LSE, LOGPS, ENTS, V, scale, ENTROPY: tl.constexpr, SIZE: 
     """One row: running maximum `top` of x = logit * scale, sum of e = exp(x - top), and sum of e (x - top); both sums
     are rescaled when `top` rises."""
     row = tl.program_id(0).to(tl.int64)
-    line = tl.arange(0, SIZE)
+    lane = tl.arange(0, SIZE)
     top = tl.full([], float("-inf"), tl.float32)
     total = tl.zeros([], tl.float32)
     weighted = tl.zeros([], tl.float32)
     for first in range(0, V, SIZE):
-        v = first + line
+        v = first + lane
         x = tl.load(Z + row * V + v, v < V, float("-inf")).to(tl.float32) * scale
         higher = tl.maximum(top, tl.max(x, 0))
         e = tl.exp(x - higher)
