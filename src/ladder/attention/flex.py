@@ -1,4 +1,4 @@
-"""Attention over a packed row on CUDA, without copies: flex attention under a block mask made from the segments.
+"""Attention over a packed row in packed order on CUDA: flex attention under a block mask made from the segments.
 
 `packed.py` gathers segments into padded batches for SDPA, which costs copies and one call for each batch; it is the
 path on other devices and the oracle for this one. Here the row is divided into blocks of 128 tokens. Pairs of blocks

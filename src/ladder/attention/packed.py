@@ -3,8 +3,9 @@
 Mathematically this is one block-sparse mask over the packed row. Computed with a dense mask it would cost the square of
 the row's length; here segments of similar size are gathered into small padded batches ("buckets"), one SDPA call each.
 Only attention sees this padding, the rest of the model runs over the packed row. Root segments need no mask: they are
-padded on the right, and the causal mask hides the padding. The kernel for the CPU (`kernels/attend.c`) reads the packed
-row without copies, tree by tree, as `flex.py` does on CUDA; `flash.py` (float16 and bfloat16 on CUDA) gathers keys.
+padded on the right, and the causal mask hides the padding. The other implementations need no buckets: the kernel for
+the CPU (`kernels/attend.c`) works through the packed row tree by tree, and on CUDA there are `flash.py` (float16 and
+bfloat16) and `flex.py`.
 """
 
 from __future__ import annotations

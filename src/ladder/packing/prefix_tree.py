@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_SHARED = 4
-"""A common prefix of fewer tokens than this does not get a segment,"""
+"""Fewest tokens that a new branch point must share in addition to those shared at an existing one."""
 LEAST = 32
-"""nor does one shorter than 1 / LEAST of the sequence: where attention needs a mask for it, the mask costs more."""
+"""They must also be at least 1 / LEAST of the sequence: where attention needs a mask to share less, the mask costs more
+than sharing saves."""
 TokenArray = np.ndarray
 """Token ids, int64 [T]."""
 
