@@ -211,4 +211,4 @@ def _apart(recipe: Recipe) -> bool:
 
 def corrects(loss: Loss) -> bool:
     """Whether a loss corrects for a sampler that computes otherwise than the engine."""
-    return vars(loss).get("importance_cap") is not None
+    return "sampler_logps" in loss.needs
