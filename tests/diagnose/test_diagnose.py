@@ -237,7 +237,7 @@ def test_the_command_says_it_again(hacked: tuple[Path, str], capsys: pytest.Capt
 
 def test_the_report_shows_it(hacked: tuple[Path, str]) -> None:
     html = page.write(hacked[0] / "out").read_text()
-    assert "What the alarms found" in html and "of what tells their rewards apart is their length" in html
+    assert "Findings of the alarms" in html and "of what tells their rewards apart is their length" in html
 
 
 def test_the_same_command_goes_on_and_no_alarm_fires_twice(hacked: tuple[Path, str]) -> None:
