@@ -85,7 +85,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def annotated(tmp_path: Path, model: Path, filters: str) -> Path:
     """Runs a stage of kind `annotate` with the given filters; returns its directory."""
-    recipe = tmp_path / "own.yaml"
+    recipe = tmp_path / "annotate.yaml"
     stage = f"{{kind: annotate, judge: chain_gold, error: 0, num_prompts: 140, filters: {filters}}}"
     head = f"model: {{source: {model}}}\nthreads: 1\ntask: {{chain: {{steps: [1, 2], size: 140}}}}\n"
     recipe.write_text(head + f"stages:\n  pairs: {stage}\n", encoding="utf-8")

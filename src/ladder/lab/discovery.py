@@ -137,9 +137,9 @@ def draw(measured: Sequence[Measured], figure: Figure) -> None:
 EXPERIMENT = Experiment(
     name="discovery",
     claim=(
-        "DPO cannot discover: from pairs whose two sides both lack the winning strategy it does not learn it, while "
-        "rejection sampling and GRPO do from the same base at a like budget (after Tajwar et al. 2024, "
-        "arXiv:2404.14367, and Xu et al. 2024, arXiv:2404.10719)"
+        "DPO does not learn a winning strategy that both sides of its pairs lack, while rejection sampling and GRPO "
+        "learn it from the same base model at a similar budget (after Tajwar et al. 2024, arXiv:2404.14367, and Xu et "
+        "al. 2024, arXiv:2404.10719)"
     ),
     measure=measure,
     verdict=verdict,

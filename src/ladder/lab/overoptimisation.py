@@ -148,9 +148,9 @@ def _plot_rewards(
 EXPERIMENT = Experiment(
     name="overoptimisation",
     claim=(
-        "Without an anchor to the reference, a policy that climbs a learned reward gains gold reward at first and then "
-        "loses it while the learned one goes on climbing; with the KL in the reward gold holds (Gao et al. 2022, "
-        "arXiv:2210.10760)"
+        "Without a KL anchor to the reference, a policy trained on a learned reward first gains gold reward and then "
+        "loses it while the learned reward keeps rising; with the KL in the reward, the gold reward holds (Gao et al. "
+        "2022, arXiv:2210.10760)"
     ),
     measure=measure,
     verdict=verdict,

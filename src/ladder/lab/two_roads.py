@@ -73,8 +73,8 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
     pairs = [(r, name) for r in ROADS for name in SETS]
     more |= {f"{ROADS[r]} - base, {name}": difference(each(r, name), each("base", name)) for r, name in pairs}
     sentence = (
-        f"With each road at its best anchor inside, the road by the reward model ({best.upper()}) and DPO differ by "
-        f"{inside.text('+.2f')} of gold inside and by {gap.text('+.2f')} outside ({share.mean:+.0%} of what DPO has "
+        f"With each method at its best anchor inside, {best.upper()} on the reward model and DPO differ by "
+        f"{inside.text('+.2f')} in gold reward inside and by {gap.text('+.2f')} outside ({share.mean:+.0%} of DPO's "
         "there)."
     )
     return Verdict(holds, gap, sentence, more, _table(measured))

@@ -15,6 +15,7 @@ EVERY = 10.0
 """Seconds between progress lines where the output is not a terminal."""
 
 SHOWN = ("reward/mean", "length/mean", "mixed", "entropy", "loss", "kept", "kl_base", "tokens_per_s")
+"""Metrics shown beside the progress, in this order, where a step has them."""
 
 
 class Console:
@@ -25,6 +26,7 @@ class Console:
         self.quiet = quiet
 
     def say(self, text: str) -> None:
+        """Prints a message, with rich markup."""
         if not self.quiet:
             self.rich.print(text, highlight=False, soft_wrap=True)
 
@@ -34,6 +36,7 @@ class Console:
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A context with the progress of stage `name`: `done` of `total` steps are complete at its start."""
         if self.quiet or not self.rich.is_terminal:
             yield Bar(None, name, total, self)
             return
