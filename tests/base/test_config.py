@@ -75,7 +75,7 @@ def test_a_recipe_without_a_name_is_named_after_its_file(tmp_path: Path) -> None
         ("    steps: 2", "    steps: many", 15, "stages.rl.steps", "valid integer"),
         ("    steps: 2", "    steps: 0", 15, "stages.rl.steps", "greater than or equal to 1, got 0"),
         ("    steps: 2", "    steps: [1]", 15, "stages.rl.steps", "got [1]"),
-        ("    kind: rl", "    kind: preferance", 13, "stages.rl.kind", "'preferance', did you mean 'preference'?"),
+        ("    kind: rl", "    kind: sftt", 13, "stages.rl.kind", "of kind 'sftt', did you mean 'sft'?"),
         ("    kind: rl\n", "", 12, "stages.rl.kind", "no stage is of kind None"),
         ("    data: {web: {documents: 100}}", "    epochs: 2", 9, "stages.pretrain.data", "required"),
         ('model: {source: "preset:chain"}', "seed: 1", None, "model", "required"),

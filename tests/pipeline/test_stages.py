@@ -20,7 +20,7 @@ from ladder.pipeline.build import rewards, samplers
 from ladder.pipeline.kinds.rejection_sampling import RejectionSampling
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.kinds.supervised import SFT, Pretrain, stage_samples
-from ladder.pipeline.loop import ROUNDED, check_first
+from ladder.pipeline.loop import ROUNDED, check_kl, check_ratio
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.run import base_of
 from ladder.pipeline.run import plan as plan_recipe
@@ -257,19 +257,22 @@ def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
 
 
 def test_what_must_hold_before_the_first_step() -> None:
-    check_first({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-8, "first/kl": 1e-4, "nll": 9.0})
-    check_first({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-3}, ROUNDED)
-    check_first({"kl/response": 0.5, "length/mean": 100.0})
+    check_ratio({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-8, "nll": 9.0})
+    check_ratio({"first/ratio/mean": 1.001, "first/ratio/approx_kl": 1e-3}, ROUNDED)
+    check_ratio({"first/ratio/mean": 0.5}, None)
+    check_kl({"first/kl": 1e-4})
+    check_kl({"kl/response": 0.5, "length/mean": 100.0})
     for figures in (
         {"first/ratio/mean": 0.9},
         {"first/ratio/mean": 1.0, "first/ratio/approx_kl": 1e-3},
         {"first/ratio/mean": 1.0, "first/ratio/approx_kl": 0.1},
+        {"probe/kl": 0.1},
     ):
         with pytest.raises(UserError, match="draws from another distribution"):
-            check_first(figures)
+            check_ratio(figures)
     for figures in ({"first/kl": 0.1}, {"kl/response": 5.0, "length/mean": 100.0}, {"kl/response": -5.0}):
         with pytest.raises(UserError, match="the reference is another model"):
-            check_first(figures)
+            check_kl(figures)
 
 
 def test_a_preset_needs_a_task_that_brings_a_tokenizer(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_headline_is_computed(run: Path) -> None:
     assert headline in says
     assert "r1_zero are 3.8 times as long as those of pretrain" in says
     assert "Its reward does not depend on length." in says
-    assert says.count("The same problem before and after") == 1  # of the shown problems, r1_zero newly solved one and rl none
+    assert says.count("The same problem before and after") == 1  # of the shown problems only r1_zero solved a new one
     summary = json.loads((run / "rl" / "summary.json").read_text(encoding="utf-8"))
     edit(run / "rl" / "summary.json", {"easy": summary["easy"] | {"accuracy": 0.5}})
     says = " ".join(read(run)[1].text.split())

@@ -1,4 +1,4 @@
-"""Rewards: what counts as the answer, what is well-formed, and that nothing that failed is ever scored 0."""
+"""Rewards: extraction and comparison of answers, format, length, combination, and failures that are never scored 0."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def why(outcome: Outcome) -> str:
         ("５", 5),
     ],
 )
-def test_a_number_is_read_exactly(text: str, number: Fraction | int) -> None:
+def test_parse_number_is_exact(text: str, number: Fraction | int) -> None:
     assert parse_number(text) == number
 
 
@@ -101,17 +101,17 @@ def test_a_number_is_read_exactly(text: str, number: Fraction | int) -> None:
     ["", ".", "x", "1,00", "12,34", "1 2", "3/0", "+-5", "18 or 19", "18, 19", "18 apples, 2 pears", "5 million", "2x",
      "5½", "18 or more", "1.2.3", "18" * 100, "٣٤", "1/2/3", "#18", "nan", "inf"],
 )  # fmt: skip
-def test_what_is_not_one_number_is_none(text: str) -> None:
+def test_parse_number_of_other_texts_is_none(text: str) -> None:
     assert parse_number(text) is None
 
 
-def test_units_can_be_refused() -> None:
+def test_units_can_be_disallowed() -> None:
     assert parse_number("18 apples", units=False) is None and parse_number("18", units=False) == 18
 
 
 # ------------------------------------------------------------ math
 
-RIGHT = [
+CORRECT = [
     "18",
     " 18.\n",
     "$18",
@@ -146,24 +146,24 @@ WRONG = [
 ]
 
 
-def test_math_finds_the_final_answer_and_nothing_else() -> None:
-    assert values(Math()([rollout(t) for t in RIGHT])) == [1.0] * len(RIGHT)
+def test_math_accepts_only_the_final_answer() -> None:
+    assert values(Math()([rollout(t) for t in CORRECT])) == [1.0] * len(CORRECT)
     assert values(Math()([rollout(t) for t in WRONG])) == [0.0] * len(WRONG)
 
 
-def test_the_last_number_counts_only_when_asked_for() -> None:
+def test_the_last_number_counts_only_with_place_last() -> None:
     essay = rollout("First 3, then 4.5, so it is 1,018 in all.", "1018")
     assert values(Math()([essay])) == [0.0]
     assert values(Math(places=("last",))([essay])) == [1.0]
     assert values(Math(places=("last",))([rollout("it is 18x19 or x18")])) == [0.0]
 
 
-def test_an_answer_cut_off_is_wrong_unless_allowed() -> None:
-    cut = rollout("#### 18", stop="length")
-    assert values(Math()([cut])) == [0.0] and values(Math(finished=False)([cut])) == [1.0]
+def test_a_truncated_answer_is_wrong_unless_allowed() -> None:
+    truncated = rollout("#### 18", stop="length")
+    assert values(Math()([truncated])) == [0.0] and values(Math(finished=False)([truncated])) == [1.0]
 
 
-def test_tolerance_is_relative_and_off() -> None:
+def test_tolerance_is_relative_and_0_by_default() -> None:
     third = rollout("0.333", "1/3")
     assert values(Math()([third])) == [0.0]
     assert values(Math(tolerance=0.01)([third])) == [1.0]
@@ -171,20 +171,20 @@ def test_tolerance_is_relative_and_off() -> None:
 
 
 @pytest.mark.parametrize("gold", [18, 18.0, "18", "1,8", "working\n#### 18"])
-def test_gold_answers_are_read_or_invalid(gold: object) -> None:
+def test_gold_answers_are_parsed_or_invalid(gold: object) -> None:
     (judged,) = Math()([rollout("18", gold)])
     assert isinstance(judged, Invalid) if gold == "1,8" else values([judged]) == [1.0]
 
 
 @pytest.mark.parametrize("gold", [None, True, "eighteen", "", [18]])
-def test_a_gold_answer_that_is_no_number_is_invalid(gold: object) -> None:
+def test_a_gold_answer_that_is_not_a_number_is_invalid(gold: object) -> None:
     assert isinstance(Math()([rollout("18", gold)])[0], Invalid)
 
 
 # ------------------------------------------------------------ exact, format, length
 
 
-def test_exact_normalises_only_what_it_says() -> None:
+def test_exact_normalises_only_as_configured() -> None:
     group = [
         rollout(t, "Paris")
         for t in ("Paris", " Paris\n", "paris", "Paris.", "It is Paris", "<thinking>x</thinking>Paris")
@@ -196,11 +196,11 @@ def test_exact_normalises_only_what_it_says() -> None:
     assert isinstance(Exact()([rollout("x", None)])[0], Invalid)
 
 
-def test_a_marker_must_stand_once() -> None:
+def test_a_marker_must_occur_exactly_once() -> None:
     assert values(Exact(marker="#")([rollout(t, "5") for t in ("1 2 # 5", "# 4 # 5", "5", "# 5 5")])) == [1, 0, 0, 0]
 
 
-def test_thinking_is_well_formed_or_not() -> None:
+def test_format_accepts_only_well_formed_thinking() -> None:
     good = ["<thinking>a</thinking>b", "\n<thinking>\na\n</thinking>\nb\n"]
     bad = [
         "a", "<thinking>a</thinking>", "<thinking> </thinking>b", "</thinking>a<thinking>b", "x<thinking>a</thinking>b",
@@ -220,7 +220,7 @@ def test_overlong_is_dapo_equation_13() -> None:
     assert values(reward([rollout("x", n=90)])) == [-0.5]
 
 
-def test_ramps_of_length() -> None:
+def test_length_ramps() -> None:
     linear, half_cosine = (
         Length(max_tokens=30, min_tokens=10, at_min=1, at_max=-1),
         Length(max_tokens=30, shape="cosine"),
@@ -231,7 +231,7 @@ def test_ramps_of_length() -> None:
     assert values(LengthRange(max_tokens=5, min_tokens=2)([rollout("x", n=n) for n in (1, 2, 5, 6)])) == [0, 1, 1, 0]
 
 
-def test_the_cosine_pays_right_answers_for_brevity_and_wrong_ones_for_trying() -> None:
+def test_cosine_rewards_short_correct_and_long_wrong_answers() -> None:
     reward = CosineLength(Math(), max_tokens=100)
     group = [rollout(t, n=n) for t, n in (("18", 0), ("18", 50), ("7", 0), ("7", 50), ("18", 100))]
     assert values(reward(group)) == pytest.approx([2.0, 1.5, -10.0, -5.0, -10.0])
@@ -265,14 +265,14 @@ def fixed(value: object):
     return guard(lambda group: [value] * len(group), f"r{value!r}"[:20])
 
 
-def test_a_combination_adds_then_multiplies_and_shows_its_parts() -> None:
+def test_a_combination_is_the_weighted_sum_times_the_gates() -> None:
     reward = build([{"kind": "math"}, {"kind": "format", "weight": 0.5}, {"kind": "notation", "gate": True}])
     (score,) = reward([rollout("<thinking>5 六</thinking>18")])
     assert score == Score(1.5 * 0.75, {"math": 1.0, "format": 1.0, "notation": 0.75})
     assert values(build([{"format": {"gate": True}}])([rollout("18")])) == [0.0]
 
 
-def test_a_part_that_failed_is_not_zero() -> None:
+def test_a_failed_component_is_not_scored_0() -> None:
     parts = (Part(fixed(1.0)), Part(fixed(None)), Part(fixed(InfraError("down"))))
     assert Combine(parts[:1])([rollout("x")]) == [Score(1.0, {"r1.0": 1.0})]
     assert isinstance(Combine(parts[:2])([rollout("x")])[0], Invalid)
@@ -282,15 +282,15 @@ def test_a_part_that_failed_is_not_zero() -> None:
 @pytest.mark.parametrize(
     "bad", [None, "1.0", float("nan"), float("inf"), -math.inf, 1e9, 10**400, [1.0], Score(math.nan)]
 )
-def test_guard_lets_no_bad_value_through(bad: object) -> None:
+def test_guard_makes_unacceptable_values_invalid(bad: object) -> None:
     try:
         (judged,) = guard(lambda group: [bad], "mine")([rollout("x")])
     except OverflowError:
-        pytest.fail("an int too large for a float went through")
+        pytest.fail("guard accepted an int too large for a float")
     assert isinstance(judged, Invalid) and "mine" in judged.why
 
 
-def test_guard_invalidates_the_group_on_a_wrong_count_and_survives_raising() -> None:
+def test_guard_on_a_wrong_count_and_on_an_exception() -> None:
     group = [rollout("x")] * 3
     assert [type(o) for o in guard(lambda g: [1.0], "mine")(group)] == [Invalid] * 3
     assert [type(o) for o in guard(lambda g: 1.0, "mine")(group)] == [Invalid] * 3
@@ -306,7 +306,7 @@ def test_guard_invalidates_the_group_on_a_wrong_count_and_survives_raising() -> 
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("mth", "did you mean 'math'"),
         ({"math": {"tolerence": 1.0}}, "reward.tolerence: unknown key, did you mean 'tolerance'"),
@@ -318,7 +318,7 @@ def test_guard_invalidates_the_group_on_a_wrong_count_and_survives_raising() -> 
         ([], "no reward is given"),
         ([{"kind": "math"}, {"kind": "format", "weight": "x"}], r"reward\[1\].weight"),
         ([{"kind": "math"}, {"kind": "format", "gate": True, "weight": 0.5}], r"reward\[1\]: a gate"),
-        (["math", "math"], "two rewards are called 'math'"),
+        (["math", "math"], "two rewards have the name 'math'"),
         ({"overlong": {"max_tokens": 5, "cache": 9}}, "cache must be between"),
         ({"overlong": {"cache": 9}}, "reward.max_tokens: Field required"),
         ({"cosine": {"max_tokens": 5}}, "reward.of"),
@@ -328,21 +328,21 @@ def test_guard_invalidates_the_group_on_a_wrong_count_and_survives_raising() -> 
         ({"math": 7}, "must be a mapping"),
     ],
 )
-def test_a_wrong_recipe_is_refused_by_field(spec: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_wrong_recipe_raises_an_error_naming_the_field(spec: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build(spec)  # type: ignore[arg-type]
 
 
-def test_every_spelling_builds_the_same_reward() -> None:
+def test_every_notation_of_a_recipe_builds_the_same_reward() -> None:
     group = [rollout("#### 18"), rollout("17")]
     for spec in ("math", {"math": {}}, {"math": None}, {"kind": "math"}, ["math"], [{"math": {}}]):
         assert values(build(spec)(group)) == [1.0, 0.0]
-    both = build({"math": {}, "format": {"weight": 0.5}})
-    assert values(both([rollout("<thinking>a</thinking>18")])) == [1.5]
+    combined = build({"math": {}, "format": {"weight": 0.5}})
+    assert values(combined([rollout("<thinking>a</thinking>18")])) == [1.5]
     assert values(build({"cosine": {"max_tokens": 100, "of": "math"}})([rollout("18", n=0)])) == [2.0]
 
 
-# ------------------------------------------------------------ users' functions, in a child
+# ------------------------------------------------------------ users' functions in a child process
 
 FUNCTIONS = """
 import os, sys, time
@@ -404,7 +404,7 @@ def user(path: Path, function: str, **options: object):
     return build({"kind": "user", "function": f"{path}:{function}", **options})
 
 
-def test_trl_functions_are_taken_as_they_are(functions: Path) -> None:
+def test_trl_functions_work_unchanged(functions: Path) -> None:
     group = [rollout("18"), rollout("17")]
     assert user(functions, "trl")(group) == [Score(1.0, {"user": 1.0}), Score(0.0, {"user": 0.0})]
     assert values(user(functions, "trl_all")([rollout("x", n=3, prompt="four", level=2)])) == [4 + 30 + 200]
@@ -417,7 +417,7 @@ def test_trl_functions_are_taken_as_they_are(functions: Path) -> None:
     assert isinstance(missing, InfraError) and "level" in missing.why
 
 
-def test_verl_functions_are_taken_as_they_are(functions: Path) -> None:
+def test_verl_functions_work_unchanged(functions: Path) -> None:
     group = [rollout("18", level=3), rollout("17", level=4)]
     assert user(functions, "compute_score", name="v")(group) == [
         Score(1.0, {"v": 1.0, "v/acc": 3.0}), Score(0.0, {"v": 0.0, "v/acc": 4.0})
@@ -431,27 +431,27 @@ def test_our_own_signature(functions: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("unknown", r"none of the known signatures: TRL's .* verl's .* f\(group\)"),
+        ("unknown", r"match none of the known signatures: TRL's .* verl's .* f\(group\)"),
         ("trl_state", "trainer_state"),
         ("verl_unknown", "teacher"),
         ("nothing", "has no function 'nothing'"),
         ("not_callable", "not a function"),
     ],
 )
-def test_a_function_that_cannot_be_used_is_the_users_error(functions: Path, name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_function_that_cannot_be_used_raises_a_user_error(functions: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         user(functions, name)
 
 
 @pytest.mark.parametrize("target", ["nowhere.mod:fn", "nofile.py:fn", "json", "json:nothing"])
-def test_a_target_that_is_not_there_is_the_users_error(target: str) -> None:
+def test_a_missing_target_raises_a_user_error(target: str) -> None:
     with pytest.raises(UserError, match="reward: the reward function"):
         build({"user": {"function": target}})
 
 
-def test_a_module_that_breaks_on_import_is_the_users_error(tmp_path: Path) -> None:
+def test_a_module_that_fails_on_import_raises_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import os\ndef fn(group): pass\nos._exit(5)")
     (tmp_path / "typo.py").write_text("def fn(group:\n")
     with pytest.raises(UserError, match="exited with status 5"):
@@ -460,8 +460,8 @@ def test_a_module_that_breaks_on_import_is_the_users_error(tmp_path: Path) -> No
         user(tmp_path / "typo.py", "fn")
 
 
-def test_no_failure_is_ever_scored(functions: Path) -> None:
-    """Each failure gives its reason, in bounded time, and the next call is judged as if nothing had been."""
+def test_a_failing_function_is_never_scored(functions: Path) -> None:
+    """Each failure gives its reason in bounded time, and does not affect the next call."""
     reward = user(functions, "bad", deadline_s=1.0, memory_mb=1024)
     ok = [rollout("ok")] * 2
     expected: dict[str, tuple[type, str]] = {
@@ -483,27 +483,27 @@ def test_no_failure_is_ever_scored(functions: Path) -> None:
         "scalar": (Invalid, "float, not a list"),
         "dict": (Invalid, "without 'score'"),
     }
-    for mode, (kind, said) in expected.items():
-        begun = time.monotonic()
+    for mode, (kind, reason) in expected.items():
+        start = time.monotonic()
         judged = reward([rollout(mode)] * 2)
         assert [type(o) for o in judged] == [kind] * 2, (mode, judged)
-        assert said in why(judged[0]), (mode, judged)
+        assert reason in why(judged[0]), (mode, judged)
         assert [type(o) for o in reward.inner([rollout("short")] * 2)] == [Invalid] * 2  # also without the guard
         assert values(reward(ok)) == [1.0, 1.0], mode
-        assert time.monotonic() - begun < 8.0, mode
+        assert time.monotonic() - start < 8.0, mode
 
 
-def test_a_function_that_forks_answers_once(functions: Path) -> None:
+def test_a_function_that_forks_sends_one_reply(functions: Path) -> None:
     reward = user(functions, "bad", deadline_s=5.0)
     for mode in ("fork", "ok", "fork", "ok"):
         assert values(reward([rollout(mode)] * 2)) == [1.0, 1.0]
 
 
-def test_what_a_function_prints_does_not_reach_the_wire(functions: Path) -> None:
+def test_what_a_function_prints_does_not_reach_the_pipe(functions: Path) -> None:
     assert values(user(functions, "noisy", deadline_s=5.0)([rollout("x")] * 3)) == [1.0] * 3
 
 
-def test_one_answer_that_hangs_or_kills_costs_only_itself(functions: Path) -> None:
+def test_with_verls_signature_one_failure_affects_one_answer(functions: Path) -> None:
     reward = user(functions, "verl_fragile", deadline_s=1.0)
     judged = reward([rollout(t) for t in ("a", "hang", "b", "die", "c", "raise", "d")])
     assert [type(o).__name__ for o in judged] == [
@@ -517,15 +517,15 @@ def test_one_answer_that_hangs_or_kills_costs_only_itself(functions: Path) -> No
     ]
 
 
-def test_a_child_is_kept(functions: Path) -> None:
+def test_one_child_serves_all_calls(functions: Path) -> None:
     reward = user(functions, "ours")
     for _ in range(3):
         assert values(reward([rollout("x", n=2)])) == [2.0]
     assert reward.inner.child.starts == 1
 
 
-def test_a_hanging_child_dies_with_its_parent(functions: Path) -> None:
-    """The parent is killed while the function spins; the child must notice, though nothing is left to read."""
+def test_a_hanging_child_exits_with_its_parent(functions: Path) -> None:
+    """The parent is killed while the function loops; the child must exit, though it reads no request meanwhile."""
     script = f"""
 import json, os, subprocess, sys
 worker = [sys.executable, "-P", "-m", "ladder.rewards.worker"]
@@ -538,20 +538,20 @@ print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
     script = script.replace("\\\\n", "\\n")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    stat = Path(f"/proc/{int(process.stdout)}/stat")
     for _ in range(50):
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.1)
-    os.kill(int(done.stdout), 9)
+    os.kill(int(process.stdout), 9)
     pytest.fail("the child outlived its parent")
 
 
 def test_the_worker_imports_nothing_heavy() -> None:
     code = "import sys, ladder.rewards.worker; print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 # ------------------------------------------------------------ math-verify
@@ -577,5 +577,5 @@ def test_symbolic_equality_and_its_deadline() -> None:
 @needs_math
 def test_a_symbolic_hang_is_an_infra_error() -> None:
     reward = build({"symbolic": {"deadline_s": 1.5}})
-    hang, fine = reward([rollout(r"\boxed{9^{9^{9^{9}}}}", "7"), rollout(r"\boxed{7}", "7")])
-    assert isinstance(hang, InfraError) and values([fine]) == [1.0]
+    hung, judged = reward([rollout(r"\boxed{9^{9^{9^{9}}}}", "7"), rollout(r"\boxed{7}", "7")])
+    assert isinstance(hung, InfraError) and values([judged]) == [1.0]

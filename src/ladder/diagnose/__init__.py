@@ -1,1 +1,1 @@
-"""Alarms: what can be seen going wrong while rewards are learned, each a named finding with its evidence."""
+"""Alarms: detectors of what can go wrong in reinforcement learning; each raises a named finding with its evidence."""

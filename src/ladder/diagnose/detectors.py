@@ -1,8 +1,9 @@
-"""The alarms: each reads figures of the steps so far and says in a sentence what is wrong, or nothing.
+"""The detectors behind the alarms: each reads the figures of all steps so far and returns a `Seen`, or None.
 
-Thresholds were set on runs that went well and runs with a planted fault (`benchmarks/alarms.py`, docs/diagnose.md).
-What makes them quiet on good runs: a longer answer is no drift while the held-out check rises, groups without a signal
-are no fault when everything is solved, and a fall must be larger than the noise of the figure itself.
+Thresholds were set on healthy runs and on runs with a planted fault (`benchmarks/alarms.py`, docs/diagnose.md). What
+keeps them silent on healthy runs: growing answers alone are no length drift (length must explain the reward, or more
+answers be truncated); groups of zero variance are no fault when every task is solved; and a fall of a watched reward
+must exceed that figure's own noise.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from ladder.base.config import Config, near
 from ladder.diagnose.finding import Curve
 from ladder.diagnose.series import WIDTH, Series
 
-Rows = Sequence[Mapping[str, float | None]]
+StepRecords = Sequence[Mapping[str, float | None]]
+"""The figures of each step so far, with the step's number under "step"; None where a figure was not measured."""
 
 
 class Alarms(Config):
-    """stop: alarms that end the run (everything is saved). off: alarms that are not wanted. kl: nats of an answer's KL
-    from the base (or reference). mismatch: nats a token between policy and sampler before any update of a step.
-    clipped: share of trained tokens whose ratio is clipped. repeated: share of repeated 4-grams, above the start's."""
+    """Which alarms act, and their thresholds.
+
+    stop: alarms that end the run (everything is saved). off: alarms that are switched off. kl: nats of KL(policy ||
+    reference or base) per answer. mismatch: nats per token between policy and sampler before a step's first update.
+    clipped: share of trained tokens whose ratio is clipped. repeated: increase of the share of repeated 4-grams over
+    that at the start.
+    """
 
     stop: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
@@ -44,157 +50,168 @@ class Alarms(Config):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a detector saw: the sentence, what to do next, the curves that show it."""
+    """What a detector found. says: the problem in a sentence. next: what to do. figures: the curves that show it."""
 
     says: str
     next: str
     figures: dict[str, Curve] = field(default_factory=dict)
 
 
-def proxy_and_gold(rows: Rows, _: Alarms) -> Seen | None:
-    """The reward holds or climbs while a check that is not trained on falls from its best."""
-    for name in sorted({k for r in rows for k in r if k.startswith("watched/")}):
-        # a judge may fail a step: what is compared are the steps that have both
-        both = [r for r in rows if len(Series([r], name)) and len(Series([r], "reward/mean"))]
-        held, reward = Series(both, name), Series(both, "reward/mean")
-        if len(held.means) < 2:
+def proxy_and_gold(records: StepRecords, _: Alarms) -> Seen | None:
+    """A watched (gold) reward falls from its best while the trained (proxy) reward holds or rises."""
+    for name in sorted({k for r in records for k in r if k.startswith("watched/")}):
+        # either reward may be missing at a step: only steps that have both are compared
+        complete = [r for r in records if len(Series([r], name)) and len(Series([r], "reward/mean"))]
+        gold, reward = Series(complete, name), Series(complete, "reward/mean")
+        if len(gold.means) < 2:
             continue
-        best, now = int(held.means.argmax()), fallen_to(held, Series(both, name.replace("watched/", "watched_error/")))
-        if now is not None and reward.now >= reward.means[best] - reward.noise:
+        standard_error = Series(complete, name.replace("watched/", "watched_error/"))
+        best, gold_now = int(gold.means.argmax()), fallen_to(gold, standard_error)
+        if gold_now is not None and reward.now >= reward.means[best] - reward.noise:
             return Seen(
-                f"{name} fell from {held.means[best]:.3g} to {now:.3g} while the reward went from "
-                f"{reward.means[best]:.3g} to {reward.now:.3g}: the policy found what the reward pays for and the "
-                "check does not",
-                "read the two answers; mend the reward, or hold the policy nearer to its reference (kl_coef), or stop "
-                "where the check was best",
-                {name: held.curve, "reward/mean": reward.curve},
+                f"{name} fell from {gold.means[best]:.3g} to {gold_now:.3g} while the reward went from "
+                f"{reward.means[best]:.3g} to {reward.now:.3g}: the policy exploits something that the trained reward "
+                "pays for and the watched reward does not",
+                "read the two answers; correct the reward, or keep the policy closer to its reference (kl_coef), or "
+                "stop the run where the watched reward was highest",
+                {name: gold.curve, "reward/mean": reward.curve},
             )
     return None
 
 
 def fallen_to(held: Series, error: Series) -> float | None:
-    """Where a figure has fallen to from its best mean, when that is more than chance and a twentieth of the best: the
-    mean of the last steps, or the last step alone where it fell at once. error: of each step (without it, the figure's
-    own noise). Five deviations, because the best of many means lies above the truth, and many steps are looked at."""
-    each = error.x if len(error) == len(held) else np.full(len(held), held.noise)
+    """The value to which a figure has fallen from its best mean, or None when it has not: the mean of the last steps,
+    or the last step alone where one step fell far enough.
+
+    held: the figure. error: its standard error at each step (where steps lack it, `held.noise` is taken instead). A
+    fall counts when it exceeds five standard errors of the difference and 5% of the best mean: five, because the best
+    of many noisy means lies above the truth, and because every step is a new test.
+    """
+    step_errors = error.x if len(error) == len(held) else np.full(len(held), held.noise)
     best = int(held.means.argmax())
-    top, there = float(held.means[best]), float(np.square(each[best : best + WIDTH]).sum()) / WIDTH**2
-    for now, own in ((held.now, float(np.square(each[-WIDTH:]).sum()) / WIDTH**2), (float(held.x[-1]), each[-1] ** 2)):
-        if top - now > max(5 * math.sqrt(there + own), 0.05 * abs(top)):
+    best_mean = float(held.means[best])
+    best_variance = float(np.square(step_errors[best : best + WIDTH]).sum()) / WIDTH**2
+    mean_variance = float(np.square(step_errors[-WIDTH:]).sum()) / WIDTH**2
+    for now, variance in ((held.now, mean_variance), (float(held.x[-1]), step_errors[-1] ** 2)):
+        if best_mean - now > max(5 * math.sqrt(best_variance + variance), 0.05 * abs(best_mean)):
             return now
     return None
 
 
-def kl(rows: Rows, alarms: Alarms) -> Seen | None:
-    """An answer's KL from the base beyond the bound."""
-    whole, token, length = (Series(rows, n) for n in ("kl/response", "kl_base", "length/mean"))
-    if len(whole):
-        now, curve = whole.now, whole.curve
-    elif len(token) == len(length):
-        now, curve = token.now * length.now, token.curve
+def kl(records: StepRecords, alarms: Alarms) -> Seen | None:
+    """The KL divergence of an answer from the reference (or base) exceeds `alarms.kl`.
+
+    Read from `kl/response`, nats per answer; without it, from `kl_base` (nats per token) x `length/mean`.
+    """
+    per_answer, per_token, length = (Series(records, n) for n in ("kl/response", "kl_base", "length/mean"))
+    if len(per_answer):
+        now, curve = per_answer.now, per_answer.curve
+    elif len(per_token) == len(length):
+        now, curve = per_token.now * length.now, per_token.curve
     else:
         return None
     if not now > alarms.kl:
         return None
     return Seen(
-        f"the KL of an answer from where the policy started is {now:.1f} nats, above {alarms.kl:g}",
-        "raise kl_coef, lower the learning rate, or raise alarms.kl if such a distance is meant",
+        f"the KL divergence of an answer from the policy at the start is {now:.1f} nats, above {alarms.kl:g}",
+        "raise kl_coef, lower the learning rate, or raise alarms.kl if such a distance is intended",
         {"KL": curve},
     )
 
 
-def length_drift(rows: Rows, _: Alarms) -> Seen | None:
-    """Length itself is paid, or answers run into their limit."""
-    length, tied, cut = (Series(rows, n) for n in ("length/mean", "reward/length_r2", "truncated"))
+def length_drift(records: StepRecords, _: Alarms) -> Seen | None:
+    """Length itself determines the reward, or growing answers are truncated."""
+    length, r2, truncated = (Series(records, n) for n in ("length/mean", "reward/length_r2", "truncated"))
     if not len(length.means):
         return None
-    moved = length.now / max(length.start, 1e-9)
-    paid = len(tied) >= 4 and float(tied.x[-4:].min()) > 0.95
-    paid |= len(tied.means) > 0 and tied.now > 0.9 and not 0.8 < moved < 1.25
-    full = len(cut.means) > 0 and cut.now - cut.start > 0.25 and moved > 1.25
-    if not paid and not full:
+    growth = length.now / max(length.start, 1e-9)
+    rewarded = len(r2) >= 4 and float(r2.x[-4:].min()) > 0.95
+    rewarded |= len(r2.means) > 0 and r2.now > 0.9 and not 0.8 < growth < 1.25
+    cut_off = len(truncated.means) > 0 and truncated.now - truncated.start > 0.25 and growth > 1.25
+    if not rewarded and not cut_off:
         return None
-    why = (
-        f"{tied.now:.0%} of what tells their rewards apart is their length"
-        if paid
-        else f"{cut.now:.0%} of them are cut off at the limit ({cut.start:.0%} at the start)"
+    evidence = (
+        f"length explains {r2.now:.0%} of the variance of the rewards"
+        if rewarded
+        else f"{truncated.now:.0%} of the answers are cut off at the limit ({truncated.start:.0%} at the start)"
     )
     return Seen(
-        f"answers went from {length.start:.1f} to {length.now:.1f} tokens, and {why}",
+        f"the mean length of answers went from {length.start:.1f} to {length.now:.1f} tokens, and {evidence}",
         "read the two answers; take length out of the reward, or give answers that are cut off no reward",
-        {"length/mean": length.curve, "reward/length_r2": tied.curve, "truncated": cut.curve},
+        {"length/mean": length.curve, "reward/length_r2": r2.curve, "truncated": truncated.curve},
     )
 
 
-def collapse(rows: Rows, _: Alarms) -> Seen | None:
-    """Different prompts get the same answers: the policy has settled on a few texts."""
-    distinct, entropy = Series(rows, "answers/distinct"), Series(rows, "entropy")
+def collapse(records: StepRecords, _: Alarms) -> Seen | None:
+    """Different prompts get the same answers: the policy has collapsed to a few texts."""
+    distinct, entropy = Series(records, "answers/distinct"), Series(records, "entropy")
     if not distinct.now < 0.5 or not distinct.means.max() >= 0.75:
         return None
-    told = f", entropy {entropy.start:.2f} to {entropy.now:.2f} nats a token" if len(entropy.means) else ""
+    entropies = f", entropy {entropy.start:.2f} to {entropy.now:.2f} nats per token" if len(entropy.means) else ""
     return Seen(
-        f"there are {distinct.now:.2f} different answers to each prompt, once {distinct.means.max():.2f}{told}: "
-        "answers no longer depend on what is asked",
-        "lower the learning rate, add kl_coef or the loss's entropy_coef, and look at what the reward pays for",
+        f"there are {distinct.now:.2f} distinct answers per prompt, down from {distinct.means.max():.2f}{entropies}: "
+        "answers no longer depend on the prompt",
+        "lower the learning rate, add kl_coef or the loss's entropy_coef, and check what the reward pays for",
         {"answers/distinct": distinct.curve, "entropy": entropy.curve},
     )
 
 
-def no_signal(rows: Rows, _: Alarms) -> Seen | None:
-    """Nearly every group has one reward, and it is not the best there was."""
-    silent, reward, best = (Series(rows, n) for n in ("groups/no_signal", "reward/mean", "reward/max"))
-    if len(silent) < 8 or not len(best) or not silent.x[-8:].mean() > 0.9:
+def no_signal(records: StepRecords, _: Alarms) -> Seen | None:
+    """Nearly every group has zero reward variance, and the mean reward is not near the best reward of the run."""
+    zero_variance, reward, best = (Series(records, n) for n in ("groups/no_signal", "reward/mean", "reward/max"))
+    if len(zero_variance) < 8 or not len(best) or not zero_variance.x[-8:].mean() > 0.9:
         return None
-    top, low = float(best.x.max()), float(reward.x.min())
-    if reward.now > low + 0.8 * (top - low) and top > low:
-        return None  # nearly all is solved
+    highest, lowest = float(best.x.max()), float(reward.x.min())
+    if reward.now > lowest + 0.8 * (highest - lowest) and highest > lowest:
+        return None  # nearly all tasks are solved
     return Seen(
-        f"{silent.x[-8:].mean():.0%} of the groups have one reward for all their answers, and the mean reward is "
-        f"{reward.now:.3g}: there is next to nothing to learn from",
-        "take easier or graded tasks, larger groups, or a higher temperature",
-        {"groups/no_signal": silent.curve, "reward/mean": reward.curve},
+        f"in {zero_variance.x[-8:].mean():.0%} of the groups all answers have the same reward, and the mean reward is "
+        f"{reward.now:.3g}: there is almost no learning signal",
+        "take easier tasks or a graded reward, larger groups, or a higher temperature",
+        {"groups/no_signal": zero_variance.curve, "reward/mean": reward.curve},
     )
 
 
-def repetition(rows: Rows, alarms: Alarms) -> Seen | None:
-    """Answers repeat themselves much more than they did."""
-    share = Series(rows, "answers/repeated")
+def repetition(records: StepRecords, alarms: Alarms) -> Seen | None:
+    """The share of repeated 4-grams rose by more than `alarms.repeated` since the start."""
+    share = Series(records, "answers/repeated")
     if not share.now > share.start + alarms.repeated:
         return None
     return Seen(
-        f"{share.now:.0%} of the 4-grams in an answer stood in it before, {share.start:.0%} at the start",
-        "read the two answers; a reward that counts things is often gamed so",
+        f"{share.now:.0%} of the 4-grams of an answer occurred earlier in it, {share.start:.0%} at the start",
+        "read the two answers; a reward that counts things is often exploited by repetition",
         {"answers/repeated": share.curve},
     )
 
 
-def mismatch(rows: Rows, alarms: Alarms) -> Seen | None:
-    """Policy and sampler differ before any update of the step."""
-    corrected = Series(rows, "mismatch/kl")  # where a loss corrects, the ratio's own old log-probabilities are new ones
-    apart = corrected if len(corrected) else Series(rows, "first/ratio/approx_kl")
-    if not apart.now > alarms.mismatch:
+def mismatch(records: StepRecords, alarms: Alarms) -> Seen | None:
+    """Policy and sampler assign different log-probabilities before a step's first update."""
+    # a loss with an importance correction recomputes the old log-probabilities, so its ratio starts at 1 anyway
+    corrected = Series(records, "mismatch/kl")
+    divergence = corrected if len(corrected) else Series(records, "first/ratio/approx_kl")
+    if not divergence.now > alarms.mismatch:
         return None
     return Seen(
-        f"policy and sampler are {apart.now:.2g} nats a token apart before a step's first update: the answers are not "
-        "drawn from the policy that is trained",
-        "look at the sampler's weights, precision and temperature; the loss's importance_cap corrects for what is left",
-        {apart.name: apart.curve},
+        f"policy and sampler differ by {divergence.now:.2g} nats per token before a step's first update: the answers "
+        "are not sampled from the policy that is trained",
+        "check the sampler's weights, precision and temperature; the loss's importance_cap corrects for the remainder",
+        {divergence.name: divergence.curve},
     )
 
 
-def clipping(rows: Rows, alarms: Alarms) -> Seen | None:
-    """Many ratios are clipped: the updates of a step go further than the loss trusts."""
-    share = Series(rows, "ratio/clipped")
+def clipping(records: StepRecords, alarms: Alarms) -> Seen | None:
+    """Many ratios are clipped: a step's updates move the policy further than the loss's trust region."""
+    share = Series(records, "ratio/clipped")
     if not share.now > alarms.clipped:
         return None
     return Seen(
         f"the ratio is clipped at {share.now:.0%} of the trained tokens",
-        "lower the learning rate, the epochs or the minibatches of a step",
+        "lower the learning rate, or the number of epochs or minibatches of a step",
         {"ratio/clipped": share.curve},
     )
 
 
-DETECTORS: dict[str, Callable[[Rows, Alarms], Seen | None]] = {
+DETECTORS: dict[str, Callable[[StepRecords, Alarms], Seen | None]] = {
     "proxy_and_gold": proxy_and_gold,
     "kl": kl,
     "length_drift": length_drift,

@@ -1,4 +1,4 @@
-"""A finding: what was seen, the figures and texts that show it, and what to do next."""
+"""A finding: what an alarm found, the curves and completions that show it, and what to do next."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """name: of the alarm. step: when it fired. says: what was seen, with numbers. next: what to do. figures: the curves
-    it was read from, by name. texts: an answer from the start and one from now."""
+    """One alarm that fired. name: of the alarm. step: at which it fired. says: the problem in a sentence, with numbers.
+    next: what to do. figures: the curves the alarm was raised from, by name. texts: a completion from the start of the
+    run and one from `step`."""
 
     name: str
     step: int
@@ -22,6 +23,7 @@ class Finding:
     texts: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
+        """The finding as JSON-able data, one line of findings.jsonl."""
         return asdict(self)
 
     @classmethod

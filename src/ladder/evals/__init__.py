@@ -1,1 +1,1 @@
-"""Evaluation: accuracy with intervals, pass@k, ranking by a reward model, best-of-n."""
+"""Evaluation: accuracy with confidence intervals, pass@k, ranking accuracy of reward models, best-of-n."""

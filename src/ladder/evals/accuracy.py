@@ -1,8 +1,9 @@
-"""How good a model is at some tasks: accuracy, pass@k, length, style, each with what it is worth.
+"""Evaluation of a model on tasks: accuracy with a 95% confidence interval, pass@k, length, truncation, style.
 
 pass@k: the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1), 1 - C(n-c, k) / C(n, k). Confidence
-intervals: Wilson's for one sample a task that is right or wrong; else the bootstrap over tasks (answers to one task
-are not independent). An answer that could not be judged is left out and counted, never scored 0.
+interval: Wilson's score interval for one sample per task scored 0 or 1; otherwise the bootstrap over tasks, because
+several answers to one task are not independent. An answer that could not be judged is left out and counted in
+`unjudged`, never scored 0.
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ from ladder.contract.rollouts import Outcome, Reward, Rollout, Sampler, Sampling
 from ladder.rewards.format import Format
 from ladder.rollout.collect import Collector, Encode
 
-Stats = Callable[[Sequence[Rollout]], dict[str, float]]
+AnswerStats = Callable[[Sequence[Rollout]], dict[str, float]]
+"""Further figures of rollouts, computed from their texts by the task's world."""
 
 
 @dataclass(slots=True)
 class EvalResult:
-    """accuracy is the mean score; a task's world may add figures of its own to `stats`. thinking: the share of answers
-    that are a well-formed block of thinking followed by an answer (`rewards.format`)."""
+    """The figures of one evaluation.
+
+    n: tasks. samples: answers per task. accuracy: the mean over tasks of the mean score. low, high: its 95% confidence
+    interval. length: mean number of sampled tokens. truncated: share of answers cut off at the token limit. thinking:
+    share of answers that are a well-formed thinking block followed by an answer (`rewards.format`). unjudged: answers
+    without a score. pass_at: pass@k by k. stats: further figures from the task's world. temperature: of the sampling.
+    parts: mean of each reward component. records: one per answer, see `record`.
+    """
 
     n: int
     samples: int
@@ -39,13 +47,13 @@ class EvalResult:
     pass_at: dict[int, float]
     stats: dict[str, float]
     temperature: float
-    graded: bool = False  # scores are not just right or wrong: accuracy is then their mean and no share
+    graded: bool = False  # some score is neither 0 nor 1: accuracy is then a mean score, not a share
     parts: dict[str, float] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the records, rounded, JSON-able."""
-        out: dict[str, Any] = {
+        """All figures without the records, JSON-able, rounded to four decimals."""
+        figures: dict[str, Any] = {
             "accuracy": self.accuracy,
             "low": self.low,
             "high": self.high,
@@ -56,7 +64,7 @@ class EvalResult:
             **{f"pass@{k}": v for k, v in self.pass_at.items()},
             **{f"score/{k}": v for k, v in self.parts.items()},
         }
-        rounded: dict[str, Any] = {k: round(float(v), 4) for k, v in out.items()}
+        rounded: dict[str, Any] = {k: round(float(v), 4) for k, v in figures.items()}
         rounded |= {"graded": True} if self.graded else {}
         return rounded | {
             "n": self.n,
@@ -76,21 +84,27 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     ks: Sequence[int] = (),
-    stats: Stats | None = None,
+    stats: AnswerStats | None = None,
     right: float = 1.0,
 ) -> EvalResult:
-    """Samples `samples` answers to each task and judges them. right: the score that counts as right for pass@k."""
+    """Samples `samples` answers to each task and judges them.
+
+    encode: text to token ids. ks: the k of pass@k. stats: further figures to compute. right: the lowest score that
+    counts as correct for pass@k. Raises RuntimeError when no answer could be judged.
+    """
     groups = Collector(sampler, encode, samples, sampling, seed, "eval")(tasks, step=0, version=0)
     judged = [reward(group) for group in groups]
     rollouts = [r for group in groups for r in group]
     scores = [np.array([o.value for o in outcomes if isinstance(o, Score)]) for outcomes in judged]
-    known = [s for s in scores if len(s)]
-    if not known:
+    judged_scores = [s for s in scores if len(s)]
+    if not judged_scores:
         raise RuntimeError(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
-    accuracy = float(np.mean([s.mean() for s in known]))
-    graded = any(value not in (0.0, 1.0) for s in known for value in s)
-    counts = samples == 1 and not graded
-    low, high = wilson(accuracy, len(known)) if counts else bootstrap([float(s.mean()) for s in known], seed)
+    accuracy = float(np.mean([s.mean() for s in judged_scores]))
+    graded = any(value not in (0.0, 1.0) for s in judged_scores for value in s)
+    if samples == 1 and not graded:
+        low, high = wilson(accuracy, len(judged_scores))
+    else:
+        low, high = bootstrap([float(s.mean()) for s in judged_scores], seed)
     return EvalResult(
         n=len(tasks),
         samples=samples,
@@ -101,7 +115,7 @@ def evaluate(
         truncated=float(np.mean([r.stop == "length" for r in rollouts])),
         thinking=float(np.mean([thinks(r, sampling) for r in rollouts])),
         unjudged=sum(not isinstance(o, Score) for outcomes in judged for o in outcomes),
-        pass_at=passes(known, ks, right),
+        pass_at=passes(judged_scores, ks, right),
         stats=stats(rollouts) if stats else {},
         temperature=sampling.temperature,
         graded=graded,
@@ -113,7 +127,7 @@ def evaluate(
 
 
 def part_means(judged: Sequence[Sequence[Outcome]]) -> dict[str, float]:
-    """The mean of every named component of the scores, where there are several."""
+    """The mean of every named component of the scores; empty for fewer than two components."""
     scores = [o for outcomes in judged for o in outcomes if isinstance(o, Score)]
     names = sorted({name for s in scores for name in s.parts})
     if len(names) < 2:
@@ -122,8 +136,8 @@ def part_means(judged: Sequence[Sequence[Outcome]]) -> dict[str, float]:
 
 
 def record(r: Rollout, o: Outcome) -> dict[str, Any]:
-    """One answer as people read it."""
-    judged = {"reward": o.value, "parts": o.parts} if isinstance(o, Score) else {"reward": None, "why": o.why}
+    """One judged answer as JSON-able data: a line of rollouts.jsonl or of an evaluation's records."""
+    outcome = {"reward": o.value, "parts": o.parts} if isinstance(o, Score) else {"reward": None, "why": o.why}
     return {
         "task": r.task.id,
         "prompt": r.task.prompt,
@@ -131,28 +145,29 @@ def record(r: Rollout, o: Outcome) -> dict[str, Any]:
         "text": r.text,
         "stop": r.stop,
         "length": r.length,
-        **judged,
+        **outcome,
     }
 
 
 def thinks(r: Rollout, sampling: Sampling) -> bool:
-    """Whether an answer is a well-formed block of thinking and an answer; the prompt may have opened the block."""
+    """Whether a rollout is a well-formed thinking block followed by an answer; the prompt may hold the opening tag."""
     opened = isinstance(r.task.prompt, str) and r.task.prompt.rstrip().endswith(sampling.think_open)
     return Format(sampling.think_open, sampling.think_close, opened).well_formed(r)
 
 
 def passes(scores: Sequence[np.ndarray], ks: Sequence[int], right: float) -> dict[int, float]:
-    """pass@k over tasks; a task of which fewer than k answers could be judged says nothing about it."""
-    made = {}
+    """The mean of pass@k over tasks, by k. scores: of each task, its judged answers' scores [judged]. A task with fewer
+    than k judged answers is left out of that k; a k without tasks is left out. right: the lowest correct score."""
+    means = {}
     for k in ks:
-        each = [pass_at_k(len(s), int((s >= right).sum()), k) for s in scores if len(s) >= k]
-        if each:
-            made[k] = float(np.mean(each))
-    return made
+        estimates = [pass_at_k(len(s), int((s >= right).sum()), k) for s in scores if len(s) >= k]
+        if estimates:
+            means[k] = float(np.mean(estimates))
+    return means
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n samples, c of them right, hold a right one. Raises ValueError when k > n."""
+    """The probability that k of n samples, c of them correct, include a correct one. Raises ValueError for k > n."""
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples a task, there are {n}")
     if n - c < k:
@@ -161,15 +176,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share p of n."""
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else math.nan
-    return max(0.0, middle - half), min(1.0, middle + half)
+    """Wilson's score interval of a share p observed in n trials. z: normal quantile; 1.96 gives 95%."""
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else math.nan
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def bootstrap(values: Sequence[float], seed: int, rounds: int = 2000) -> tuple[float, float]:
-    """The 95% percentile interval of the mean, resampling the values."""
+    """The 95% percentile bootstrap interval of the mean. rounds: resamples of `values`."""
     x = np.asarray(values, np.float64)
-    picks = rng.np_rng(seed, "bootstrap").integers(0, len(x), (rounds, len(x)))
-    low, high = np.percentile(x[picks].mean(1), [2.5, 97.5])
+    indices = rng.np_rng(seed, "bootstrap").integers(0, len(x), (rounds, len(x)))
+    low, high = np.percentile(x[indices].mean(1), [2.5, 97.5])
     return float(low), float(high)

@@ -1,7 +1,8 @@
 """One stage's training: the loop of `train.py` with everything around it that a run needs.
 
-Resumes from the newest whole checkpoint, checks at the first step what must hold there, writes metrics, saves now and
-then, stops between steps when asked to, and leaves the trained model as a plain directory.
+Resumes from the newest whole checkpoint, checks at the first update (and at the first one after a resume) what must
+hold there, writes metrics, saves now and then, stops between steps when asked to, and leaves the trained model as a
+plain directory.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class Keeps(Protocol):
 @dataclass(slots=True)
 class Job:
     """What a kind of stage hands over. evaluate: called every `eval_every` steps. critics: learners beside the policy.
-    at_reference: the loss that the first step must show, where the policy still is its reference. alarms: told of every
-    step; may end the run. keeps: what else a checkpoint holds, by the name of its directory. off_policy: the answers
-    are of a model that never was the policy, so that even the first ratio is not 1."""
+    at_reference: the loss that the first update must show, where the policy still is its reference. alarms: told of
+    every step; may end the run. keeps: what else a checkpoint holds, by the name of its directory. off_policy: the
+    rollouts are of a model that never was the policy, so that even the first ratio is not 1. behind: the
+    sampler's weights are older than the policy's once any weight has moved."""
 
     loaded: LoadedModel
     signal: Signal
@@ -66,6 +68,7 @@ class Job:
     alarms: LiveAlarms | None = None
     keeps: Mapping[str, Keeps] = field(default_factory=dict)
     off_policy: bool = False
+    behind: bool = False
 
     @property
     def learners(self) -> list[Learner]:
@@ -78,17 +81,15 @@ def run_training(ctx: Context, job: Job) -> None:
     for learner in job.learners:
         unit = DIVISORS[learner.loss.unit]
         ctx.console.plain(f"  {learner.name}: {learner.loss}, divided by the step's {unit}")
-    start = _resume(ctx, job, root)
+    start, updated = _resume(ctx, job, root)
+    checks = FirstUpdate(job, updated)
     saved_at = time.monotonic()
     fired: list[str] = []
     with ctx.console.bar(ctx.name, job.steps, start) as bar:
 
         def on_step(step: int, figures: dict[str, float]) -> bool:
             nonlocal saved_at
-            if step == 1:
-                check_first(figures, None if job.off_policy else EXACT if _exact(job) else ROUNDED)
-                if job.at_reference is not None:
-                    check_reference(figures["first/loss"], job.at_reference)
+            checks.step(figures)
             ctx.log.step(step, figures)
             fired.extend(job.alarms.step(step, figures) if job.alarms else [])
             bar.update(step, figures)
@@ -96,7 +97,7 @@ def run_training(ctx: Context, job: Job) -> None:
                 job.evaluate(step)
             stopping = bool(ctx.stop or fired)
             if stopping or step == job.steps or time.monotonic() - saved_at > ctx.recipe.save_every:
-                _save(ctx, job, root, step)
+                _save(ctx, job, root, step, checks.updated)
                 saved_at = time.monotonic()
             return stopping
 
@@ -113,12 +114,41 @@ def run_training(ctx: Context, job: Job) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def _resume(ctx: Context, job: Job, root: Path) -> int:
-    """Goes back to the newest checkpoint; returns its step."""
+@dataclass(slots=True)
+class FirstUpdate:
+    """Checks what must hold at the first update of a process, before any weight has moved. A step may train nothing (no
+    answer carried a signal), so this is not the first step. updated: an earlier process has moved weights; the policy
+    then is no longer its reference, and only the ratio to the sampler must still be 1."""
+
+    job: Job
+    updated: bool
+    checked: bool = False
+
+    def step(self, figures: Mapping[str, float]) -> None:
+        """Figures of one step. Raises UserError with the sentence that explains what does not hold."""
+        if "loss" not in figures:
+            return
+        if not self.checked:
+            check_ratio(figures, self._divergence())
+            if not self.updated:
+                check_kl(figures)
+                if self.job.at_reference is not None:
+                    check_reference(figures["first/loss"], self.job.at_reference)
+        self.checked = self.updated = True
+
+    def _divergence(self) -> float | None:
+        """The largest divergence of policy and sampler that rounding explains; None where they differ by design."""
+        if self.job.off_policy or (self.updated and self.job.behind):
+            return None
+        return EXACT if _exact(self.job) else ROUNDED
+
+
+def _resume(ctx: Context, job: Job, root: Path) -> tuple[int, bool]:
+    """Goes back to the newest checkpoint; returns its step, and whether any weight had moved by then."""
     newest = checkpoint.newest(root, ctx.console.say)
     if newest is None:
         ctx.log.cut(0)
-        return 0
+        return 0, False
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     job.learner.engine.load(newest)
     for critic in job.critics:
@@ -129,11 +159,11 @@ def _resume(ctx: Context, job: Job, root: Path) -> int:
     ctx.before = state["seconds"]
     ctx.log.cut(state["step"])
     ctx.console.say(f"  goes on after step {state['step']} of {job.steps}")
-    return int(state["step"])
+    return int(state["step"]), bool(state["updated"])
 
 
-def _save(ctx: Context, job: Job, root: Path, step: int) -> None:
-    state = {"step": step, "signal": job.signal.state(), "seconds": ctx.seconds}
+def _save(ctx: Context, job: Job, root: Path, step: int, updated: bool) -> None:
+    state = {"step": step, "updated": updated, "signal": job.signal.state(), "seconds": ctx.seconds}
 
     def write(directory: Path) -> None:
         job.learner.engine.save(directory)
@@ -152,25 +182,33 @@ def _exact(job: Job) -> bool:
     return all(p.dtype in (torch.float32, torch.float64) for p in job.loaded.model.parameters())
 
 
-def check_first(figures: dict[str, float], divergence: float | None = EXACT) -> None:
-    """What must hold before any weight moved. divergence: most of it; None where another model draws, whose ratio may
-    be anything. Raises UserError with the sentence that explains it.
+def check_ratio(figures: Mapping[str, float], divergence: float | None = EXACT) -> None:
+    """Whether sampler and engine agree before any weight of the step moved. divergence: the largest one that passes;
+    None where another model draws, whose ratio may be anything. Raises UserError.
 
-    The mean of the ratio finds what the sampler cannot draw, and nothing else: over what it draws that mean is 1
-    however wrong temperature or weights are. The divergence finds those.
+    The mean of the ratio finds tokens that the sampler cannot draw, and nothing else: over what it draws that mean is 1
+    however wrong temperature or weights are. The divergence finds those. A loss without a ratio has neither figure; the
+    signal then compares the log-probabilities itself ("probe/kl").
     """
-    ratio, apart = figures.get("first/ratio/mean", 1.0), figures.get("first/ratio/approx_kl", 0.0)
-    if divergence is not None and (abs(ratio - 1) > RATIO_SLACK or apart > divergence):
+    if divergence is None:
+        return
+    ratio = figures.get("first/ratio/mean", 1.0)
+    apart = figures.get("first/ratio/approx_kl", figures.get("probe/kl", 0.0))
+    if abs(ratio - 1) > RATIO_SLACK or apart > divergence:
         raise UserError(
-            f"at the first step the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
+            f"at the first update the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
             f"divergence is {apart:.2g} nats a token and should be 0: the sampler draws from another distribution "
             "than the one that is trained",
             hint="use the same temperature, weights and precision for both",
         )
+
+
+def check_kl(figures: Mapping[str, float]) -> None:
+    """Whether the policy still is its reference before any weight has moved. Raises UserError."""
     kl = figures.get("first/kl", figures.get("kl/response", 0.0) / max(1.0, figures.get("length/mean", 1.0)))
     if abs(kl) > RATIO_SLACK:
         raise UserError(
-            f"at the first step the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
+            f"at the first update the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
         )
 
 
@@ -178,7 +216,7 @@ def check_reference(loss: float, at_reference: float) -> None:
     """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). Raises UserError."""
     if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference):
         raise UserError(
-            f"at the first step the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
+            f"at the first update the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
             "is its reference: the reference's log-probabilities are of another model, or of other tokens",
             hint="start from the model that the reference is of",
         )

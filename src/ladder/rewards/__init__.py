@@ -1,7 +1,8 @@
-"""Rewards: text in, outcome out. `build` makes one from a recipe, `guard` wraps a callable of one's own.
+"""Reward functions: a group of rollouts in, one outcome per rollout out. `build` makes one from a recipe; `guard` wraps
+any callable.
 
-Names are handed out lazily: the worker child (`ladder.rewards.worker`) lives in this package and must start in
-milliseconds, so importing the package imports nothing.
+Names are imported lazily: the worker process (`ladder.rewards.worker`) is part of this package and must start in
+milliseconds, so importing the package imports nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_WHERE = {
+_MODULE_OF = {
     "build": "recipe",
     "kinds": "recipe",
     "guard": "guarded",
@@ -27,12 +28,12 @@ _WHERE = {
     "CosineLength": "length",
     "Language": "language",
     "Notation": "language",
-    "Gym": "gym",
+    "GymReward": "gym",
     "User": "user",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return vars(import_module(f"{__name__}.{_WHERE[name]}"))[name]
+    return vars(import_module(f"{__name__}.{_MODULE_OF[name]}"))[name]

@@ -1,7 +1,7 @@
-"""Several rewards as one: value = (sum of weight x score) x (product of the gates), with every score in `parts`.
+"""A weighted combination of rewards: value = (sum of weight x score) x (product of gates), every score in `parts`.
 
-A gate multiplies: a format gate of 0 leaves nothing of the rest. Where one part could not judge an answer the whole
-could not: an InfraError wins over an Invalid, and neither becomes 0.
+A gate multiplies the sum: a format gate of 0 makes the whole reward 0. An answer that one component could not judge
+gets that component's failure (InfraError before Invalid), never 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ladder.rewards.guarded import Guarded
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One component. gate: it multiplies the sum instead of adding to it, and its weight is not read."""
+    """One component. gate: its score multiplies the sum instead of adding to it, and its weight is ignored."""
 
     reward: Guarded
     weight: float = 1.0
@@ -25,26 +25,27 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """The combination. With gates alone the sum is 1. Names of the parts must differ."""
+    """The combination of `parts`, whose names must differ. With gates only, the sum is taken as 1."""
 
     parts: tuple[Part, ...]
     name: str = "combined"
 
     def __post_init__(self) -> None:
         names = [p.reward.name for p in self.parts]
-        assert len(set(names)) == len(names) and names, f"parts need names of their own: {names}"
+        assert len(set(names)) == len(names) and names, f"the names of the parts must differ: {names}"
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
-        judged = [p.reward(group) for p in self.parts]
-        return [self._one([outcomes[i] for outcomes in judged]) for i in range(len(group))]
+        outcomes_by_part = [p.reward(group) for p in self.parts]
+        return [self._combine([outcomes[i] for outcomes in outcomes_by_part]) for i in range(len(group))]
 
-    def _one(self, outcomes: Sequence[Outcome]) -> Outcome:
+    def _combine(self, outcomes: Sequence[Outcome]) -> Outcome:
+        """The outcome of one rollout from its outcome under each part."""
         scores = [o for o in outcomes if isinstance(o, Score)]
         if len(scores) < len(outcomes):
-            infra = [o for o in outcomes if isinstance(o, InfraError)]
-            return infra[0] if infra else next(o for o in outcomes if isinstance(o, Invalid))
-        both = list(zip(self.parts, scores, strict=True))
-        added = [p.weight * s.value for p, s in both if not p.gate]
-        value = sum(added) if added else 1.0
-        value *= math.prod(s.value for p, s in both if p.gate)
+            infra_errors = [o for o in outcomes if isinstance(o, InfraError)]
+            return infra_errors[0] if infra_errors else next(o for o in outcomes if isinstance(o, Invalid))
+        scored_parts = list(zip(self.parts, scores, strict=True))
+        terms = [p.weight * s.value for p, s in scored_parts if not p.gate]
+        value = sum(terms) if terms else 1.0
+        value *= math.prod(s.value for p, s in scored_parts if p.gate)
         return Score(value, {k: v for s in scores for k, v in s.parts.items()})

@@ -1,8 +1,8 @@
-"""Is the answer the gold string, after a normalisation that is all spelt out here?
+"""Exact match: the answer equals the gold string after normalisation.
 
-Both sides are Unicode NFC, whitespace runs are one space, ends are stripped; `ignore_case` and `ignore_punctuation`
-(at the ends only) go further when asked. Left out: edit distance and containment; partial credit for a wrong answer
-is a reward for wrong answers.
+Normalisation of both sides: Unicode NFC, each run of whitespace to one space, both ends stripped; with `ignore_case`
+case folding, with `ignore_punctuation` punctuation stripped at both ends. Left out: edit distance and containment,
+because partial credit for a wrong answer rewards wrong answers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ladder.rewards.text import CLOSE, OPEN, after_thinking
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Exact:
-    """1 where the answer equals `task.answer`, 0 where not; Invalid where there is no gold answer.
+    """1 if the answer equals `task.answer`, otherwise 0; Invalid if the task has no gold answer.
 
-    take: "all" that follows the thinking, its last "line", or its last "token" (between whitespace). marker: the
-    answer is what follows this string, which must occur exactly once ("" for none). finished: an answer cut off at
-    the length limit is wrong.
+    take: which part of the text after the thinking is the answer: "all", its last "line", or its last "token"
+    (separated by whitespace). marker: the answer follows this string, which must occur exactly once ("": no marker).
+    finished: a completion cut off at the length limit is wrong. open, close: the thinking tags.
     """
 
     take: Literal["all", "line", "token"] = "all"
@@ -43,20 +43,22 @@ class Exact:
     def _judge(self, rollout: Rollout) -> Outcome:
         if rollout.task.answer is None:
             return Invalid(f"{self.name}: the task {rollout.task.id!r} has no answer")
-        cut = self.finished and rollout.stop == "length"
-        said = None if cut else self._said(rollout.text)
-        right = float(said is not None and self.normalise(said) == self.normalise(str(rollout.task.answer)))
+        truncated = self.finished and rollout.stop == "length"
+        answer = None if truncated else self._extract(rollout.text)
+        right = float(answer is not None and self.normalise(answer) == self.normalise(str(rollout.task.answer)))
         return Score(right, {self.name: right})
 
-    def _said(self, text: str) -> str | None:
-        said = after_thinking(text, self.open, self.close)
-        if said is not None and self.marker:
-            said = said.partition(self.marker)[2] if said.count(self.marker) == 1 else None
-        if said is None or not said.strip() or self.take == "all":
-            return said
-        return said.strip().splitlines()[-1] if self.take == "line" else said.split()[-1]
+    def _extract(self, text: str) -> str | None:
+        """The answer in a completion; None where there is none."""
+        answer = after_thinking(text, self.open, self.close)
+        if answer is not None and self.marker:
+            answer = answer.partition(self.marker)[2] if answer.count(self.marker) == 1 else None
+        if answer is None or not answer.strip() or self.take == "all":
+            return answer
+        return answer.strip().splitlines()[-1] if self.take == "line" else answer.split()[-1]
 
     def normalise(self, text: str) -> str:
+        """The form in which answer and gold string are compared."""
         text = " ".join(unicodedata.normalize("NFC", text).split())
         if self.ignore_case:
             text = text.casefold()

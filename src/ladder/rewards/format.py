@@ -1,6 +1,6 @@
-"""Is the thinking well-formed? `<thinking>working</thinking>answer`: each tag once, in order, neither part empty.
+"""Format reward: the completion is `<thinking>working</thinking>answer`, each tag once, in order, no part empty.
 
-DeepSeek-R1's format reward (arXiv:2501.12948, section 2.2.2). It says nothing about what the parts hold.
+DeepSeek-R1's format reward (arXiv:2501.12948, section 2.2.2). The content of the two parts is not judged.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from ladder.rewards.text import CLOSE, OPEN, split_thinking
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Format:
-    """1 where the answer is well-formed, 0 where not.
+    """1 if the completion is well-formed, otherwise 0.
 
-    opened: the prompt already ends with the opening tag, so the text must not hold another. finished: an answer cut
-    off at the length limit is not well-formed. min_working: least characters of working.
+    open, close: the thinking tags. opened: the prompt ends with the opening tag, so the completion must not contain
+    one. finished: a completion cut off at the length limit is not well-formed. min_working: least characters of
+    working.
     """
 
     open: str = OPEN
@@ -34,6 +35,7 @@ class Format:
         return [Score(v, {self.name: v}) for v in values]
 
     def well_formed(self, rollout: Rollout) -> bool:
+        """Whether the completion has the format."""
         if self.finished and rollout.stop == "length":
             return False
         parts = split_thinking(rollout.text, self.open, self.close, self.opened)

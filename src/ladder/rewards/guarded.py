@@ -1,8 +1,9 @@
-"""What every reward must keep: one finite, sane number per answer. What breaks the rule is never scored 0.
+"""Validation of reward functions: one finite number of at most `HUGE` per rollout. A violation is never scored 0.
 
-`guard` wraps any callable over a group. It raises: InfraError for the group. It returns the wrong count: Invalid for
-the group. It returns None, NaN, a string, something huge: Invalid for that answer. A hang cannot be stopped inside
-this process; functions that are not our own run in a child (`ladder.rewards.user`).
+`guard` wraps any callable over a group of rollouts. If it raises, the whole group is an InfraError. If it returns the
+wrong number of values, the whole group is Invalid. A value that is None, NaN, a string or too large makes that rollout
+Invalid. Left out: a deadline, because a hang cannot be interrupted within the process; users' functions run in a child
+process (`ladder.rewards.user`).
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from typing import Any
 from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
 
 HUGE = 1e6
-"""No reward is meant to be larger; what is larger is a bug (a token count, a timestamp, an overflow)."""
+"""The largest absolute reward accepted; a larger one is a bug (a token count, a timestamp, an overflow)."""
 
 
 def outcome(value: Any, name: str) -> Outcome:
-    """The outcome that one returned value stands for: an Outcome, or a number taken as a Score."""
+    """The outcome of one value that a reward named `name` returned: an Outcome is checked, a number becomes a Score."""
     if isinstance(value, Invalid | InfraError):
         return value
     if isinstance(value, Score):
         for part, number in {"value": value.value, **value.parts}.items():
-            why = fault(number)
-            if why:
-                return Invalid(f"{name}: returned {why} (as {part!r})")
+            problem = fault(number)
+            if problem:
+                return Invalid(f"{name}: returned {problem} (as {part!r})")
         return value
-    why = fault(value)
-    if why:
-        return Invalid(f"{name}: returned {why}")
+    problem = fault(value)
+    if problem:
+        return Invalid(f"{name}: returned {problem}")
     return Score(float(value), {name: float(value)})
 
 
 def fault(value: Any) -> str | None:
-    """What is wrong with a value that should be a finite number; None when nothing is."""
+    """Why a value is not an acceptable reward, as the end of a sentence; None if it is one."""
     if not isinstance(value, Real):
         return f"{value!r:.60} ({type(value).__name__}), not a number"
     try:
@@ -50,7 +51,7 @@ def fault(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A reward that keeps the rule whatever the wrapped callable does."""
+    """A reward whose outcomes are valid whatever the wrapped callable `inner` does."""
 
     inner: Callable[[Sequence[Rollout]], Any]
     name: str
@@ -58,7 +59,7 @@ class Guarded:
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
         try:
             values = self.inner(group)
-        # A reward is other people's code: whatever it raises says nothing about the answers it was judging.
+        # A reward may be foreign code: whatever it raises says nothing about the answers that it was judging.
         except (Exception, SystemExit) as err:  # noqa: BLE001
             return [InfraError(f"{self.name}: raised {type(err).__name__}: {err}")] * len(group)
         if not isinstance(values, list | tuple):
@@ -69,7 +70,7 @@ class Guarded:
 
 
 def guard(reward: Callable[[Sequence[Rollout]], Any], name: str | None = None) -> Guarded:
-    """`reward` with the rule enforced. name: how it is called in `Score.parts` and in messages."""
+    """`reward` with its outcomes validated. name: as in `Score.parts` and in messages; default: the reward's own."""
     if isinstance(reward, Guarded):
         return reward
     if name is None:

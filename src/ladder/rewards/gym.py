@@ -1,8 +1,8 @@
-"""A reasoning-gym task judged by its own `score_answer`, in a child process with a deadline.
+"""reasoning-gym's own scorer, `score_answer` of the task's data set, in a child process with a deadline.
 
-The tasks come from `ladder.tasks.gym`, whose `meta["gym"]` names the entry; the child makes that entry again, so
-nothing but JSON crosses. Many of its scorers give part marks (0.01 for any answer, or less for a long one that holds
-the right string); `whole_marks` keeps only full ones.
+The tasks come from `ladder.tasks.gym`, whose `meta["gym"]` identifies the data-set entry; the child generates that
+entry again, so only JSON crosses the pipe. Many scorers of reasoning-gym give partial credit (0.01 for any answer, or
+a fraction for a long answer that contains the correct string); `whole_marks` reduces it to 0.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from ladder.rewards.text import CLOSE, OPEN, Place, after_thinking, check_places
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Gym:
-    """The task's own score of the answer. places: where the answer may stand (all that follows the thinking: "bare").
+class GymReward:
+    """The score that the task's data set gives the answer; Invalid for a task that is not from reasoning-gym.
 
-    whole_marks: 1 for a score of 1, 0 for less. finished: an answer cut off at the length limit scores 0.
+    places: where the answer is looked for, in order (`rewards.text.Place`). whole_marks: a score below 1 becomes 0.
+    finished: a completion cut off at the length limit scores 0. deadline_s: seconds for one answer. memory_mb:
+    data-segment limit of the child in MiB (0: none). open, close: the thinking tags.
     """
 
     places: tuple[Place, ...] = ("hash", "boxed", "tag", "bare")
@@ -43,7 +45,7 @@ class Gym:
         return Child("ladder.tasks.gym_child:compute_score", self.deadline_s, memory_mb=self.memory_mb)
 
     def start(self) -> None:
-        """Starts the child now; raises UserError when reasoning-gym is not installed."""
+        """Starts the child process. Raises UserError when reasoning-gym is not installed."""
         self.child.start(extra=("reasoning_gym", "gym", "the reward 'gym'"))
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
@@ -52,12 +54,12 @@ class Gym:
 
     def _judge(self, rollout: Rollout) -> Outcome:
         if "gym" not in rollout.task.meta:
-            return Invalid(f"{self.name}: the task {rollout.task.id!r} is not one of reasoning-gym")
-        said = after_thinking(rollout.text, self.open, self.close)
-        found = None if said is None else find(said, self.places)
-        if found is None or (self.finished and rollout.stop == "length"):
+            return Invalid(f"{self.name}: the task {rollout.task.id!r} is not from reasoning-gym")
+        final_text = after_thinking(rollout.text, self.open, self.close)
+        answer = None if final_text is None else find(final_text, self.places)
+        if answer is None or (self.finished and rollout.stop == "length"):
             return Score(0.0, {self.name: 0.0})
-        outcome = self.child.judge([replace(rollout, text=found)], self.name)[0]
+        outcome = self.child.judge([replace(rollout, text=answer)], self.name)[0]
         if isinstance(outcome, Score) and self.whole_marks:
             right = float(outcome.value >= 1.0)
             return Score(right, {self.name: right})

@@ -1,10 +1,10 @@
-"""Does an answer keep to one script? DeepSeek-R1's language-consistency reward (arXiv:2501.12948, section 2.3.2),
-made general: `Language` counts letters (Latin, Han, Cyrillic, ...), `Notation` counts digits (0-9, Chinese numerals,
-Arabic-Indic, ...). The value is the share of one script among what is counted, as R1's is the share of target words;
-`strict` makes it 1 for one script alone and 0 otherwise.
+"""Language-consistency reward of DeepSeek-R1 (arXiv:2501.12948, section 2.3.2), generalised from languages to scripts:
+`Language` counts letters (Latin, Han, Cyrillic, ...), `Notation` counts digits (0-9, Chinese numerals, Arabic-Indic,
+...). The value is the share of one script among the counted characters, as R1's is the share of words of the target
+language; with `strict` it is 1 if all counted characters are of one script, otherwise 0.
 
-Characters are counted, not words: Chinese has no spaces to count by. The same tables serve filters and metrics:
-`scripts`, `mixed`. Left out: telling languages of one script apart (English from French).
+Characters are counted, not words, because Chinese does not separate words by spaces. Filters and metrics use the same
+functions, `scripts` and `mixed`. Left out: telling apart languages of one script (English from French).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ HAN_NUMERALS = frozenset("〇零一二三四五六七八九十百千万亿两壹
 
 @lru_cache(maxsize=4096)
 def script(char: str) -> tuple[Counted, str] | None:
-    """("digits", "ascii"), ("digits", "han"), ("letters", "latin"), ...; None for what is neither.
+    """The class and script of a character: ("digits", "ascii"), ("letters", "latin"), ...; None if it is neither.
 
-    A Chinese numeral is a digit, also inside a word. The script of another character is the first word of its Unicode
-    name ("cyrillic", "arabic-indic", "cjk" as "han").
+    A Chinese numeral is a digit, also inside a word. The script of any other character is the first word of its
+    Unicode name ("cyrillic", "arabic-indic"), with "cjk" as "han", "katakana" and "hiragana" as "kana".
     """
     if char in HAN_NUMERALS:
         return "digits", "han"
@@ -47,30 +47,31 @@ def script(char: str) -> tuple[Counted, str] | None:
 
 
 def scripts(text: str, counted: Counted) -> Counter[str]:
-    """How many characters of each script the text holds."""
-    found = (script(c) for c in text)
-    return Counter(s[1] for s in found if s is not None and s[0] == counted)
+    """The number of characters of each script in the text. counted: which class of characters to count."""
+    classes = (script(c) for c in text)
+    return Counter(s[1] for s in classes if s is not None and s[0] == counted)
 
 
 def mixed(text: str, counted: Counted = "digits") -> bool:
-    """Whether the text holds two scripts or more."""
+    """Whether the text has characters of two scripts or more."""
     return len(scripts(text, counted)) > 1
 
 
 def share(text: str, counted: Counted, target: str = "") -> float | None:
-    """The share of the target script (of the commonest one when ""), in [0, 1]; None when nothing was counted."""
-    found = scripts(text, counted)
-    if not found:
+    """The share of the target script ("": of the commonest one) among the counted characters, in [0, 1]; None if there
+    are none."""
+    counts = scripts(text, counted)
+    if not counts:
         return None
-    return (found[target] if target else max(found.values())) / found.total()
+    return (counts[target] if target else max(counts.values())) / counts.total()
 
 
 @dataclass(frozen=True, config=STRICT)
 class Notation:
-    """The share of one digit script. target: which one ("ascii", "han"; "" for whichever is commonest).
+    """The share of one digit script among all digits. target: the script ("ascii", "han"; "": the commonest one).
 
-    strict: 1 for that script alone, 0 otherwise. where: which part of the text is judged. empty: the value of a text
-    with nothing to count.
+    strict: 1 if all digits are of that script, otherwise 0. where: which part of the completion is judged. empty: the
+    value if it has no digits. open, close: the thinking tags.
     """
 
     target: str = ""
@@ -87,7 +88,7 @@ class Notation:
 
 @dataclass(frozen=True, config=STRICT)
 class Language:
-    """As `Notation`, of letters. target: "latin", "han", "cyrillic", "greek", "arabic", "kana", "hangul" ..."""
+    """As `Notation`, for letters. target: "latin", "han", "cyrillic", "greek", "arabic", "kana", "hangul", ..."""
 
     target: str = ""
     strict: bool = False
@@ -104,14 +105,15 @@ class Language:
 def _judge(reward: Notation | Language, group: Sequence[Rollout], counted: Counted) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for rollout in group:
-        found = share(_part(rollout.text, reward), counted, reward.target)
-        value = reward.empty if found is None else float(found == 1.0) if reward.strict else found
+        script_share = share(_judged_part(rollout.text, reward), counted, reward.target)
+        value = reward.empty if script_share is None else float(script_share == 1.0) if reward.strict else script_share
         outcomes.append(Score(value, {reward.name: value}))
     return outcomes
 
 
-def _part(text: str, reward: Notation | Language) -> str:
-    """The judged part. Thinking that was opened and not closed is all thinking; a text without tags is all answer."""
+def _judged_part(text: str, reward: Notation | Language) -> str:
+    """The part of a completion that `reward.where` names. From an opening tag without a closing one everything is
+    thinking; a text without tags is all answer."""
     if reward.where == "all":
         return text
     answer = after_thinking(text, reward.open, reward.close)

@@ -1,6 +1,6 @@
-"""The child's side of `math.Symbolic`: two answers compared by math-verify, in verl's signature.
+"""The child's side of `math.Symbolic`: compares two answers with math-verify; a function with verl's signature.
 
-math-verify's own timers are off (they turn a hang into "not equal"); the parent's deadline kills this process instead.
+math-verify's own timers are off, because they report a hang as "not equal"; the parent's deadline kills this process.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from collections.abc import Callable
 from typing import Any
 
 
-def _judge() -> Callable[[str, Any], dict[str, Any]]:
-    """Imports math-verify now, while the worker loads, so that no answer pays for it out of its deadline."""
+def _make_compute_score() -> Callable[[str, Any], dict[str, Any]]:
+    """Imports math-verify while the worker loads, so that the import does not count against an answer's deadline."""
     import math_verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timers are off, as they must be
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timers are off, which is intended
 
     def parse(text: str) -> list[Any]:
-        # Bare LaTeX is put between dollars, where math-verify looks for it. A text it cannot parse stays a str.
+        # math-verify looks for LaTeX between dollar signs. It returns a text that it cannot parse as str.
         latex = text if "$" in text or "boxed" in text else f"${text}$"
-        found = math_verify.parse(latex, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
-        return [f for f in found if not isinstance(f, str)]
+        expressions = math_verify.parse(latex, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+        return [e for e in expressions if not isinstance(e, str)]
 
     def compute_score(solution_str: str, ground_truth: Any) -> dict[str, Any]:
         gold = parse(str(ground_truth))
         if not gold:
-            return {"score": None, "why": f"the gold answer {ground_truth!r} does not parse"}
-        said = parse(solution_str)
-        if not said:
+            return {"score": None, "why": f"the gold answer {ground_truth!r} cannot be parsed"}
+        answer = parse(solution_str)
+        if not answer:
             return {"score": 0.0}
-        return {"score": float(math_verify.verify(gold, said, timeout_seconds=None, raise_on_error=True))}
+        return {"score": float(math_verify.verify(gold, answer, timeout_seconds=None, raise_on_error=True))}
 
     return compute_score
 
 
-compute_score = _judge()
+compute_score = _make_compute_score()

@@ -1,8 +1,8 @@
-"""The user's own reward function, by import path, in a child process: TRL's, verl's or our signature.
+"""A user's reward function, named by import path, run in a child process: TRL's, verl's or our signature.
 
-`"pkg.mod:fn"` is imported (the working directory is on the path), `"file.py:fn"` is loaded from the file. What it
-raises, returns or fails to return within the deadline is an Invalid or an InfraError with the reason. What it prints
-goes nowhere, except that its last line is quoted when it dies or hangs. The signatures: see `ladder.rewards.worker`.
+`"pkg.mod:fn"` is imported (the working directory is on the path), `"file.py:fn"` is loaded from the file. An exception
+or a missed deadline is an InfraError with the reason, a wrong return value an Invalid. The function's output is
+discarded; its last line is quoted when the process dies or hangs. The signatures: see `ladder.rewards.worker`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from ladder.rewards.child import Child
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class User:
-    """function: "pkg.mod:fn" or "file.py:fn". deadline_s: seconds for one call (a group, or an answer under verl's
-    signature). memory_mb: data-segment limit of the child (0: none). kwargs: given to every call by keyword.
+    """A reward computed by a user's function.
 
-    `start` raises UserError when the function cannot be loaded or has none of the three signatures.
+    function: "pkg.mod:fn" or "file.py:fn". deadline_s: seconds for one call (a group, or one completion under verl's
+    signature). memory_mb: data-segment limit of the child in MiB (0: none). kwargs: keyword arguments passed to every
+    call.
     """
 
     function: str
@@ -38,6 +39,7 @@ class User:
         return Child(self.function, self.deadline_s, memory_mb=self.memory_mb, kwargs=self.kwargs)
 
     def start(self) -> None:
+        """Starts the child. Raises UserError if the function cannot be loaded or has none of the three signatures."""
         self.child.start()
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:

@@ -48,7 +48,9 @@ class Rewards:
     `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
     stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
     that draws when the policy is of a version.
-    rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's.
+    rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's. probe:
+    the same, asked once, at the first batch of a process that is not empty, where the loss has no ratio to show that
+    sampler and engine differ.
     on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
     """
 
@@ -59,6 +61,7 @@ class Rewards:
     reference: Reference | None = None
     max_failed: float = 0.1
     rescore: Reference | None = None
+    probe: Reference | None = None
     on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
     load: Callable[[Callable[[], Weights], int], None] | None = None
@@ -103,6 +106,9 @@ class Rewards:
         ref = self._reference_logps(groups)
         units, own = self.credit(groups, judged, ref)
         own |= rescored(units, self.rescore) if self.rescore is not None else {}
+        if self.probe is not None and units:
+            own |= {f"probe/{name}": x for name, x in apart(units, self.probe(units)).items()}
+            self.probe = None
         self._metrics = self._figures(groups, judged, ref) | own
         self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
         self.step += 1
@@ -145,13 +151,22 @@ class Rewards:
 
 def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
     """Writes the engine's log-probabilities over `old_logps`; how far the sampler's were from them, a token."""
-    apart = []
-    for unit, column in zip(units, rescore(units), strict=True):
+    columns = rescore(units)
+    for unit, column in zip(units, columns, strict=True):
         assert isinstance(unit, Sample)
         unit.cols["old_logps"] = column["logps"]
-        apart.append((column["logps"] - unit.cols["sampler_logps"])[unit.mask])
-    if not apart:
+    return {f"mismatch/{name}": value for name, value in apart(units, columns).items()}
+
+
+def apart(units: Sequence[Unit], columns: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """How far the sampler's log-probabilities are from the engine's (`columns`), in nats a trained token: mean and
+    largest distance, and k3 of KL(sampler || engine). Nothing where nothing is trained."""
+    differences = []
+    for unit, column in zip(units, columns, strict=True):
+        assert isinstance(unit, Sample)
+        differences.append((column["logps"] - unit.cols["sampler_logps"])[unit.mask])
+    if not differences:
         return {}
-    d = torch.cat(apart)
+    d = torch.cat(differences)
     figures = {"mean": d.abs().mean(), "max": d.abs().max(), "kl": (d.exp() - 1 - d).mean()}
-    return {f"mismatch/{name}": float(value) for name, value in figures.items()}
+    return {name: float(value) for name, value in figures.items()}

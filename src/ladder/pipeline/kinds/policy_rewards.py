@@ -144,6 +144,7 @@ class PolicyRewards(Sampled, Trained):
             load=drawn.load,
             drawn_by=drawn.drawn_by,
             rescore=engine.forward if corrects(loss) else None,
+            probe=engine.forward if "old_logps" not in loss.needs else None,
         )
         base = self._base(ctx, engine) if self.measure_kl and self.rollouts == "own" else None
         alarms = LiveAlarms(ctx, self._alarms())
@@ -153,6 +154,7 @@ class PolicyRewards(Sampled, Trained):
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every, alarms=alarms)
         job.critics = assigned.critics
+        job.behind = self.lag > 0 or self.rollouts != "own"
         job.off_policy = drawn.drawn_by(0) == behaviour.OTHER
         job.keeps = {"drawing": drawn.lagged} if drawn.lagged is not None else {}
         job.evaluate = during(ctx, loaded)
