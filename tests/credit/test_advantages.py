@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ladder.base.errors import UserError
-from ladder.credit.advantages import EPS, KINDS, Kind, advantages
+from ladder.credit.advantages import ADVANTAGE_KINDS, EPS, AdvantageKind, advantages
 
-GROUPWISE: tuple[Kind, ...] = ("group_mean", "group_std", "leave_one_out")
+GROUPWISE: tuple[AdvantageKind, ...] = ("group_mean", "group_std", "leave_one_out")
 
 
 # ---------------------------------------------------------------- the oracle
@@ -30,8 +30,8 @@ def deviation_std(devs: list[int], factor: int) -> float:
     return math.sqrt(sum(d * d for d in devs) / (factor * factor * (n - 1))) if n > 1 else 0.0
 
 
-def exact(kind: Kind, groups: list[list[float]]) -> list[list[float]]:
-    """From the papers; every sum exact, one rounding at the end."""
+def exact(kind: AdvantageKind, groups: list[list[float]]) -> list[list[float]]:
+    """Advantages by the papers' formulas: every sum is exact and rounded once at the end."""
     if kind == "reinforce_pp":
         flat = [v for g in groups for v in g]
         flat_a = iter(exact("group_std", [flat])[0])
@@ -61,12 +61,13 @@ def random_group(rng: np.random.Generator) -> np.ndarray:
         case 3:
             return np.full(G, rng.normal())
         case 4:
-            return rng.normal(size=G) * 10.0 ** rng.integers(-30, 30, G)  # scales mixed
+            return rng.normal(size=G) * 10.0 ** rng.integers(-30, 30, G)  # mixed scales
         case _:
-            return rng.choice([0.1, 0.1 + 2**-56, 0.3, 0.1 + 0.2], G)  # equal but for rounding
+            return rng.choice([0.1, 0.1 + 2**-56, 0.3, 0.1 + 0.2], G)  # equal up to rounding
 
 
 def batches(n: int, seed: int) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """n batches of (rewards, valid), each of 1 to 4 groups."""
     rng = np.random.default_rng(seed)
     for _ in range(n):
         rewards = [random_group(rng) for _ in range(int(rng.integers(1, 5)))]
@@ -76,20 +77,20 @@ def batches(n: int, seed: int) -> Iterator[tuple[list[np.ndarray], list[np.ndarr
         yield rewards, valid
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_exact_arithmetic(kind: Kind) -> None:
-    """10^4 groups and more over the kinds, random and hostile, with invalid members of every sort."""
-    groups = 0
-    for rewards, valid in batches(850, KINDS.index(kind)):
-        groups += len(rewards)
+@pytest.mark.parametrize("kind", ADVANTAGE_KINDS)
+def test_exact_arithmetic(kind: AdvantageKind) -> None:
+    """More than 10^4 groups over all kinds, random and adversarial, with invalid members of every sort."""
+    n_groups = 0
+    for rewards, valid in batches(850, ADVANTAGE_KINDS.index(kind)):
+        n_groups += len(rewards)
         got = advantages(kind, rewards, valid)
         want = exact(kind, [r[v].tolist() for r, v in zip(rewards, valid, strict=True)])
-        size = max((abs(w) for g in want for w in g), default=0.0)
+        batch_max = max((abs(w) for g in want for w in g), default=0.0)
         for a, v, w in zip(got, valid, want, strict=True):
             assert np.isnan(a[~v]).all()
-            here = max(map(abs, w), default=0.0) if kind in GROUPWISE else size
-            np.testing.assert_allclose(a[v], w, rtol=0, atol=2e-13 * here)
-    assert groups >= 2_000
+            largest = max(map(abs, w), default=0.0) if kind in GROUPWISE else batch_max
+            np.testing.assert_allclose(a[v], w, rtol=0, atol=2e-13 * largest)
+    assert n_groups >= 2_000
 
 
 def test_by_hand() -> None:
@@ -106,50 +107,50 @@ def test_reinforce_pp_by_hand() -> None:
     # groups (1, 0), (1, 1): batch mean 3/4, deviations 1/4, -3/4, 1/4, 1/4, squares sum 12/16, unbiased variance 1/4:
     # std 1/2 -> .5, -1.5, .5, .5. With the group baseline: deviations 1/2, -1/2, 0, 0, variance 1/6
     r, v = [np.array([1.0, 0.0]), np.array([1.0, 1.0])], [np.ones(2, bool)] * 2
-    whole = np.concatenate(advantages("reinforce_pp", r, v))
-    np.testing.assert_allclose(whole, np.array([0.25, -0.75, 0.25, 0.25]) / (0.5 + EPS))
-    based = np.concatenate(advantages("reinforce_pp_baseline", r, v))
-    np.testing.assert_allclose(based, np.array([0.5, -0.5, 0, 0]) / (math.sqrt(1 / 6) + EPS))
+    plain = np.concatenate(advantages("reinforce_pp", r, v))
+    np.testing.assert_allclose(plain, np.array([0.25, -0.75, 0.25, 0.25]) / (0.5 + EPS))
+    with_baseline = np.concatenate(advantages("reinforce_pp_baseline", r, v))
+    np.testing.assert_allclose(with_baseline, np.array([0.5, -0.5, 0, 0]) / (math.sqrt(1 / 6) + EPS))
 
 
 # ---------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_equal_rewards_and_lone_answers_get_exactly_zero(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ADVANTAGE_KINDS)
+def test_equal_rewards_and_single_answers_get_exactly_zero(kind: AdvantageKind) -> None:
     rng = np.random.default_rng(1)
     for value in [0.0, 0.1, 1 / 3, -7.7, 1e15 + 0.3, 1e-300, *rng.normal(size=50)]:
         for G in (1, 2, 3, 7, 16):
             assert advantages(kind, [np.full(G, value)], [np.ones(G, bool)])[0].tolist() == [0.0] * G
-    alone = advantages(kind, [np.array([5.0, np.nan, np.nan])], [np.array([True, False, False])])[0]
-    assert alone[0] == 0 and np.isnan(alone[1:]).all()
+    single = advantages(kind, [np.array([5.0, np.nan, np.nan])], [np.array([True, False, False])])[0]
+    assert single[0] == 0 and np.isnan(single[1:]).all()
     assert np.isnan(advantages(kind, [np.full(3, np.nan)], [np.zeros(3, bool)])[0]).all()
     assert advantages(kind, [], []) == []
 
 
-def test_a_silent_group_stays_silent_beside_others() -> None:
+def test_a_group_with_equal_rewards_gets_zero_in_a_batch_with_other_groups() -> None:
     r, v = [np.full(4, 0.1), np.array([1.0, 0.0, 0.0, 0.0])], [np.ones(4, bool)] * 2
     for kind in (*GROUPWISE, "reinforce_pp_baseline"):
-        silent, other = advantages(kind, r, v)
-        assert silent.tolist() == [0.0] * 4 and other[0] > 0 > other[1]
+        equal, other = advantages(kind, r, v)
+        assert equal.tolist() == [0.0] * 4 and other[0] > 0 > other[1]
     # REINFORCE++ without a baseline compares answers to different prompts, by design
     assert advantages("reinforce_pp", r, v)[0][0] < 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_invalid_members_change_nothing(kind: Kind) -> None:
-    """Rows out of the loss are out of the baseline: what an invalid answer 'scored' cannot be seen."""
+@pytest.mark.parametrize("kind", ADVANTAGE_KINDS)
+def test_invalid_members_change_nothing(kind: AdvantageKind) -> None:
+    """Answers excluded from the loss are excluded from the baseline: the reward of an invalid answer has no effect."""
     for rewards, valid in batches(300, 9):
         got = advantages(kind, rewards, valid)
-        kept = [r[v] for r, v in zip(rewards, valid, strict=True)]
-        alone = advantages(kind, kept, [np.ones(len(k), bool) for k in kept])
-        for a, v, k in zip(got, valid, alone, strict=True):
-            assert np.array_equal(a[v], k)
+        valid_only = [r[v] for r, v in zip(rewards, valid, strict=True)]
+        want = advantages(kind, valid_only, [np.ones(len(r), bool) for r in valid_only])
+        for a, v, w in zip(got, valid, want, strict=True):
+            assert np.array_equal(a[v], w)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_shift_changes_nothing(kind: Kind) -> None:
-    """Adding a constant that floats can hold exactly gives the same numbers to the last bit."""
+@pytest.mark.parametrize("kind", ADVANTAGE_KINDS)
+def test_shift_changes_nothing(kind: AdvantageKind) -> None:
+    """Adding a constant that keeps all sums exact in float64 gives bit-identical advantages."""
     rng = np.random.default_rng(3)
     for _ in range(300):
         rewards = [rng.integers(0, 1024, int(rng.integers(1, 9))) / 64.0 for _ in range(3)]
@@ -161,7 +162,7 @@ def test_shift_changes_nothing(kind: Kind) -> None:
 
 def test_order_changes_nothing() -> None:
     rng = np.random.default_rng(4)
-    for kind in KINDS:
+    for kind in ADVANTAGE_KINDS:
         for _ in range(200):
             r = rng.normal(size=8) * 10.0 ** rng.integers(-8, 8, 8)
             p = rng.permutation(8)
@@ -193,7 +194,7 @@ def test_group_std_has_unit_spread_and_never_explodes() -> None:
         r = random_group(rng)
         a = advantages("group_std", [r], [np.ones(len(r), bool)])[0]
         assert np.abs(a).max() <= (len(r) - 1) / math.sqrt(len(r)) + 1e-9
-    # rounding noise is not a signal
+    # rewards that differ by rounding only get negligible advantages
     a = advantages("group_std", [np.array([0.3, 0.1 + 0.2, 0.3])], [np.ones(3, bool)])[0]
     assert 0 < np.abs(a).max() < 1e-9
 

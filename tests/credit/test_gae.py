@@ -1,4 +1,4 @@
-"""Advantages of tokens: hand-worked numbers, the definition as a double sum in float64, and masks with holes."""
+"""Token advantages (GAE): numbers worked by hand, the definition as a double sum in float64, and masks with gaps."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ def test_gae_by_hand() -> None:
     assert A[0].tolist() == near([0, -0.34375, 0.125, 0.5])
 
 
-def test_the_walk_passes_over_what_the_policy_did_not_write() -> None:
-    """Holes change nothing but the places; what stands in them is never read."""
+def test_gae_skips_tokens_that_the_policy_did_not_sample() -> None:
+    """Gaps in the mask shift the positions and change no number; entries in the gaps are never read."""
     nan = math.nan
-    solid = gae([arr(0, 0.5, 0, 1)], [arr(0.1, 0.2, 0.3, 0.4)], [mask(T, T, T, T)], gamma=0.9, lam=0.8)
-    holes = mask(F, F, T, F, T, F, F, T, T, F)
+    contiguous = gae([arr(0, 0.5, 0, 1)], [arr(0.1, 0.2, 0.3, 0.4)], [mask(T, T, T, T)], gamma=0.9, lam=0.8)
+    gaps_mask = mask(F, F, T, F, T, F, F, T, T, F)
     rewards = arr(0, 0, 0, 0, 0.5, 0, 0, 0, 1, 0)
     values = arr(nan, nan, 0.1, nan, 0.2, nan, nan, 0.3, 0.4, nan)
-    spread = gae([rewards], [values], [holes], gamma=0.9, lam=0.8)
-    for a, b in zip(solid, spread, strict=True):
-        assert b[0][holes].tolist() == a[0].tolist()
-        assert not b[0][~holes].any()
+    with_gaps = gae([rewards], [values], [gaps_mask], gamma=0.9, lam=0.8)
+    for a, b in zip(contiguous, with_gaps, strict=True):
+        assert b[0][gaps_mask].tolist() == a[0].tolist()
+        assert not b[0][~gaps_mask].any()
 
 
 def definition(r: np.ndarray, V: np.ndarray, gamma: float, lam: float) -> np.ndarray:
     """A_t as the exponentially weighted mean of the k-step advantages, (1 - lam) sum lam^(k-1) A_t^(k), eq. 16, in its
-    finite form: all weight that lies beyond the end falls to the longest."""
+    finite form: the weights of all k beyond the last token are added to the longest estimate."""
     n = len(r)
     A = np.zeros(n)
     for t in range(n):
-        left = n - t
-        for k in range(1, left + 1):
-            ahead = gamma**k * V[t + k] if t + k < n else 0.0
-            estimate = sum(gamma**i * r[t + i] for i in range(k)) + ahead - V[t]
-            A[t] += estimate * (lam ** (k - 1) * (1 - lam) if k < left else lam ** (k - 1))
+        remaining = n - t
+        for k in range(1, remaining + 1):
+            bootstrap = gamma**k * V[t + k] if t + k < n else 0.0
+            estimate = sum(gamma**i * r[t + i] for i in range(k)) + bootstrap - V[t]
+            A[t] += estimate * (lam ** (k - 1) * (1 - lam) if k < remaining else lam ** (k - 1))
     return A
 
 
 def test_gae_oracle() -> None:
-    """Batches of ragged answers with holes, in float32 as columns are; also lam 0 and 1."""
+    """Batches of answers of different lengths with gaps in the mask, in float32 as columns are; also lam 0 and 1."""
     rng = np.random.default_rng(0)
     for i in range(60):
         gamma, lam = (1.0, float(i % 2)) if i < 10 else rng.uniform(0.5, 1, 2)
@@ -88,23 +88,23 @@ def test_gae_oracle() -> None:
             assert a.dtype == np.float64 and not a[~m].any() and not ret[~m].any()
 
 
-def test_with_lam_1_the_return_is_what_comes() -> None:
-    """Whatever the critic says."""
+def test_with_lam_1_the_return_is_the_discounted_reward_sum() -> None:
+    """The returns do not depend on the critic's values."""
     A, R = gae([arr(1, 2, 4)], [arr(7, -3, 5)], [mask(T, T, T)], gamma=0.5, lam=1.0)
     assert R[0].tolist() == near([1 + 1 + 1, 2 + 2, 4])
     assert A[0].tolist() == near([3 - 7, 4 + 3, 4 - 5])
 
 
-def test_answers_do_not_touch_each_other() -> None:
-    one = gae([arr(0, 1)], [arr(0.5, 0.5)], [mask(T, T)])[0][0]
-    three = gae(
+def test_answers_are_independent() -> None:
+    alone = gae([arr(0, 1)], [arr(0.5, 0.5)], [mask(T, T)])[0][0]
+    batch = gae(
         [arr(0, 1), arr(5), arr(0, 0, -1)], [arr(0.5, 0.5), arr(2), arr(1, 2, 3)], [mask(*[T] * n) for n in (2, 1, 3)]
     )
-    assert three[0][0].tolist() == one.tolist()
-    assert three[0][1].tolist() == [3.0]
+    assert batch[0][0].tolist() == alone.tolist()
+    assert batch[0][1].tolist() == [3.0]
 
 
-def test_what_gae_refuses() -> None:
+def test_gae_rejects_bad_input() -> None:
     ok = ([arr(0, 1)], [arr(0.5, 0.5)], [mask(F, T)])
     assert gae(*ok) and gae([], [], []) == ([], [])
     for name in ("gamma", "lam"):
@@ -112,13 +112,13 @@ def test_what_gae_refuses() -> None:
             with pytest.raises(UserError) as error:
                 gae(*ok, **{name: factor})
             assert error.value.field == name
-    with pytest.raises(ValueError, match="did not draw"):
+    with pytest.raises(ValueError, match="did not sample"):
         gae([arr(1, 1)], ok[1], ok[2])
     with pytest.raises(ValueError, match="not finite"):
         gae([arr(0, math.nan)], ok[1], ok[2])
     with pytest.raises(ValueError, match="not finite"):
         gae(ok[0], [arr(0, math.inf)], ok[2])
-    with pytest.raises(ValueError, match="no token was drawn"):
+    with pytest.raises(ValueError, match="without a sampled token"):
         gae(ok[0], ok[1], [mask(F, F)])
     with pytest.raises(ValueError, match="bool mask"):
         gae(ok[0], ok[1], [arr(0, 1)])
@@ -128,21 +128,21 @@ def test_what_gae_refuses() -> None:
         gae(ok[0], ok[1], [])
 
 
-# ---------------------------------------------------------------- rewards of tokens
+# ---------------------------------------------------------------- token rewards
 
 
 def test_token_rewards_by_hand() -> None:
-    # log-ratios .5, -1 at the drawn tokens; coefficient .1; the score at the last of them
+    # log-ratios .5, -1 at the sampled tokens; coefficient .1; the score at the last of them
     logps, ref, m = arr(0, -1.0, -9, -2.0, -9), arr(0, -1.5, -9, -1.0, -9), mask(F, T, F, T, F)
     assert token_rewards(3.0, logps, ref, m, kl_coef=0.1).tolist() == near([0, -0.05, 0, 3.1, 0])
     assert token_rewards(3.0, logps, None, m).tolist() == [0, 0, 0, 3, 0]
-    cut = token_rewards(3.0, logps, None, m, stop="length", missing_eos_penalty=1.5)
-    assert cut.tolist() == [0, 0, 0, 1.5, 0]
+    truncated = token_rewards(3.0, logps, None, m, stop="length", missing_eos_penalty=1.5)
+    assert truncated.tolist() == [0, 0, 0, 1.5, 0]
     for stop in ("eos", "stop"):
         assert token_rewards(3.0, logps, None, m, stop=stop, missing_eos_penalty=1.5)[3] == 3.0
 
 
-def test_the_rewards_of_an_answer_sum_to_score_less_kl() -> None:
+def test_token_rewards_sum_to_the_score_minus_the_kl() -> None:
     import torch
 
     rng = np.random.default_rng(0)
@@ -153,25 +153,25 @@ def test_the_rewards_of_an_answer_sum_to_score_less_kl() -> None:
     assert total == pytest.approx(2 - 0.3 * kl_in_reward(torch.tensor(logps[m]), torch.tensor(ref[m])))
 
 
-def test_what_token_rewards_refuse() -> None:
+def test_token_rewards_reject_bad_input() -> None:
     m = mask(F, T)
     with pytest.raises(ValueError, match="no reference"):
         token_rewards(1.0, arr(0, -1), None, m, kl_coef=0.1)
-    with pytest.raises(ValueError, match="could not be judged"):
+    with pytest.raises(ValueError, match="score of an answer must be finite"):
         token_rewards(math.nan, arr(0, -1), None, m)
-    with pytest.raises(ValueError, match="no token was drawn"):
+    with pytest.raises(ValueError, match="without a sampled token"):
         token_rewards(1.0, arr(0, -1), None, mask(F, F))
     with pytest.raises(ValueError, match="of that shape"):
         token_rewards(1.0, arr(0, -1), arr(0), m, kl_coef=0.1)
 
 
-# ---------------------------------------------------------------- whitening and the critic's figure
+# ---------------------------------------------------------------- whitening and explained variance
 
 
-def test_whitening_is_over_all_drawn_tokens() -> None:
-    # drawn: 1, 2, 3, mean 2, standard deviation (n - 1) 1
-    made = whiten([arr(9, 1, 9, 2), arr(3, 9)], [mask(F, T, F, T), mask(T, F)])
-    assert [x.tolist() for x in made] == [pytest.approx([0, -1, 0, 0], abs=1e-5), pytest.approx([1, 0], abs=1e-5)]
+def test_whitening_is_over_all_sampled_tokens() -> None:
+    # sampled: 1, 2, 3, mean 2, standard deviation (n - 1) 1
+    whitened = whiten([arr(9, 1, 9, 2), arr(3, 9)], [mask(F, T, F, T), mask(T, F)])
+    assert [x.tolist() for x in whitened] == [pytest.approx([0, -1, 0, 0], abs=1e-5), pytest.approx([1, 0], abs=1e-5)]
     flat = np.random.default_rng(0).normal(3, 5, 1000)
     white = whiten([flat], [np.ones(1000, bool)])[0]
     assert white.mean() == pytest.approx(0, abs=1e-12) and white.std(ddof=1) == pytest.approx(1, abs=1e-6)
@@ -190,11 +190,11 @@ def test_explained_variance() -> None:
     assert math.isnan(explained_variance(R, [arr(0, 1, 1, 1), arr(1)], m))
 
 
-# ---------------------------------------------------------------- the controller
+# ---------------------------------------------------------------- adaptive KL coefficient
 
 
 def test_adaptive_kl_by_hand() -> None:
-    # target 6. KL 6: as it is. 6.6: e = .1, times 1.01. 60: e is held at .2, times 1.02. 0: times .98
+    # target 6. KL 6: unchanged. 6.6: e = .1, times 1.01. 60: e is clipped at .2, times 1.02. 0: times .98
     c = AdaptiveKL(0.1, 6.0)
     for kl, factor in ((6.0, 1.0), (6.6, 1.01), (60.0, 1.02), (0.0, 0.98), (-3.0, 0.98)):
         before = c.coef
@@ -205,8 +205,8 @@ def test_adaptive_kl_by_hand() -> None:
     assert c.coef == pytest.approx(1.1)
 
 
-def test_adaptive_kl_finds_its_target() -> None:
-    """On a policy whose KL is 1 / coef."""
+def test_adaptive_kl_converges_to_its_target() -> None:
+    """For a policy whose KL is 1 / coef."""
     c = AdaptiveKL(1.0, 4.0)
     for _ in range(400):
         c.update(1 / c.coef)
@@ -222,7 +222,7 @@ def test_adaptive_kl_resumes() -> None:
     assert a == b and a.coef != 0.1
 
 
-def test_what_the_controller_refuses() -> None:
+def test_adaptive_kl_rejects_bad_input() -> None:
     for name in ("coef", "target", "gain"):
         for value in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(UserError) as error:
@@ -231,5 +231,5 @@ def test_what_the_controller_refuses() -> None:
     with pytest.raises(UserError, match="gain of 5"):
         AdaptiveKL(0.1, 6.0, gain=5.0)
     for kl in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="the KL is"):
+        with pytest.raises(ValueError, match="KL of the answers must be finite"):
             AdaptiveKL(0.1, 6.0).update(kl)

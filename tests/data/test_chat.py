@@ -1,4 +1,4 @@
-"""Tokenising and masking: for every chat template, exactly the assistant's words and the turn's end are trained."""
+"""Tokenising and masking: for every chat template, exactly the assistant's content and terminator are trained."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def trained(tok: Any, tokens: list[int], mask: list[bool]) -> str:
 def test_contents_and_terminators_are_trained_and_nothing_else(name: str) -> None:
     tok, end = shared(name), FAMILIES[name][3]
     tokens, mask = encode_example(tok, Chat(TALK))
-    space = " " if name == "mistral" else ""  # the space its template writes before an answer is the answer's
+    space = " " if name == "mistral" else ""  # its template puts a space before an answer, which is trained with it
     assert trained(tok, tokens, mask) == "".join(f"{space}{m['content']}{end}" for m in TALK[1::2])
     assert tok.decode(tokens) == tok.apply_chat_template(TALK, tokenize=False)
     assert leading_bos(tok, tokens) <= 1 and not mask[0]
-    # two turns, two stretches
+    # two turns, two trained spans
     assert sum(a != b for a, b in itertools.pairwise(mask)) in (3, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_terminator_is_found_and_trained_although_it_is_the_pad_token(name: str) -> None:
+def test_the_terminator_is_found_and_trained_even_if_it_is_the_pad_token(name: str) -> None:
     tok, end = shared(name), FAMILIES[name][3]
     assert terminator(tok) == end
     end_id = tok.convert_tokens_to_ids(end)
@@ -47,7 +47,7 @@ def test_the_terminator_is_found_and_trained_although_it_is_the_pad_token(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("answer", ["Yes.", "\n\nYes.", "  Yes", "é☃", "\tYes\n"])
-def test_what_stands_before_an_answer_is_the_prompt_token_for_token(name: str, answer: str) -> None:
+def test_the_tokens_before_an_answer_equal_the_encoded_prompt(name: str, answer: str) -> None:
     tok = shared(name)
     example = Chat([user("Hello"), bot(answer)])
     tokens, mask = encode_example(tok, example)
@@ -60,7 +60,7 @@ def test_what_stands_before_an_answer_is_the_prompt_token_for_token(name: str, a
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_at_most_one_bos_in_front(name: str) -> None:
+def test_at_most_one_leading_bos(name: str) -> None:
     tok = shared(name)
     bos = FAMILIES[name][1]
     assert leading_bos(tok, encode_prompt(tok, TALK[:1])) == (bos is not None)
@@ -71,18 +71,18 @@ def test_at_most_one_bos_in_front(name: str) -> None:
         assert leading_bos(tok, encode_example(tok, Answered(text, " there"))[0]) == (adds or text[:1] == "<")
 
 
-def test_two_bos_in_a_template_are_refused() -> None:
+def test_a_template_with_two_bos_is_rejected() -> None:
     twice = tokenizer("llama3", template="{{ bos_token + bos_token }}" + (GOLDEN / "llama3.jinja").read_text())
     with pytest.raises(UserError, match="two BOS"):
         encode_prompt(twice, TALK[:1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_last_turn_on_request(name: str) -> None:
+def test_turns_last_trains_only_the_last_turn(name: str) -> None:
     tok, end = shared(name), FAMILIES[name][3]
     tokens, mask = encode_example(tok, Chat(TALK), turns="last")
-    said = trained(tok, tokens, mask)
-    assert said.endswith(TALK[-1]["content"] + end) and "The answer" not in said
+    trained_text = trained(tok, tokens, mask)
+    assert trained_text.endswith(TALK[-1]["content"] + end) and "The answer" not in trained_text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,13 +94,13 @@ def test_conversational_prompt_and_completion(name: str) -> None:
     assert encode_example(tok, Labelled(TALK[:3], TALK[3:], True)) == (tokens, mask)
 
 
-# ---------------------------------------------------------------- templates that rewrite
+# ---------------------------------------------------------------- templates that rewrite earlier turns
 
 
-def test_qwen3_takes_thinking_out_of_earlier_turns() -> None:
+def test_qwen3_removes_thinking_from_earlier_turns() -> None:
     tok = shared("qwen3")
     talk = [user("One?"), bot("<think>\nso\n</think>\n\nYes."), user("Two?"), bot("<think>\nhm\n</think>\n\nNo.")]
-    with pytest.raises(UserError, match=r"rows.jsonl:7: messages\[1\]: .*writes this turn differently"):
+    with pytest.raises(UserError, match=r"rows.jsonl:7: messages\[1\]: .*renders this turn differently"):
         encode_example(tok, Chat(talk, origin=Origin("rows.jsonl", 7)))
     encoder = Encoder(tok, rewritten="skip")
     tokens, mask = encoder.example(Chat(talk))
@@ -125,48 +125,48 @@ def test_a_conversation_that_begins_with_the_assistant() -> None:
     assert trained(tok, tokens, mask) == "Hello<|im_end|>"
 
 
-# ---------------------------------------------------------------- templates that would train nothing to stop on
+# ---------------------------------------------------------------- templates without a usable terminator
 
 
-def test_markers_without_the_terminator_are_refused() -> None:
-    whole = (GOLDEN / "chatml_marked.jinja").read_text()
-    bad = whole.replace(
+def test_markers_without_the_terminator_are_rejected() -> None:
+    template = (GOLDEN / "chatml_marked.jinja").read_text()
+    bad = template.replace(
         "{{- m.content + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}",
         "{{- m.content -}}{%- endgeneration -%}{{- '<|im_end|>\\n' -}}",
     )
-    assert bad != whole
+    assert bad != template
     with pytest.raises(UserError, match="would not learn to stop"):
         encode_example(tokenizer("chatml_marked", template=bad), Chat(TALK))
 
 
-def test_a_template_without_a_terminator_is_refused() -> None:
+def test_a_template_without_a_terminator_is_rejected() -> None:
     bare = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     bare += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     with pytest.raises(UserError, match="ends an assistant's turn with nothing"):
         encode_example(tokenizer("chatml", template=bare), Chat(TALK))
 
 
-def test_a_terminator_on_the_last_turn_only_is_refused() -> None:
-    some = "{% for m in messages %}{{ m.role + ': ' + m.content }}"
-    some += "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{{'\n'}}"
-    some += "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-    tok = tokenizer("chatml", template=some)
+def test_a_terminator_on_the_last_turn_only_is_rejected() -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    template += "{% if loop.last and m.role == 'assistant' %}{{ eos_token }}{% endif %}{{'\n'}}"
+    template += "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    tok = tokenizer("chatml", template=template)
     with pytest.raises(UserError, match="differently"):
         encode_example(tok, Chat(TALK))
     tokens, mask = encode_example(tok, Chat(TALK), turns="last")
     assert trained(tok, tokens, mask) == " 1 + 3 = 4. Hello ☃!<|endoftext|>"
 
 
-def test_a_terminator_of_several_tokens_is_no_stop_token() -> None:
+def test_a_terminator_of_several_tokens_is_rejected_as_stop_token() -> None:
     long = "{% for m in messages %}{{ m.role + ': ' + m.content + ' THE END\n' }}{% endfor %}"
     with pytest.raises(UserError, match="tokens, not one"):
         stop_ids(tokenizer("chatml", template=long))
 
 
-# ---------------------------------------------------------------- rows that cannot be
+# ---------------------------------------------------------------- rows that are rejected
 
 
-def test_no_template_for_messages() -> None:
+def test_messages_need_a_chat_template() -> None:
     tok = tokenizer("chatml", template="")
     calls = (lambda: encode_prompt(tok, TALK[:1]), lambda: encode_example(tok, Chat(TALK)), lambda: terminator(tok))
     for call in calls:
@@ -175,7 +175,7 @@ def test_no_template_for_messages() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_special_token_in_the_words_is_refused(name: str) -> None:
+def test_a_special_token_in_the_content_is_rejected(name: str) -> None:
     end = FAMILIES[name][3]
     with pytest.raises(UserError, match=r"a.jsonl:3: messages\[0\].content: holds"):
         encode_example(shared(name), Chat([user(f"x{end}y"), bot("z")], origin=Origin("a.jsonl", 3)))
@@ -183,14 +183,14 @@ def test_a_special_token_in_the_words_is_refused(name: str) -> None:
         encode_prompt(shared(name), [user(f"x{end}")])
 
 
-def test_what_the_template_refuses_is_said() -> None:
+def test_a_conversation_that_the_template_rejects_is_reported() -> None:
     with pytest.raises(UserError, match=r"a.jsonl:3: messages: .*System role not supported"):
         encode_example(
             shared("gemma"), Chat([{"role": "system", "content": "x"}, *TALK], origin=Origin("a.jsonl", 3))
         )
 
 
-def test_a_conversation_without_an_answer_trains_nothing() -> None:
+def test_a_conversation_without_an_answer_has_no_trained_token() -> None:
     _, mask = encode_example(shared("chatml"), Chat([user("Hi")]))
     assert not any(mask)
 
@@ -203,17 +203,17 @@ def test_plain_completion_and_eos_are_trained(name: str) -> None:
     tok, eos = shared(name), FAMILIES[name][2]
     for prompt, completion in (("What is two?", " It is"), ("line\n", "\nline"), ("x ", " y"), ("", "Hello there")):
         tokens, mask = encode_example(tok, Answered(prompt, completion))
-        said = trained(tok, tokens, mask)
+        trained_text = trained(tok, tokens, mask)
         if prompt:
             head = encode_prompt(tok, prompt)
             assert tokens[: len(head)] == head and mask.index(True) == len(head)
-            assert said == completion + eos
+            assert trained_text == completion + eos
         assert tokens[-1] == tok.eos_token_id and mask[-1] and not mask[0]
     once, _ = encode_example(tok, Answered("x", " y" + eos))
     assert once == encode_example(tok, Answered("x", " y"))[0]
 
 
-def test_an_empty_completion_trains_nothing() -> None:
+def test_an_empty_completion_has_no_trained_token() -> None:
     tokens, mask = encode_example(shared("llama3"), Answered("Hello", ""))
     assert tokens == encode_prompt(shared("llama3"), "Hello") and not any(mask)
 
@@ -225,21 +225,21 @@ def test_a_document_is_trained_to_its_end() -> None:
     assert mask == [False, *[True] * (len(tokens) - 1)]
 
 
-def test_text_as_a_turn() -> None:
+def test_chat_template_renders_text_as_a_turn() -> None:
     tok = shared("chatml")
     assert encode_prompt(tok, "Hi", chat_template=True) == encode_prompt(tok, [user("Hi")])
-    asked = Chat([user("Hi"), bot("Yes")])
-    assert encode_example(tok, Answered("Hi", "Yes"), chat_template=True) == encode_example(tok, asked)
+    chat = Chat([user("Hi"), bot("Yes")])
+    assert encode_example(tok, Answered("Hi", "Yes"), chat_template=True) == encode_example(tok, chat)
 
 
-def test_no_eos_is_said() -> None:
+def test_a_missing_eos_is_reported() -> None:
     tok = PreTrainedTokenizerFast(tokenizer_object=bytelevel(("<x>",), None))
     with pytest.raises(UserError, match="no EOS"):
         encode_example(tok, Text("Hello"))
 
 
 def metaspace() -> Any:
-    """A tokenizer of sentencepiece's kind: it puts a space before whatever it is given."""
+    """A tokenizer like SentencePiece's: it puts a space before every text."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     t.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -247,7 +247,7 @@ def metaspace() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=t, eos_token="</s>")
 
 
-def test_a_tokenizer_that_cannot_cut_says_so_and_never_changes_the_text() -> None:
+def test_a_tokenizer_that_cannot_split_the_text_is_an_error() -> None:
     tok = metaspace()
     tokens, mask = encode_example(tok, Answered("Hello", " there"))
     assert tok.decode(tokens[:-1]) == "Hello there" and trained(tok, tokens[:-1], mask[:-1]) == "there"

@@ -1,7 +1,7 @@
-"""KL estimators against exact enumeration: 4 tokens, answers of 1, 2 and 3 tokens, no sampling anywhere.
+"""KL estimators against exact enumeration: 4 tokens, answers of 1, 2 and 3 tokens, no sampling.
 
-A policy is a table of logits for every prefix, so later choices depend on earlier ones. All expectations are sums
-over all 4^T sequences; the exact gradients are autograd's of the exact divergences.
+A policy is a table of logits for every prefix, so later tokens depend on earlier ones. All expectations are sums over
+all 4^T sequences; the exact gradients are those of autograd on the exact divergences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ V = 4
 STEPS = (1, 2, 3)
 
 
-class World:
+class Enumeration:
     """All sequences of T tokens under a policy and a reference."""
 
     def __init__(self, T: int, seed: int = 3) -> None:
@@ -48,26 +48,26 @@ class World:
         return (self.prob * (self.logps - self.ref_logps).sum(1)).sum()
 
     def visits(self) -> Tensor:
-        """Probability of standing at each prefix, without gradient."""
+        """Probability of visiting each prefix, without gradient."""
         visits = torch.zeros(len(self.row), dtype=torch.float64)
         return visits.index_add(0, self.at.reshape(-1), self.prob.detach().repeat_interleave(self.T))
 
     def per_step(self, reverse: bool) -> Tensor:
-        """Sum over steps of the KL of one step, the distribution of prefixes held fixed."""
+        """Sum over steps of the KL of one step, with the distribution of prefixes held fixed."""
         log_pi = self.theta.log_softmax(-1)
         if reverse:
-            each = (log_pi.exp() * (log_pi - self.ref)).sum(-1)
+            values = (log_pi.exp() * (log_pi - self.ref)).sum(-1)
         else:
-            each = (self.ref.exp() * (self.ref - log_pi)).sum(-1)
-        return (self.visits() * each).sum()
+            values = (self.ref.exp() * (self.ref - log_pi)).sum(-1)
+        return (self.visits() * values).sum()
 
     def in_loss(self, kind: Estimator) -> Tensor:
         """Expected gradient of the estimator as a term of the loss."""
-        each = kl(self.logps.reshape(-1), self.ref_logps.reshape(-1), kind).reshape(-1, self.T).sum(1)
-        return self.gradient((self.prob.detach() * each).sum())
+        values = kl(self.logps.reshape(-1), self.ref_logps.reshape(-1), kind).reshape(-1, self.T).sum(1)
+        return self.gradient((self.prob.detach() * values).sum())
 
     def in_reward(self, kind: Estimator) -> Tensor:
-        """Expected gradient of the estimator as a cost of the whole answer, by REINFORCE."""
+        """Expected REINFORCE gradient of the estimator as a cost of the whole answer."""
         cost = torch.tensor(
             [kl_in_reward(p, r, kind) for p, r in zip(self.logps, self.ref_logps, strict=True)],
             dtype=torch.float64,
@@ -81,7 +81,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("T", STEPS)
 def test_values(T: int) -> None:
-    w = World(T)
+    w = Enumeration(T)
     expected = {k: (w.prob * kl(w.logps, w.ref_logps, k).sum(1)).sum().item() for k in ESTIMATORS}
     exact = w.exact().item()
     assert expected["k1"] == pytest.approx(exact, rel=1e-12)
@@ -92,7 +92,7 @@ def test_values(T: int) -> None:
 
 @pytest.mark.parametrize("T", STEPS)
 def test_in_reward_only_k1_is_unbiased(T: int) -> None:
-    w = World(T)
+    w = Enumeration(T)
     exact = w.gradient(w.exact())
     assert close(w.in_reward("k1"), exact)
     assert (w.in_reward("k2") - exact).abs().max() > 0.01
@@ -100,13 +100,13 @@ def test_in_reward_only_k1_is_unbiased(T: int) -> None:
 
 
 def test_in_reward_k3_lacks_the_gradient_of_the_forward_kl() -> None:
-    w = World(1)
+    w = Enumeration(1)
     assert close(w.in_reward("k3") + w.gradient(w.per_step(reverse=False)), w.gradient(w.exact()))
 
 
 @pytest.mark.parametrize("T", STEPS)
-def test_in_loss_k1_is_zero_k2_unbiased_per_step_k3_the_forward_kl(T: int) -> None:
-    w = World(T)
+def test_in_loss_k1_is_zero_k2_is_unbiased_per_step_k3_is_the_forward_kl(T: int) -> None:
+    w = Enumeration(T)
     reverse, forward = w.gradient(w.per_step(reverse=True)), w.gradient(w.per_step(reverse=False))
     assert close(w.in_loss("k1"), torch.zeros_like(reverse)) and reverse.abs().max() > 0.01
     assert close(w.in_loss("k2"), reverse)
@@ -114,17 +114,17 @@ def test_in_loss_k1_is_zero_k2_unbiased_per_step_k3_the_forward_kl(T: int) -> No
     assert (forward - reverse).abs().max() > 0.01
 
 
-def test_a_term_per_step_is_the_whole_kl_only_for_one_step() -> None:
-    one, two = World(1), World(2)
+def test_the_per_step_gradient_equals_that_of_the_kl_only_for_one_step() -> None:
+    one, two = Enumeration(1), Enumeration(2)
     assert close(one.in_loss("k2"), one.gradient(one.exact()))
     assert (two.in_loss("k2") - two.gradient(two.exact())).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("T", STEPS)
-def test_losses_and_penalised_rewards_climb_the_exact_objective(T: int) -> None:
-    """REINFORCE summed over answers, with reward R - beta k1, descends -(E[R] - beta KL) exactly; with a
-    constant baseline too. The KL term of the loss adds beta times the per-step KL."""
-    w, beta = World(T, seed=1), 0.3
+def test_losses_and_penalised_rewards_follow_the_exact_objective(T: int) -> None:
+    """REINFORCE summed over answers with reward R - beta k1 has exactly the gradient of -(E[R] - beta KL), also with a
+    constant baseline. The KL term of the loss adds beta times the gradient of the per-step KL."""
+    w, beta = Enumeration(T, seed=1), 0.3
     R = torch.randn(len(w.tokens), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     k1 = [kl_in_reward(p, r) for p, r in zip(w.logps, w.ref_logps, strict=True)]
     objective = w.gradient((w.prob * R).sum() - beta * w.exact())
@@ -139,7 +139,7 @@ def test_losses_and_penalised_rewards_climb_the_exact_objective(T: int) -> None:
         assert close(expected_gradient(w, loss, R), want)
 
 
-def expected_gradient(w: World, loss: PolicyGradient | PolicyClip, advantages_S: Tensor) -> Tensor:
+def expected_gradient(w: Enumeration, loss: PolicyGradient | PolicyClip, advantages_S: Tensor) -> Tensor:
     """Expectation over all answers of the gradient of a loss's sum over one answer (on-policy)."""
     S, T = w.tokens.shape
     cols = {
@@ -148,8 +148,8 @@ def expected_gradient(w: World, loss: PolicyGradient | PolicyClip, advantages_S:
         "ref_logps": w.ref_logps.reshape(-1),
     }
     batch = Batch(torch.arange(S).repeat_interleave(T), torch.full((S,), T), {n: cols[n] for n in loss.needs})
-    each, _ = loss(Out(w.logps.reshape(-1)), batch)
-    return w.gradient((w.prob.detach() * batch.sum(each)).sum())
+    values, _ = loss(Out(w.logps.reshape(-1)), batch)
+    return w.gradient((w.prob.detach() * batch.sum(values)).sum())
 
 
 def test_by_hand() -> None:
@@ -164,13 +164,13 @@ def test_by_hand() -> None:
 def test_equal_policies_have_no_kl_and_no_gradient() -> None:
     logps = torch.randn(9, dtype=torch.float64).requires_grad_()
     for kind in ESTIMATORS:
-        each = kl(logps, logps.detach(), kind)
-        assert each.eq(0).all()
-        (grad,) = torch.autograd.grad(each.sum(), logps)
+        values = kl(logps, logps.detach(), kind)
+        assert values.eq(0).all()
+        (grad,) = torch.autograd.grad(values.sum(), logps)
         assert grad.eq(1 if kind == "k1" else 0).all()
 
 
-def test_bad_calls() -> None:
+def test_bad_input() -> None:
     with pytest.raises(AssertionError):
         kl(torch.zeros(2), torch.zeros(2), "k4")  # pyright: ignore[reportArgumentType]
     with pytest.raises(AssertionError):

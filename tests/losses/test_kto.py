@@ -1,4 +1,4 @@
-"""KTO against hand-worked numbers, its paper in float64, and a tiny model's real gradients."""
+"""KTO against numbers worked by hand, the paper's formulas in float64, and the gradients of a tiny model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LN3 = math.log(3)
 LOSSES = {
     "plain": KTO(),
     "sharp": KTO(beta=1.5),
-    "weighed": KTO(beta=0.8, desirable=1.33, undesirable=0.7),
+    "weighted": KTO(beta=0.8, desirable=1.33, undesirable=0.7),
 }
 
 
@@ -37,11 +37,11 @@ class Answer:
 
 
 def draw(rng: np.random.Generator, n: int) -> list[Answer]:
-    z0, made = float(rng.exponential()), []
+    z0, answers = float(rng.exponential()), []
     for _ in range(n):
         logps = -rng.exponential(0.7, rng.integers(1, 6))
-        made.append(Answer(logps, logps + rng.normal(0, 0.5, len(logps)), float(rng.random() < 0.5), z0))
-    return made
+        answers.append(Answer(logps, logps + rng.normal(0, 0.5, len(logps)), float(rng.random() < 0.5), z0))
+    return answers
 
 
 def batch_of(answers: Sequence[Answer]) -> tuple[Tensor, Batch]:
@@ -58,10 +58,10 @@ def batch_of(answers: Sequence[Answer]) -> tuple[Tensor, Batch]:
 
 def ours(loss: KTO, answers: Sequence[Answer]) -> tuple[list[float], list[float], dict[str, list[float]]]:
     logps, batch = batch_of(answers)
-    each, metrics = loss(Out(logps.requires_grad_()), batch)
-    each.sum().backward()
+    losses, metrics = loss(Out(logps.requires_grad_()), batch)
+    losses.sum().backward()
     assert logps.grad is not None
-    return each.tolist(), logps.grad.tolist(), {k: v.tolist() for k, v in metrics.items()}
+    return losses.tolist(), logps.grad.tolist(), {k: v.tolist() for k, v in metrics.items()}
 
 
 def paper(loss: KTO, logps: Tensor, answer: Answer) -> Tensor:
@@ -74,7 +74,7 @@ def paper(loss: KTO, logps: Tensor, answer: Answer) -> Tensor:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_oracle(name: str) -> None:
-    """Values and gradients on 60 ragged batches, most with answers of both kinds."""
+    """Values and gradients on 60 batches of answers of different lengths, most of them with both labels."""
     loss, rng = LOSSES[name], np.random.default_rng(len(name))
     for _ in range(60):
         answers = draw(rng, int(rng.integers(1, 6)))
@@ -86,9 +86,9 @@ def test_oracle(name: str) -> None:
             assert x.grad is not None
             values.append(value.item())
             grads += x.grad.tolist()
-        mine = ours(loss, answers)
-        assert mine[0] == pytest.approx(values, rel=1e-9, abs=1e-12)
-        assert mine[1] == pytest.approx(grads, rel=1e-9, abs=1e-12)
+        got = ours(loss, answers)
+        assert got[0] == pytest.approx(values, rel=1e-9, abs=1e-12)
+        assert got[1] == pytest.approx(grads, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -107,8 +107,8 @@ def test_by_hand() -> None:
     # r = ln 3 + 1 over two tokens, z0 = 1: s(ln 3) = 3/4. liked: 2 (1 - 3/4); disliked: 3 (1 - 1/4)
     # gradients: -+ weight * 3/4 * 1/4
     loss = KTO(beta=1.0, desirable=2.0, undesirable=3.0)
-    each, grad, metrics = ours(loss, [answer([LN3, 1.0], 1, 1.0), answer([LN3 + 1], 0, 1.0)])
-    assert each == pytest.approx([0.5, 2.25])
+    losses, grad, metrics = ours(loss, [answer([LN3, 1.0], 1, 1.0), answer([LN3 + 1], 0, 1.0)])
+    assert losses == pytest.approx([0.5, 2.25])
     assert grad == pytest.approx([-0.375, -0.375, 0.5625])
     assert metrics["rewards/desirable"] == metrics["rewards/undesirable"] == pytest.approx([LN3 + 1])
     assert metrics["logps/desirable"] == pytest.approx([LN3 - 3])
@@ -118,7 +118,7 @@ def test_by_hand() -> None:
     assert ours(KTO(beta=0.5), [answer([2 * LN3], 1)])[0] == pytest.approx([0.25])
 
 
-def test_at_the_reference_an_answer_costs_half_its_weight() -> None:
+def test_the_loss_at_the_reference_is_half_the_weight() -> None:
     answers = [answer([0.0, 0.0], 1), answer([0.0], 0)]
     assert ours(KTO(), answers)[0] == [0.5, 0.5]
     assert ours(KTO(desirable=1.5), answers)[0] == [0.75, 0.5]
@@ -126,20 +126,20 @@ def test_at_the_reference_an_answer_costs_half_its_weight() -> None:
     assert KTO(desirable=1.5).at_reference is None
 
 
-def test_labels_of_one_kind_leave_the_other_figures_empty() -> None:
+def test_metrics_of_an_absent_label_are_empty() -> None:
     metrics = ours(KTO(), [answer([1.0], 1)])[2]
     assert len(metrics["rewards/desirable"]) == 1 and metrics["rewards/undesirable"] == []
 
 
 @pytest.mark.parametrize("label", [0.5, -1.0, 2.0, math.nan])
-def test_a_label_that_is_neither_is_not_a_number(label: float) -> None:
-    each, _, _ = ours(KTO(), [answer([1.0], label), answer([1.0], 1)])
-    assert math.isnan(each[0]) and math.isfinite(each[1])
+def test_a_label_other_than_0_and_1_gives_nan(label: float) -> None:
+    losses, _, _ = ours(KTO(), [answer([1.0], label), answer([1.0], 1)])
+    assert math.isnan(losses[0]) and math.isfinite(losses[1])
 
 
 def test_ratios_of_any_size_stay_finite() -> None:
-    each, grad, _ = ours(KTO(beta=1.0), [answer([x], label) for x in (5000.0, -5000.0) for label in (0, 1)])
-    assert each == [1.0, 0.0, 0.0, 1.0] and grad == [0.0] * 4
+    losses, grad, _ = ours(KTO(beta=1.0), [answer([x], label) for x in (5000.0, -5000.0) for label in (0, 1)])
+    assert losses == [1.0, 0.0, 0.0, 1.0] and grad == [0.0] * 4
 
 
 WRONG = [
@@ -151,20 +151,20 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "blamed"), WRONG)
-def test_what_cannot_be_meant_is_refused(fields: dict[str, float], blamed: str) -> None:
+@pytest.mark.parametrize(("fields", "field"), WRONG)
+def test_bad_configurations_are_rejected(fields: dict[str, float], field: str) -> None:
     with pytest.raises(UserError) as error:
         KTO(**fields)
-    assert error.value.field == blamed and error.value.hint
+    assert error.value.field == field and error.value.hint
 
 
 # ---------------------------------------------------------------- through a model
 
 
 def units(n: int = 6) -> list[Unit]:
-    """Answers of which the reference thinks a little otherwise than the policy."""
+    """Answers whose reference log-probabilities differ a little from the policy's."""
     g = torch.Generator().manual_seed(0)
-    made: list[Unit] = []
+    samples: list[Unit] = []
     for i in range(n):
         prompt, m = 3 + i // 2, int(torch.randint(1, 9, (1,), generator=g))
         mask = torch.cat([torch.zeros(prompt), torch.ones(1), (torch.rand(m, generator=g) > 0.2).float()]).bool()
@@ -173,28 +173,28 @@ def units(n: int = 6) -> list[Unit]:
         sample = Sample(torch.randint(5, 90, (T,), generator=g), mask, cols)
         cols["ref_logps"] = fam.alone(fam.cached("llama", "eager"), sample.tokens.tolist())
         cols["ref_logps"] += torch.randn(T, generator=g) * 0.5
-        made.append(sample)
-    return made
+        samples.append(sample)
+    return samples
 
 
-def test_every_split_and_packing_gives_the_gradient_of_one_at_a_time() -> None:
-    loss, batch, model = LOSSES["weighed"], units(), fam.build("llama", implementation="eager")
+def test_every_split_and_packing_gives_the_unpacked_gradient() -> None:
+    loss, batch, model = LOSSES["weighted"], units(), fam.build("llama", implementation="eager")
     total = torch.zeros((), dtype=torch.float64)
     for s in batch:
         assert isinstance(s, Sample)
-        every = model(input_ids=s.tokens[None], use_cache=False).logits[0, :-1].log_softmax(-1)
-        logps = every.gather(1, s.tokens[1:, None])[:, 0][s.mask[1:]].double()
+        log_probs = model(input_ids=s.tokens[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        logps = log_probs.gather(1, s.tokens[1:, None])[:, 0][s.mask[1:]].double()
         ref = s.cols["ref_logps"][s.mask].double().numpy()
         total = total + paper(loss, logps, Answer(ref, ref, float(s.cols["label"][0]), 0.4))
     (total / len(batch)).backward()
     want = {n: p.grad for n, p in model.named_parameters()}
-    ways: list[dict[str, Any]] = [{"budget": 10_000}, {"budget": 20}, {"workers": 2}]
-    for options in ways:
-        engine, seen = Engine(fam.build("llama"), Optim(), **options), {}
+    engine_options: list[dict[str, Any]] = [{"budget": 10_000}, {"budget": 20}, {"workers": 2}]
+    for options in engine_options:
+        engine, grads = Engine(fam.build("llama"), Optim(), **options), {}
         assert engine.optimizer is not None
 
-        def step(engine: Engine = engine, seen: dict[str, Tensor] = seen) -> float:
-            seen.update({n: p.grad.clone() for n, p in engine.trained.items() if p.grad is not None})
+        def step(engine: Engine = engine, grads: dict[str, Tensor] = grads) -> float:
+            grads.update({n: p.grad.clone() for n, p in engine.trained.items() if p.grad is not None})
             return 0.0
 
         engine.optimizer.step = step
@@ -202,10 +202,10 @@ def test_every_split_and_packing_gives_the_gradient_of_one_at_a_time() -> None:
         assert figures["loss"] == pytest.approx(total.item() / len(batch), rel=1e-5)
         for key, grad in want.items():
             assert grad is not None
-            assert float((seen[key] - grad).norm() / grad.norm()) < 1e-4, (options, key)
+            assert float((grads[key] - grad).norm() / grad.norm()) < 1e-4, (options, key)
 
 
-def test_what_is_missing_or_wrong_is_named() -> None:
+def test_missing_columns_wrong_units_and_wrong_labels_are_reported() -> None:
     engine, batch = Engine(fam.build("llama"), Optim()), units()
     first = batch[0]
     assert isinstance(first, Sample)

@@ -1,8 +1,8 @@
-"""Losses against hand-worked numbers, and against the papers' formulas in float64 over padded [B, T] arrays.
+"""Losses against numbers worked by hand, and against the papers' formulas in float64 over padded [B, T] arrays.
 
-The oracle below is written straight from the papers, one scalar at a time over padded batches with masks; it
-shares no code with the losses (min and clip as printed, not clamped logarithms). Its gradient is autograd's on the
-padded array, itself checked against finite differences.
+The oracle below follows the papers, one scalar at a time over padded batches with masks; it shares no code with the
+losses (min and clip as printed, not clamped logarithms). Its gradient is autograd's on the padded array, which is
+checked against finite differences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = ("advantages", "old_logps", "ref_logps", "sampler_logps")
 
 @dataclass
 class Padded:
-    """[B, T] each; what stands off the mask is NaN."""
+    """A padded batch, [B, T] each; entries outside the mask are NaN."""
 
     mask: np.ndarray
     logps: np.ndarray
@@ -39,7 +39,7 @@ class Padded:
 
 
 def draw(rng: np.random.Generator, B: int, T: int, *, spread: float = 0.5, per_token: bool = False) -> Padded:
-    """A ragged batch with holes in its masks; every row trains at least one token."""
+    """A random batch with gaps in its masks; every row has at least one trained token."""
     mask = rng.random((B, T)) < 0.7
     mask[np.arange(B), rng.integers(T, size=B)] = True
     logps = -rng.exponential(1.0, (B, T)) - 0.01
@@ -57,7 +57,7 @@ def draw(rng: np.random.Generator, B: int, T: int, *, spread: float = 0.5, per_t
 
 
 def ragged(p: Padded, needs: tuple[str, ...]) -> tuple[Tensor, Tensor, Batch]:
-    """The trained positions of a padded batch as a loss sees them: logps [N], entropy [N], Batch."""
+    """The trained positions of a padded batch, as passed to a loss: logps [N], entropy [N], Batch."""
     mask = torch.tensor(p.mask)
     lengths = mask.sum(1)
     cols = {name: torch.tensor(p.cols[name])[mask] for name in needs}
@@ -66,20 +66,20 @@ def ragged(p: Padded, needs: tuple[str, ...]) -> tuple[Tensor, Tensor, Batch]:
 
 
 def ours(loss: Loss, p: Padded) -> tuple[float, Tensor, Tensor]:
-    """The engine's number (sum over the count of the unit) and its gradients by logps and entropy, [N] each."""
+    """The engine's loss (the sum divided by the count of units) and its gradients by logps and entropy, [N] each."""
     logps, entropy, batch = ragged(p, loss.needs)
     logps.requires_grad_()
     entropy.requires_grad_()
-    each, _ = loss(Out(logps, entropy if loss.entropy else None), batch)
+    losses, _ = loss(Out(logps, entropy if loss.entropy else None), batch)
     total = units(loss, p)
-    (each.sum() / total).backward()
-    g = entropy.grad if entropy.grad is not None else torch.zeros_like(entropy)
+    (losses.sum() / total).backward()
+    entropy_grad = entropy.grad if entropy.grad is not None else torch.zeros_like(entropy)
     assert logps.grad is not None
-    return each.sum().item() / total, logps.grad, g
+    return losses.sum().item() / total, logps.grad, entropy_grad
 
 
 def units(loss: Loss, p: Padded) -> float:
-    """The count of the loss's units, through the engine's own function."""
+    """The number of the loss's units, counted by the engine's function."""
     samples = []
     for row in p.mask:
         mask = torch.cat([torch.zeros(1, dtype=torch.bool), torch.tensor(row)])
@@ -91,6 +91,7 @@ def units(loss: Loss, p: Padded) -> float:
 
 
 def surrogate(loss: PolicyLoss, p: Padded, x: Tensor, b: int, t: int) -> Tensor:
+    """The surrogate loss of one token."""
     A, old = float(p.cols["advantages"][b, t]), float(p.cols["old_logps"][b, t])
     if isinstance(loss, PolicyGradient):
         return -A * x[b, t]
@@ -115,7 +116,7 @@ def surrogate(loss: PolicyLoss, p: Padded, x: Tensor, b: int, t: int) -> Tensor:
 
 
 def oracle_of(loss: PolicyLoss, p: Padded, x: Tensor, h: Tensor) -> Tensor:
-    """The loss of the whole batch, from the papers. x, h: log-probabilities and entropies, padded [B, T]."""
+    """The loss of the batch by the papers' formulas. x, h: log-probabilities and entropies, padded [B, T]."""
     B, T = p.mask.shape
     per_row: list[list[Tensor]] = [[] for _ in range(B)]
     for b in range(B):
@@ -124,8 +125,8 @@ def oracle_of(loss: PolicyLoss, p: Padded, x: Tensor, h: Tensor) -> Tensor:
                 continue
             value = surrogate(loss, p, x, b, t)
             if loss.importance_cap is not None:
-                drawn = math.exp(p.cols["old_logps"][b, t]) / math.exp(p.cols["sampler_logps"][b, t])
-                value = min(drawn, loss.importance_cap) * value
+                weight = math.exp(p.cols["old_logps"][b, t]) / math.exp(p.cols["sampler_logps"][b, t])
+                value = min(weight, loss.importance_cap) * value
             if loss.kl_coef:
                 r = torch.exp(torch.tensor(p.cols["ref_logps"][b, t]) - x[b, t])  # reference / policy
                 k = {"k1": -torch.log(r), "k2": torch.log(r) ** 2 / 2, "k3": r - 1 - torch.log(r)}[loss.kl]
@@ -141,6 +142,7 @@ def oracle_of(loss: PolicyLoss, p: Padded, x: Tensor, h: Tensor) -> Tensor:
 
 
 def oracle(loss: PolicyLoss, p: Padded) -> tuple[float, Tensor, Tensor]:
+    """The oracle's loss and its gradients by log-probabilities and entropies, [N] each."""
     x = torch.tensor(p.logps, requires_grad=True)
     h = torch.tensor(p.entropy, requires_grad=True)
     value = oracle_of(loss, p, x, h)
@@ -150,10 +152,10 @@ def oracle(loss: PolicyLoss, p: Padded) -> tuple[float, Tensor, Tensor]:
     return value.item(), x.grad[mask], h.grad[mask] if h.grad is not None else torch.zeros(int(mask.sum()))
 
 
-def agree(loss: PolicyLoss, p: Padded) -> None:
-    mine, theirs = ours(loss, p), oracle(loss, p)
-    assert mine[0] == pytest.approx(theirs[0], rel=1e-9, abs=1e-9)
-    for a, b in zip(mine[1:], theirs[1:], strict=True):
+def check_against_oracle(loss: PolicyLoss, p: Padded) -> None:
+    got, want = ours(loss, p), oracle(loss, p)
+    assert got[0] == pytest.approx(want[0], rel=1e-9, abs=1e-9)
+    for a, b in zip(got[1:], want[1:], strict=True):
         torch.testing.assert_close(a, b.double(), rtol=1e-9, atol=1e-9)
 
 
@@ -179,16 +181,16 @@ CONFIGS: dict[str, PolicyLoss] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_oracle(name: str) -> None:
-    """Value and both gradients on 60 ragged batches, among them single rows and single tokens."""
+    """Value and both gradients on 60 batches of rows of different lengths, including single rows and single tokens."""
     rng = np.random.default_rng(len(name))
     for i in range(60):
         B, T = (1, 1) if i == 0 else (int(rng.integers(1, 5)), int(rng.integers(1, 7)))
-        agree(CONFIGS[name], draw(rng, B, T, per_token=i % 2 == 1))
+        check_against_oracle(CONFIGS[name], draw(rng, B, T, per_token=i % 2 == 1))
 
 
 @pytest.mark.parametrize("name", ["ppo_dual", "grpo", "dr_grpo", "tis"])
-def test_the_oracles_gradient_is_that_of_its_value(name: str) -> None:
-    """Finite differences, for the losses that stop no gradient."""
+def test_the_oracles_gradient_matches_finite_differences(name: str) -> None:
+    """For the losses without a stopped gradient."""
     loss, rng, eps = CONFIGS[name], np.random.default_rng(7), 1e-6
     for _ in range(10):
         p = draw(rng, 3, 4)
@@ -215,8 +217,8 @@ def test_cross_entropy_oracle(unit: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_packed_samples_give_the_oracles_number(name: str) -> None:
-    """Through `pack`, split into micro-batches, columns in float32: the parts add up to the whole."""
+def test_packed_samples_give_the_oracles_loss(name: str) -> None:
+    """With `pack` into several micro-batches and float32 columns, the parts sum to the oracle's loss."""
     loss, rng = CONFIGS[name], np.random.default_rng(5)
     for _ in range(10):
         p = draw(rng, 4, 5)
@@ -226,25 +228,25 @@ def test_packed_samples_give_the_oracles_number(name: str) -> None:
             mask = torch.cat([torch.zeros(1, dtype=torch.bool), torch.tensor(p.mask[row])])
             cols = {n: torch.cat([torch.zeros(1), torch.tensor(c[row]).float()]) for n, c in p.cols.items()}
             samples.append(Sample(torch.randint(9, (6,)), mask, cols))
-        at, value = 0, 0.0
+        start, value = 0, 0.0
         packs = pack(samples, loss.needs, budget=8)
         assert len(packs) > 1
         for packed in packs:
-            part = slice(at, at + len(packed.tgt_N))
+            part = slice(start, start + len(packed.tgt_N))
             out = Out(logps[part], entropy[part] if loss.entropy else None)
             value += loss(out, packed.batch)[0].sum().item() / count(samples, loss)
-            at = part.stop
-        assert at == len(logps)
+            start = part.stop
+        assert start == len(logps)
         assert value == pytest.approx(want, rel=1e-5, abs=1e-5)
 
 
 # ---------------------------------------------------------------- worked by hand
 
 
-def one(
+def by_ratio(
     loss: Loss, rows: list[list[tuple[float, float]]], **extra: list[float]
 ) -> tuple[list[float], dict[str, list[float]], list[float]]:
-    """rows of (ratio, advantage); policy log-probabilities are all -1. Returns numbers, metrics, gradient by logps."""
+    """(losses, metrics, gradient by logps) of rows of (ratio, advantage); policy log-probabilities are -1."""
     flat = [x for row in rows for x in row]
     lengths = torch.tensor([len(r) for r in rows])
     cols = {
@@ -254,10 +256,10 @@ def one(
     batch = Batch(torch.arange(len(rows)).repeat_interleave(lengths), lengths, {n: cols[n] for n in loss.needs})
     logps = torch.full((len(flat),), -1.0, dtype=torch.float64, requires_grad=True)
     entropy = torch.full((len(flat),), 0.5, dtype=torch.float64)
-    each, metrics = loss(Out(logps, entropy if loss.entropy else None), batch)
-    each.sum().backward()
+    losses, metrics = loss(Out(logps, entropy if loss.entropy else None), batch)
+    losses.sum().backward()
     assert logps.grad is not None
-    return each.tolist(), {k: v.tolist() for k, v in metrics.items()}, logps.grad.tolist()
+    return losses.tolist(), {k: v.tolist() for k, v in metrics.items()}, logps.grad.tolist()
 
 
 def near(x: list[float]) -> object:
@@ -275,8 +277,8 @@ def test_cross_entropy_by_hand() -> None:
 
 def test_policy_gradient_by_hand() -> None:
     # -A logp = -2 * -1 = 2 with gradient -A = -2;  -(-3) * -1 = -3 with gradient 3
-    each, _, grad = one(PolicyGradient(), [[(9.0, 2.0)], [(9.0, -3.0)]])
-    assert (each, grad) == (near([2.0, -3.0]), near([-2.0, 3.0]))
+    losses, _, grad = by_ratio(PolicyGradient(), [[(9.0, 2.0)], [(9.0, -3.0)]])
+    assert (losses, grad) == (near([2.0, -3.0]), near([-2.0, 3.0]))
 
 
 def test_clip_by_hand() -> None:
@@ -286,26 +288,26 @@ def test_clip_by_hand() -> None:
     #                              r = 1.5 -> -min(-1.5, -1.28) = 1.5, gradient 1.5;
     #                              r = 4   -> 4 without the dual clip, gradient 4; 3 with it, no gradient.
     rows = [[(1.5, 2.0), (0.5, 2.0)], [(0.5, -1.0), (1.5, -1.0), (4.0, -1.0)]]
-    each, metrics, grad = one(PolicyClip(clip_high=0.28, dual_clip=3.0), rows)
-    assert each == near([-2.56, -1.0, 0.8, 1.5, 3.0])
+    losses, metrics, grad = by_ratio(PolicyClip(clip_high=0.28, dual_clip=3.0), rows)
+    assert losses == near([-2.56, -1.0, 0.8, 1.5, 3.0])
     assert grad == near([0.0, -1.0, 0.0, 1.5, 0.0])
     assert metrics["ratio/clipped"] == [1, 0, 1, 0, 1]
     assert metrics["ratio/mean"] == near([1.5, 0.5, 0.5, 1.5, 4.0])
     assert metrics["ratio/peak_max"] == metrics["ratio/mean"]
     # KL(old || policy), k3: r - 1 - ln r; for 1.5: .5 - .405465
     assert metrics["ratio/approx_kl"][0] == pytest.approx(0.5 - math.log(1.5))
-    each, metrics, grad = one(PolicyClip(clip_high=0.28), rows)
-    assert (each[-1], grad[-1]) == (pytest.approx(4.0), pytest.approx(4.0))
+    losses, metrics, grad = by_ratio(PolicyClip(clip_high=0.28), rows)
+    assert (losses[-1], grad[-1]) == (pytest.approx(4.0), pytest.approx(4.0))
     assert metrics["ratio/clipped"][-1] == 0
     # sequence: means of the above: (-2.56 - 1)/2 and (.8 + 1.5 + 4)/3
-    assert one(PolicyClip(clip_high=0.28, unit="sequence"), rows)[0] == near([-1.78, 2.1])
+    assert by_ratio(PolicyClip(clip_high=0.28, unit="sequence"), rows)[0] == near([-1.78, 2.1])
 
 
 def test_gspo_by_hand() -> None:
     # ratios 4 and 1: s = sqrt(4 * 1) = 2. A = -1: -min(-2, -1.0004) = 2 for both tokens, gradient of each 2,
     # halved by the mean over the answer. A = 1: -min(2, 1.0004) = -1.0004 and no gradient.
-    each, metrics, grad = one(GSPO(), [[(4.0, -1.0), (1.0, -1.0)], [(4.0, 1.0), (1.0, 1.0)]])
-    assert each == near([2.0, -1.0004])
+    losses, metrics, grad = by_ratio(GSPO(), [[(4.0, -1.0), (1.0, -1.0)], [(4.0, 1.0), (1.0, 1.0)]])
+    assert losses == near([2.0, -1.0004])
     assert grad == near([1.0, 1.0, 0.0, 0.0])
     assert metrics["ratio/mean"] == near([2.0] * 4)
     assert metrics["ratio/clipped_answers"] == [0, 0, 1, 1]
@@ -313,11 +315,11 @@ def test_gspo_by_hand() -> None:
 
 def test_cispo_by_hand() -> None:
     # weights min(r, 5): 2, 5, 5; logp = -1, so the loss is w A: 4, 10, -5, and the gradient -w A, never cut
-    each, metrics, grad = one(CISPO(), [[(2.0, 2.0), (8.0, 2.0), (8.0, -1.0)]])
-    assert (each, grad) == (near([4.0, 10.0, -5.0]), near([-4.0, -10.0, 5.0]))
+    losses, metrics, grad = by_ratio(CISPO(), [[(2.0, 2.0), (8.0, 2.0), (8.0, -1.0)]])
+    assert (losses, grad) == (near([4.0, 10.0, -5.0]), near([-4.0, -10.0, 5.0]))
     assert metrics["ratio/clipped"] == [0, 1, 1]
-    # the peers' trap: an on-policy ratio is not clipped
-    assert one(CISPO(ratio_max=1.0), [[(1.0, 2.0)]])[1]["ratio/clipped"] == [0]
+    # ratio_max bounds the ratio itself: an on-policy ratio is not clipped
+    assert by_ratio(CISPO(ratio_max=1.0), [[(1.0, 2.0)]])[1]["ratio/clipped"] == [0]
 
 
 def test_shared_terms_by_hand() -> None:
@@ -325,12 +327,12 @@ def test_shared_terms_by_hand() -> None:
     # entropy .5 with coefficient .1: -.05.  k2: -4 + .5 - .05 = -3.55
     extra = {"sampler_logps": [-1 - math.log(3)], "ref_logps": [-2.0]}
     loss = PolicyClip(importance_cap=2.0, kl_coef=1.0, entropy_coef=0.1)
-    each, metrics, grad = one(loss, [[(1.0, 2.0)]], **extra)
-    assert each == near([-3.55])
+    losses, metrics, grad = by_ratio(loss, [[(1.0, 2.0)]], **extra)
+    assert losses == near([-3.55])
     assert grad == near([-4.0 + 1.0])  # d k2 / d logp = d = 1
-    assert one(replace(loss, kl="k3"), [[(1.0, 2.0)]], **extra)[0] == near([-4.05 + math.exp(-1)])
-    assert one(replace(loss, kl="k3"), [[(1.0, 2.0)]], **extra)[2] == near([-4 + 1 - math.exp(-1)])
-    assert one(replace(loss, kl="k1"), [[(1.0, 2.0)]], **extra)[0] == near([-4.05 + 1])
+    assert by_ratio(replace(loss, kl="k3"), [[(1.0, 2.0)]], **extra)[0] == near([-4.05 + math.exp(-1)])
+    assert by_ratio(replace(loss, kl="k3"), [[(1.0, 2.0)]], **extra)[2] == near([-4 + 1 - math.exp(-1)])
+    assert by_ratio(replace(loss, kl="k1"), [[(1.0, 2.0)]], **extra)[0] == near([-4.05 + 1])
     assert metrics["kl"] == near([math.exp(-1)])
     assert (metrics["importance/mean"], metrics["importance/capped"]) == (near([3.0]), [1])
     assert metrics["entropy"] == [0.5]
@@ -339,8 +341,8 @@ def test_shared_terms_by_hand() -> None:
 # ---------------------------------------------------------------- behaviour
 
 
-def test_every_option_matters() -> None:
-    """Configurations that differ in one field give different numbers on one batch."""
+def test_every_option_changes_the_loss() -> None:
+    """Configurations that differ in one field give different losses on one batch."""
     p = draw(np.random.default_rng(11), 6, 8, spread=0.8, per_token=True)
     base = PolicyClip(kl_coef=0.1, importance_cap=2.0, dual_clip=3.0)
     variants: list[PolicyLoss] = [
@@ -382,21 +384,21 @@ NEEDS: list[tuple[Loss, set[str]]] = [
 
 
 @pytest.mark.parametrize(("loss", "needs"), NEEDS)
-def test_needs_is_exactly_what_is_read(loss: Loss, needs: set[str]) -> None:
-    class Watched(dict[str, Tensor]):
+def test_needs_lists_exactly_the_columns_that_are_read(loss: Loss, needs: set[str]) -> None:
+    class RecordingDict(dict[str, Tensor]):
         def __getitem__(self, name: str) -> Tensor:
             read.add(name)
             return super().__getitem__(name)
 
     read: set[str] = set()
     logps, entropy, batch = ragged(draw(np.random.default_rng(0), 2, 3), COLUMNS)
-    batch.cols = Watched(batch.cols)
+    batch.cols = RecordingDict(batch.cols)
     loss(Out(logps, entropy if loss.entropy else None), batch)
     assert set(loss.needs) == needs == read
     assert len(loss.needs) == len(needs)
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults_are_those_of_the_papers() -> None:
     ppo, gspo, cispo = PolicyClip(), GSPO(), CISPO()
     assert (ppo.clip_low, ppo.clip_high, ppo.dual_clip, ppo.unit) == (0.2, 0.2, None, "token")
     assert (gspo.clip_low, gspo.clip_high, gspo.unit) == (3e-4, 4e-4, "sequence")
@@ -405,7 +407,7 @@ def test_defaults_are_the_papers() -> None:
         assert (loss.kl_coef, loss.kl, loss.entropy_coef, loss.importance_cap) == (0.0, "k2", 0.0, None)
 
 
-def test_no_entropy_is_read_when_none_is_asked_for() -> None:
+def test_entropy_false_reads_no_entropy() -> None:
     loss = PolicyClip(entropy=False)
     logps, _, batch = ragged(draw(np.random.default_rng(0), 2, 3), loss.needs)
     assert "entropy" not in loss(Out(logps), batch)[1]
@@ -413,8 +415,8 @@ def test_no_entropy_is_read_when_none_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("loss", [PolicyGradient(), PolicyClip(), GSPO(unit="token"), CISPO()])
-def test_on_policy_all_agree(loss: PolicyLoss) -> None:
-    """At ratio 1 every surrogate has REINFORCE's gradient, nothing is clipped, and the KL from old is 0."""
+def test_on_policy_all_losses_have_the_same_gradient(loss: PolicyLoss) -> None:
+    """At ratio 1 every surrogate has REINFORCE's gradient, nothing is clipped, and the KL from the old policy is 0."""
     p = draw(np.random.default_rng(2), 3, 4)
     p.cols["old_logps"] = p.logps
     assert torch.equal(ours(loss, p)[1], ours(PolicyGradient(), p)[1])
@@ -426,8 +428,8 @@ def test_on_policy_all_agree(loss: PolicyLoss) -> None:
         assert metrics["ratio/approx_kl"].eq(0).all()
 
 
-def test_gspo_is_its_sequence_objective() -> None:
-    """The token form's value and gradient equal eq. 5 (one ratio per answer, no stopped gradient)."""
+def test_gspo_equals_its_sequence_objective() -> None:
+    """Value and gradient of the token form equal those of eq. 5 (one ratio per answer, no stopped gradient)."""
     loss, rng = GSPO(clip_low=0.1, clip_high=0.2), np.random.default_rng(4)
     for _ in range(50):
         p = draw(rng, 3, 5)
@@ -448,13 +450,13 @@ def test_a_ratio_that_overflows_is_clipped_without_nan() -> None:
     logps = torch.tensor([-0.1, -0.1], requires_grad=True)
     cols = {"old_logps": torch.tensor([-200.0, -200.0]), "advantages": torch.tensor([1.0, -1.0])}
     batch = Batch(torch.tensor([0, 1]), torch.tensor([1, 1]), cols)
-    each, _ = PolicyClip(entropy=False, dual_clip=3.0)(Out(logps), batch)
-    each.sum().backward()
-    assert each.tolist() == pytest.approx([-1.2, 3.0])
+    losses, _ = PolicyClip(entropy=False, dual_clip=3.0)(Out(logps), batch)
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([-1.2, 3.0])
     assert logps.grad is not None and logps.grad.tolist() == [0, 0]
 
 
-def test_a_column_of_another_shape_is_refused() -> None:
+def test_a_column_of_another_shape_is_rejected() -> None:
     logps, entropy, batch = ragged(draw(np.random.default_rng(0), 3, 4), ("advantages", "old_logps"))
     batch.cols["advantages"] = torch.ones(1, dtype=torch.float64)
     with pytest.raises(AssertionError, match="advantages"):
@@ -462,11 +464,11 @@ def test_a_column_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_metrics_are_detached_rows(name: str) -> None:
+def test_metrics_are_detached_and_one_dimensional(name: str) -> None:
     loss = CONFIGS[name]
     logps, entropy, batch = ragged(draw(np.random.default_rng(0), 3, 4), loss.needs)
-    each, metrics = loss(Out(logps.requires_grad_(), entropy), batch)
-    assert each.requires_grad and len(each) == (3 if loss.unit == "sequence" else len(logps))
+    losses, metrics = loss(Out(logps.requires_grad_(), entropy), batch)
+    assert losses.requires_grad and len(losses) == (3 if loss.unit == "sequence" else len(logps))
     for x in metrics.values():
         assert x.ndim == 1 and not x.requires_grad
 
@@ -496,8 +498,8 @@ WRONG: list[tuple[type, dict[str, object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "fields", "blamed"), WRONG)
-def test_what_cannot_be_meant_is_refused(kind: type, fields: dict[str, object], blamed: str) -> None:
+@pytest.mark.parametrize(("kind", "fields", "field"), WRONG)
+def test_bad_configurations_are_rejected(kind: type, fields: dict[str, object], field: str) -> None:
     with pytest.raises(UserError) as error:
         kind(**fields)
-    assert error.value.field == blamed and error.value.hint
+    assert error.value.field == field and error.value.hint

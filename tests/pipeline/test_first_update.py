@@ -15,7 +15,8 @@ from ladder.base.errors import UserError
 from ladder.base.jsonl import read_lines
 from ladder.contract.rollouts import Completion, Outcome, Request, Rollout, Score
 from ladder.decoding.sampler import NativeSampler
-from ladder.pipeline.build import rewards, samplers
+from ladder.pipeline.build import samplers
+from ladder.pipeline.kinds.sampling import Sampled
 from ladder.pipeline.stage import Interrupted
 from ladder.tracking.log import RunLog
 from small_run import run
@@ -60,7 +61,7 @@ def test_a_wrong_sampler_is_found_at_the_first_update_and_not_the_first_step(
         groups.append(1)
         return [Score(1.0 if len(groups) <= 64 else r.tokens[-1] % 3) for r in group]
 
-    monkeypatch.setattr(rewards, "reward_of", lambda *_: silent_at_first)
+    monkeypatch.setattr(Sampled, "reward_of", lambda *_: silent_at_first)
     said = error(tmp_path, {"steps": 3, "drop_zero_variance": True})
     assert "at the first update" in said and "draws from another distribution" in said
     assert [row["step"] for row in read_lines(tmp_path / "out" / "rl" / "metrics.jsonl")] == [1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,11 +69,15 @@ def test_one_model_is_asked_once_for_all_groups() -> None:
 
 
 def test_which_stages_and_files_are_read(tmp_path: Path) -> None:
-    assert rewards.files([{"ensemble": ["a", {"model": str(tmp_path)}]}, {"model": "hub/name"}]) == [tmp_path]
-    both = [{"stage": "a", "weight": 2.0}, {"kind": "length"}, {"ensemble": ["b", {"model": "x"}, "c"]}]
-    assert rewards.stages_of(both) == ["a", "b", "c"] and rewards.has_model(both)  # type: ignore[arg-type]
-    assert not rewards.files({"ensemble": 3}) and not rewards.stages_of({"ensemble": "rm_a"})
-    assert rewards.stages_of("math") == [] and not rewards.has_model([{"kind": "math"}])
+    recipe = Recipe(model=ModelSpec(source="x"), stages={"rl": {}})
+
+    def parsed(spec: Any) -> rewards.RewardPlan:
+        return rewards.parse(recipe, spec, "reward")
+
+    assert parsed([{"ensemble": ["a", {"model": str(tmp_path)}]}, {"model": "hub/name"}]).files == [tmp_path]
+    length = {"kind": "length_range", "max_tokens": 3}
+    both = parsed([{"stage": "a", "weight": 2.0}, length, {"ensemble": ["b", {"model": "x"}, "c"]}])
+    assert both.stages == ["a", "b", "c"] and not parsed("math").stages
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +133,8 @@ def test_members_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
 def test_a_rollout_gets_the_score_that_plain_transformers_gives(made: Path) -> None:
     source = str(made / "rm_b" / "model")
     policy = load_model(str(made / "pretrain" / "model"))
-    ctx: Any = SimpleNamespace(recipe=Recipe(model=ModelSpec(source="x"), stages={"rl": {}}), parents={})
-    scorer = rewards.member(ctx, policy, PathScorer(model=source), "rl.reward")
+    place = rewards.Place(Recipe(model=ModelSpec(source="x"), stages={"rl": {}}), {}, policy)
+    scorer = rewards.member(place, PathScorer(model=source), "rl.reward")
     ours = scorer.scores([rollout(n) for n in (1, 9, 4)])
     theirs: Any = AutoModelForSequenceClassification.from_pretrained(source)
     with torch.no_grad():
@@ -164,7 +167,7 @@ def test_stages_of_the_same_run(made: Path, tmp_path: Path) -> None:
         ({"ensemble": [{"model": "x"}, "a", {"model": "x"}]}, r"stages.rl.reward.ensemble: has a member twice"),
         ({"ensemble": ["a", "b"], "agregate": "min"}, r"reward.agregate: unknown key, did you mean 'aggregate'"),
         ({"stage": "nowhere"}, "'nowhere' is no earlier stage"),
-        ([{"stage": "pretrain", "weight": "much"}], r"stages.rl.reward\[0\].weight: not a number"),
+        ([{"stage": "pretrain", "weight": "much"}], r"stages.rl.reward\[0\].weight: must be a number"),
         ([{"stage": "pretrain"}, {"kind": "lenght"}], "did you mean 'length'"),
     ],
 )

@@ -16,9 +16,10 @@ from ladder.base.jsonl import read_lines
 from ladder.contract.rollouts import InfraError, Outcome, Rollout, Sampling, Score
 from ladder.pipeline import gates
 from ladder.pipeline import recipe as recipes
-from ladder.pipeline.build import rewards, samplers
+from ladder.pipeline.build import samplers
 from ladder.pipeline.kinds.rejection_sampling import RejectionSampling
 from ladder.pipeline.kinds.rl import RL
+from ladder.pipeline.kinds.sampling import Sampled
 from ladder.pipeline.kinds.supervised import SFT, Pretrain, stage_samples
 from ladder.pipeline.loop import ROUNDED, check_kl, check_ratio
 from ladder.pipeline.recipe import ModelSpec, Recipe
@@ -312,7 +313,7 @@ def test_a_harvest_whose_judge_fails_keeps_nothing(tmp_path: Path, monkeypatch: 
     def judge(group: Sequence[Rollout]) -> list[Outcome]:
         return [Score(1.0), InfraError("timed out")] * (len(group) // 2)
 
-    monkeypatch.setattr(rewards, "reward", lambda *_: judge)
+    monkeypatch.setattr(Sampled, "reward_of", lambda *_: judge)
     stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 60}}
     path = write(tmp_path, {"pretrain": WEB, "harvest": stage})
     with pytest.raises(RewardFailure, match=r"4 of 8 answers of harvest from prompt 0 on .*InfraError: timed out"):

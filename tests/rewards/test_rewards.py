@@ -351,8 +351,8 @@ def trl(completions, answer, **kwargs):
 def trl_all(prompts, completions, completion_ids, level, **kwargs):
     return [len(p) + 10 * len(i) + 100 * l for p, i, l in zip(prompts, completion_ids, level)]
 def trl_chat(prompts, completions):
-    said = {"role": "assistant", "content": "18"}
-    return [float(p[-1]["role"] == "user" and c == [said]) for p, c in zip(prompts, completions)]
+    expected = {"role": "assistant", "content": "18"}
+    return [float(p[-1]["role"] == "user" and c == [expected]) for p, c in zip(prompts, completions)]
 async def trl_async(completions, **kwargs):
     return [1.0 for _ in completions]
 def trl_state(completions, trainer_state): return [0.0]
@@ -383,7 +383,7 @@ def bad(group):
         import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True: pass
     if mode == "fork":
-        if os.fork() == 0: return [0.0] * 2  # the copy must not answer in the function's name
+        if os.fork() == 0: return [0.0] * 2  # the fork must not reply to the parent
         time.sleep(0.2)
     if mode == "memory": bytearray(8 << 30)
     return {"nan": [float("nan")] * 2, "none": [None] * 2, "str": ["1"] * 2, "short": [1.0], "long": [1.0] * 3,

@@ -19,6 +19,7 @@ from ladder.contract.training import Sample, Unit
 from ladder.engine.engine import Engine
 from ladder.pipeline.build import models
 from ladder.pipeline.kinds import rl
+from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.stage import Interrupted
 from ladder.rollout.replica import LaggedSampler
 from ladder.signals.rewards import Rewards
@@ -181,7 +182,7 @@ def test_another_vocabulary_cannot_draw(tmp_path: Path, model: Path, monkeypatch
 
 def test_a_model_that_draws_is_part_of_the_identity(tmp_path: Path, model: Path) -> None:
     stage = rl.RL.model_validate({"kind": "rl", "rollouts": {"model": str(model)}})
-    assert model in stage.inputs()
+    assert model in stage.inputs(Recipe(model=ModelSpec(source="x"), task="chain", reward="chain", stages={"a": {}}))
 
 
 def test_a_lag_of_nothing_is_no_lag() -> None:

@@ -15,8 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from ladder.base.errors import UserError
 
 
-def kind_of(spec: Any, known: Collection[str], what: str, field: str) -> tuple[str, dict[str, Any]]:
-    """(kind, a copy of its options). what: the noun for messages, e.g. "reward", "task source". Raises UserError."""
+def kind_of(
+    spec: Any, known: Collection[str], what: str, field: str, *, by_path: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """(kind, a copy of its options). what: the noun for messages, e.g. "reward", "task source". by_path: the kind may
+    also be an import path (`file.py:name`). Raises UserError."""
     if isinstance(spec, str):
         kind, options = spec, {}
     elif isinstance(spec, Mapping) and "kind" in spec:
@@ -26,7 +29,7 @@ def kind_of(spec: Any, known: Collection[str], what: str, field: str) -> tuple[s
     else:
         hint = f"write {{kind: {min(known)}, ...}} or {{{min(known)}: {{...}}}}"
         raise UserError(f"not a {what}: {spec!r}", field=field, hint=hint)
-    if kind not in known:
+    if kind not in known and not (by_path and isinstance(kind, str) and ":" in kind):
         raise UserError(f"no {what} is called {kind!r}{near(str(kind), known)}", field=field)
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"the options of {kind!r} must be a mapping, not {options!r}", field=field)

@@ -17,7 +17,8 @@ from ladder.base.files import write_json
 from ladder.commands.options import load, wrong
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.build import samplers
-from ladder.pipeline.evaluate import line, measure
+from ladder.pipeline.build.rewards import Place
+from ladder.pipeline.evaluate import line, measure_set
 from ladder.pipeline.recipe import Recipe
 from ladder.tracking.console import Console
 
@@ -34,12 +35,13 @@ def eval_model(
     torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     loaded = load(model)
     sampler = samplers.sampler(spec, loaded)
+    place = Place(spec, {}, loaded)
     report: dict[str, Any] = {"model": model, "results": []}
     console = Console()
     for name in spec.eval.sets:
         for temperature in spec.eval.temperatures:
             with _errors_name_options():
-                result = measure(spec, loaded, sampler, name, temperature)
+                result = measure_set(place, sampler, name, temperature)
             figures = result.figures()
             console.say(f"[bold]{name}[/bold] T={temperature:g}, {result.n} problems: {line(figures)}")
             details = {

@@ -1,2 +1,2 @@
-"""The types everything is written against: rollouts (standard library only), training (tensors), the batch
-a loss sees."""
+"""The types that every package builds on: rollouts (standard library only), training (tensors), and the batch that a
+loss reads."""

@@ -1,24 +1,21 @@
-"""The contract every part of the house is written against.
+"""The types and protocols of rollouts: tasks, sampling requests, completions, rollouts, and the outcomes of rewards.
 
-A technique is whoever fills the columns of a `Sample`; the engine reads tokens, masks and columns and never
-knows who filled them. This file holds those types and the protocols (Loss, Signal, Sampler, Env, Reward) and
-nothing that computes.
-
-Shapes in names and comments: T tokens of one sequence, N trained positions of a micro-batch, S sequences of a
-micro-batch, P pairs. All `Sample` tensors are 1-D, on the CPU, of one length.
+Holds dataclasses and protocols (Sampler, Env, Reward, Collect) and no computation. Imports the standard library only,
+so that rewards, environments and tasks import no torch. The types of training (Sample, Pair, Loss, Signal) are in
+`training.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from ladder.contract.training import Weights
 
 Message = dict[str, Any]
-"""One chat turn: at least `role` and `content`."""
+"""One chat message: at least `role` and `content`."""
 
 
 # ---------------------------------------------------------------- rollouts
@@ -26,7 +23,8 @@ Message = dict[str, Any]
 
 @dataclass(slots=True)
 class Task:
-    """A prompt with what is needed to judge an answer to it. `prompt` is text or chat messages."""
+    """A prompt and the data needed to judge an answer to it. `prompt` is text or chat messages; `answer` is the
+    reference answer, if there is one."""
 
     id: str
     prompt: str | list[Message]
@@ -36,10 +34,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw. The defaults draw from the model's whole distribution, as policy gradients assume.
+    """Sampling parameters. The defaults sample from the model's full distribution, as policy gradients assume.
 
-    think_budget: most tokens inside an open thinking block before `think_close` is forced (0: no bound). Forced
-    tokens are not the policy's choice and are not trained.
+    think_open, think_close: the delimiters of a thinking block. think_budget: the maximum number of tokens in an open
+    thinking block before `think_close` is inserted (0: no limit). The policy does not choose inserted tokens, so they
+    are not trained.
     """
 
     max_tokens: int = 256
@@ -55,7 +54,8 @@ class Sampling:
 
 @dataclass(slots=True)
 class Request:
-    """n completions of one prompt. `key` seeds the draws: equal keys give equal tokens under any scheduling."""
+    """A request for n completions of one prompt (token ids). `key` seeds the sampling: equal keys give equal tokens
+    under any scheduling."""
 
     prompt: list[int]
     n: int = 1
@@ -68,10 +68,10 @@ Stop = Literal["eos", "stop", "length"]
 
 @dataclass(slots=True)
 class Completion:
-    """Sampled tokens (with the terminator, when one was drawn) and the log-probabilities they were drawn with.
+    """Sampled tokens (including the terminator, if one was sampled) and their log-probabilities.
 
-    logps[i] is the log-probability of tokens[i] under the distribution actually sampled (after temperature and
-    truncation). forced[i] marks a token that was inserted, not drawn; its logp is 0.
+    logps[i] is the log-probability of tokens[i] under the distribution that was sampled from (after temperature and
+    truncation). forced[i] marks a token that was inserted, not sampled; its logp is 0.
     """
 
     tokens: list[int]
@@ -83,17 +83,17 @@ class Completion:
 
 @dataclass(slots=True)
 class Rollout:
-    """One answer to one task: what a reward judges and what the engine trains on, token for token.
+    """One answer to one task: a reward judges its text, the engine trains on its token ids.
 
-    tokens holds prompt and answer; mask[i] is True where the policy drew tokens[i]; logps is aligned with tokens
-    (0.0 where mask is False). version: of the policy that drew it. group: equal for the answers to one prompt.
+    tokens: prompt and answer. mask[i]: True where the policy sampled tokens[i]. logps: aligned with tokens (0.0 where
+    mask is False). group: index that the answers to one prompt share. version: version of the policy that sampled it.
     """
 
     task: Task
     tokens: list[int]
     mask: list[bool]
     logps: list[float]
-    text: str  # the answer, without its terminator
+    text: str  # the answer without its terminator
     stop: Stop
     group: int = 0
     version: int = 0
@@ -101,25 +101,32 @@ class Rollout:
 
     @property
     def length(self) -> int:
-        """Tokens the policy drew."""
+        """Number of tokens that the policy sampled."""
         return sum(self.mask)
 
 
 class Sampler(Protocol):
-    """Draws completions. Anything that passes `tests/sampler_contract.py` is one."""
+    """Generates completions. An implementation must pass `tests/sampler_contract.py`."""
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list of n completions per request, in the order asked."""
+        """One list of n completions per request, in the order of the requests."""
         ...
 
-    def load(self, weights: Callable[[], Weights], version: int) -> None: ...
+    def load(self, weights: Callable[[], Weights], version: int) -> None:
+        """Replaces the policy's weights; later completions are of this version."""
+        ...
 
 
 class Env(Protocol):
-    """A conversation partner: messages in, messages out."""
+    """An environment that the policy talks to in chat messages."""
 
-    def reset(self, task: Task) -> list[Message]: ...
-    def step(self, message: Message) -> tuple[list[Message], bool]: ...
+    def reset(self, task: Task) -> list[Message]:
+        """Starts an episode; returns the messages that open it."""
+        ...
+
+    def step(self, message: Message) -> tuple[list[Message], bool]:
+        """Takes the policy's message; returns the environment's messages and whether the episode is over."""
+        ...
 
 
 # ---------------------------------------------------------------- rewards
@@ -127,7 +134,7 @@ class Env(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The world's word on a whole answer. `parts` names its components."""
+    """The reward of a whole answer. `parts` holds its named components."""
 
     value: float
     parts: dict[str, float] = field(default_factory=dict)
@@ -135,14 +142,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """The answer cannot be judged (a reward returned NaN or None, a gold answer does not parse)."""
+    """The answer cannot be judged (the reward returned NaN or None, or the reference answer does not parse)."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class InfraError:
-    """The judge failed (raised, hung, died). Says nothing about the answer, so it never counts as 0."""
+    """The reward itself failed (an exception, a timeout, a crash). This says nothing about the answer, so it never
+    counts as a reward of 0."""
 
     why: str
 
@@ -151,24 +159,28 @@ Outcome = Score | Invalid | InfraError
 
 
 class Reward(Protocol):
-    """Judges the group of answers to one prompt: one outcome each, in order."""
+    """Judges the group of answers to one prompt: one outcome per answer, in order."""
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]: ...
 
 
-@runtime_checkable
-class PerAnswer(Protocol):
-    """A reward that judges every answer by itself, so that the answers of many groups may be given to it at once."""
-
-    per_answer: ClassVar[bool]
-
-
-
 Groups = list[list[Rollout]]
+"""The rollouts of one step, grouped by prompt."""
 Judged = list[list[Outcome]]
+"""The outcomes of `Groups`, one per rollout in the same order."""
+
+
+@runtime_checkable
+class JudgesGroups(Protocol):
+    """A reward that judges several groups in one call: a model in one forward pass, a slow judge with several calls at
+    a time. Calling it with one group gives the same outcomes."""
+
+    def judge_groups(self, groups: Groups) -> Judged:
+        """One outcome per rollout, group by group."""
+        ...
 
 
 class Collect(Protocol):
-    """Samples the answers to some tasks: one group per task."""
+    """Samples answers to tasks: one group per task, in order."""
 
     def __call__(self, tasks: Sequence[Task], *, step: int, version: int) -> Groups: ...

@@ -1,10 +1,10 @@
-"""The contract of training: what a signal yields (Sample, Pair), what a loss is, what the one loop asks of a signal.
+"""The types and protocols of training: what a signal yields (Sample, Pair), the loss, and the signal itself.
 
-A technique is whoever fills the columns of a `Sample`; the engine reads tokens, masks and columns and never knows who
-filled them. This file holds types and protocols and nothing that computes.
+Techniques differ in how they fill the columns of a `Sample`; the engine reads tokens, masks and columns and does not
+know which technique filled them. This file holds types and protocols and no computation.
 
 Shapes in names and comments: T tokens of one sequence, N trained positions of a micro-batch, S sequences of a
-micro-batch, P pairs. All `Sample` tensors are 1-D, on the CPU, of one length.
+micro-batch, P pairs. All tensors of a `Sample` are 1-D, on the CPU, of one length.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ladder.contract.batch import Batch, Out
 
-
-
-
-
 Weights = Iterable[tuple[str, Tensor]]
+"""Parameters by name."""
 
 
 @dataclass(slots=True)
 class Sample:
-    """One token sequence and what is known about each of its tokens.
+    """One token sequence with its mask and its columns.
 
-    tokens: int64 [T]. mask: bool [T], a token the loss may train; provenance decides, never a pad id. A mask
-    at position t means "the prediction of tokens[t] from tokens[:t] is trained"; mask[0] is always False.
+    tokens: int64 [T]. mask: bool [T], the tokens that the loss may train, decided by provenance, never by a pad id.
+    mask[t] means that the prediction of tokens[t] from tokens[:t] is trained, so mask[0] is always False.
     cols: float32 [T] each, aligned with tokens ("old_logps", "ref_logps", "advantages", ...).
     meta: prompt group, policy version, task id; no loss reads it.
-    Raises ValueError when lengths or dtypes disagree.
+    Raises ValueError if lengths or dtypes disagree.
     """
 
     tokens: Tensor
@@ -61,7 +58,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Pair:
-    """Two sequences of one prompt, the first preferred to the second."""
+    """Two answers to one prompt, `chosen` preferred over `rejected`."""
 
     chosen: Sample
     rejected: Sample
@@ -69,17 +66,18 @@ class Pair:
 
 
 Unit = Sample | Pair
+"""What a signal yields and a batch is made of."""
 
 
 class Loss(Protocol):
-    """A frozen dataclass that is its own configuration; it never reduces.
+    """A loss: a frozen dataclass that is its own configuration and never reduces.
 
-    unit: what one returned number stands for, and so what the engine divides by, counted over the whole
-    optimiser step before its first forward pass: "token" (trained tokens), "sequence", "pair", or "padded"
+    unit: what one returned number belongs to, and therefore the denominator of the engine's mean, counted over the
+    whole optimiser step before its first forward pass: "token" (trained tokens), "sequence", "pair", or "padded"
     (sequences x `length`, Dr. GRPO's constant; such a loss has a field `length`).
-    needs: columns it reads. entropy: whether it reads `out.entropy`.
-    __call__ returns one number per unit ([N] for token and padded, [S], [P]) and metrics: 1-D detached tensors
-    averaged over all their elements (a name that ends in "_max" takes the maximum).
+    needs: names of the columns that it reads. entropy: whether it reads `out.entropy`.
+    __call__ returns one number per unit ([N] for token and padded, [S] for sequence, [P] for pair) and metrics: 1-D
+    detached tensors, which the engine averages over all their elements (a name that ends in "_max": the maximum).
     """
 
     @property
@@ -92,28 +90,29 @@ class Loss(Protocol):
 
 
 class Signal(Protocol):
-    """Where the training signal comes from: the only thing that differs between techniques."""
+    """The source of the training signal: the only part that differs between techniques."""
 
     def batches(self) -> Iterator[list[Unit]]:
-        """One list of units per step; each is one call of `Engine.update`."""
+        """Yields one list of units per step; each list is passed to one call of `Engine.update`."""
         ...
 
     def observe(self, weights: Callable[[], Weights], version: int) -> None:
-        """Called after each step with the policy's new weights (a callable, so a copy is made only on demand)."""
+        """Called after each step with the policy's new weights (a callable, so that they are copied only on demand)."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the last batch (reward, length, ...), logged beside the loss's."""
+        """Figures of the last batch (reward, length, ...), logged together with the loss's metrics."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; with `restore`, the next batch is the one an undisturbed run would see."""
+        """JSON-serialisable state. After `restore`, the next batch equals that of an uninterrupted run."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Reference(Protocol):
-    """Columns of a frozen model: `engine.forward` of a snapshot, or with the adapter switched off."""
+    """Computes columns with a model, usually the frozen reference: `engine.forward` of a snapshot, or of the policy
+    with its LoRA adapter switched off."""
 
     def __call__(self, units: Sequence[Unit]) -> list[dict[str, Tensor]]: ...

@@ -1,1 +1,1 @@
-"""Credit assignment: how judged groups of rollouts become trained samples with their columns."""
+"""Credit assignment: turns judged groups of rollouts into training samples with their columns."""

@@ -1,4 +1,4 @@
-"""Advantages of whole answers from their rewards: the one place where groups are averaged.
+"""Advantages of whole answers from their rewards: the one implementation of group statistics.
 
 For a group of n judged answers with rewards r and mean m:
 
@@ -8,10 +8,10 @@ For a group of n judged answers with rewards r and mean m:
     reinforce_pp           A_i = (r_i - M) / (STD + EPS), over the whole batch   REINFORCE++, arXiv:2501.03262
     reinforce_pp_baseline  A_i = (r_i - m) / (STD of all r - m + EPS)      its "-baseline" variant
 
-Answers that could not be judged are out of every mean and get NaN, which no loss may ever see. Answers that all
-got the same reward get exactly 0 (in their group, or for reinforce_pp in the batch), and so does a judged answer
-that stands alone: it has nothing to be compared with. A std is the unbiased one (n - 1), as in TRL and verl, so
-that their recipes carry over. Everything is float64 in two passes (mean, then deviations from it).
+An answer that could not be judged is excluded from every mean and std and gets NaN, which must never reach a loss.
+If all rewards are equal (in the group, or for reinforce_pp in the batch), the advantages are exactly 0; so is the
+advantage of the only judged answer of a group, which has no baseline. A std is the unbiased one (n - 1), as in TRL and
+verl, so that their recipes carry over. All arithmetic is float64 in two passes (mean, then deviations from it).
 
 Left out: REINFORCE++'s token-level rewards and its weighting by tokens (here every answer weighs the same).
 """
@@ -26,29 +26,31 @@ import numpy as np
 
 from ladder.base.errors import UserError
 
-Kind = Literal["group_mean", "group_std", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+AdvantageKind = Literal["group_mean", "group_std", "leave_one_out", "reinforce_pp", "reinforce_pp_baseline"]
+ADVANTAGE_KINDS: tuple[AdvantageKind, ...] = get_args(AdvantageKind)
 
 EPS = 1e-6
-"""Keeps rewards that differ by rounding only from being blown up to an advantage of 1."""
+"""Added to a std, so that rewards which differ only by rounding do not get advantages near 1."""
 LARGEST = 1e100
-"""Rewards beyond this would overflow when squared."""
+"""Largest absolute reward; the square of a larger one could overflow."""
 
 
-def advantages(kind: Kind, rewards: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> list[np.ndarray]:
+def advantages(kind: AdvantageKind, rewards: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Advantages of every group of one step: float64 [G] each, NaN where `valid` is False.
 
-    rewards: [G] of each group; what stands where `valid` is False is not read. valid: bool [G] of each group.
-    Raises UserError on an unknown kind, ValueError on shapes or types that disagree and on a valid reward that is
+    rewards: [G] of each group; entries where `valid` is False are not read. valid: bool [G] of each group.
+    Raises UserError on an unknown kind, ValueError on shapes or dtypes that disagree and on a valid reward that is
     not finite.
     """
-    if kind not in KINDS:
-        raise UserError(f"{kind!r} is no advantage", field="advantage", hint=f"one of {', '.join(KINDS)}")
-    judged = [_judged(r, v) for r, v in zip(rewards, valid, strict=True)]
-    return [_scatter(a, v) for a, v in zip(_of(kind, judged), valid, strict=True)]
+    if kind not in ADVANTAGE_KINDS:
+        hint = f"one of {', '.join(ADVANTAGE_KINDS)}"
+        raise UserError(f"{kind!r} is not an advantage estimator", field="advantage", hint=hint)
+    valid_rewards = [_valid_rewards(r, v) for r, v in zip(rewards, valid, strict=True)]
+    return [_scatter(a, v) for a, v in zip(_estimate(kind, valid_rewards), valid, strict=True)]
 
 
-def _of(kind: Kind, groups: list[np.ndarray]) -> list[np.ndarray]:
+def _estimate(kind: AdvantageKind, groups: list[np.ndarray]) -> list[np.ndarray]:
+    """Advantages of the valid rewards of every group."""
     match kind:
         case "group_mean":
             return [centred(r) for r in groups]
@@ -57,22 +59,22 @@ def _of(kind: Kind, groups: list[np.ndarray]) -> list[np.ndarray]:
         case "leave_one_out":
             return [centred(r) * (len(r) / max(len(r) - 1, 1)) for r in groups]
         case "reinforce_pp":
-            whole = centred(np.concatenate(groups)) if groups else np.zeros(0)
-            return _split(whole / (std(whole) + EPS), groups)
+            centred_batch = centred(np.concatenate(groups)) if groups else np.zeros(0)
+            return _split(centred_batch / (std(centred_batch) + EPS), groups)
         case "reinforce_pp_baseline":
-            # every group is centred, so the batch is: subtracting its mean would only add rounding
-            whole = np.concatenate([centred(r) for r in groups]) if groups else np.zeros(0)
-            return _split(whole / (std(whole) + EPS), groups)
+            # every group has mean 0, so the batch has too: subtracting its mean would only add rounding errors
+            centred_batch = np.concatenate([centred(r) for r in groups]) if groups else np.zeros(0)
+            return _split(centred_batch / (std(centred_batch) + EPS), groups)
         case _:
             assert_never(kind)
 
 
 def centred(r: np.ndarray) -> np.ndarray:
-    """r minus its mean; exactly 0 when all are equal. Measured from the smallest, so a common offset cancels."""
+    """r minus its mean; exactly 0 if all are equal. The minimum is subtracted first, which cancels a common offset."""
     if not len(r):
         return r
-    above = r - r.min()
-    return above - math.fsum(above) / len(r)
+    above_min = r - r.min()
+    return above_min - math.fsum(above_min) / len(r)
 
 
 def std(x: np.ndarray) -> float:
@@ -82,21 +84,23 @@ def std(x: np.ndarray) -> float:
     return math.sqrt(math.fsum(x * x) / (len(x) - 1))
 
 
-def _judged(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The valid rewards in float64."""
+def _valid_rewards(rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The valid rewards of a group in float64."""
     if valid.dtype != np.bool_ or rewards.ndim != 1 or rewards.shape != valid.shape:
         raise ValueError(f"rewards [G] {rewards.shape} need a bool mask of that shape, got {valid.dtype} {valid.shape}")
-    kept = rewards[valid].astype(np.float64)
-    if not (np.abs(kept) <= LARGEST).all():
-        raise ValueError(f"a reward that counts as valid is not finite (or beyond {LARGEST:g}): {kept}")
-    return kept
+    valid_rewards = rewards[valid].astype(np.float64)
+    if not (np.abs(valid_rewards) <= LARGEST).all():
+        raise ValueError(f"a reward marked valid is not finite (or beyond {LARGEST:g}): {valid_rewards}")
+    return valid_rewards
 
 
 def _scatter(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    full = np.full(valid.shape, np.nan)
-    full[valid] = values
-    return full
+    """Writes the values to the valid positions of a group, NaN to the others."""
+    scattered = np.full(valid.shape, np.nan)
+    scattered[valid] = values
+    return scattered
 
 
-def _split(whole: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
-    return np.split(whole, np.cumsum([len(g) for g in groups])[:-1]) if groups else []
+def _split(batch: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
+    """Splits the values of a batch into groups of the given lengths."""
+    return np.split(batch, np.cumsum([len(g) for g in groups])[:-1]) if groups else []

@@ -1,20 +1,19 @@
-"""Rewards and values of every token to advantages and returns: what a policy with a critic is trained on.
+"""Generalised advantage estimation (GAE): advantages and returns of tokens from token rewards and a critic's values.
 
-Only the tokens that the policy drew (the mask) are steps; the t-th and the (t+1)-th of an answer follow each other
-whatever a tool or another speaker wrote between them. V_t is the critic's value before token t is drawn, and 0 after
-the last.
+Only the tokens that the policy sampled (the mask) are steps: token t + 1 is the next sampled token, whatever a tool or
+another speaker wrote in between. V_t is the critic's value before token t is sampled, and 0 after the last token.
 
     r_t     = -kl_coef (logp_t - ref_t);  the last also gets the answer's score         Ziegler et al. 2019, eq. 2
     delta_t = r_t + gamma V_{t+1} - V_t
     A_t     = delta_t + gamma lam A_{t+1}                                    Schulman et al. 2015, arXiv:1506.02438
-    R_t     = A_t + V_t                                                      what the critic is to learn
+    R_t     = A_t + V_t                                                      the critic's regression target
 
-The KL in the reward is k1, the one that is unbiased there (`ladder.losses.kl`). Whitened advantages have mean 0 and
-standard deviation 1 over all drawn tokens of the batch; the returns come from those before whitening.
+The KL in the reward is k1, which is unbiased there (`ladder.losses.kl`). Whitened advantages have mean 0 and standard
+deviation 1 over all sampled tokens of the batch; the returns are computed from the advantages before whitening.
 
-All arrays are aligned with an answer's tokens, [T], and what comes out is float64, 0 off the mask.
+All arrays are aligned with an answer's tokens, [T]. Results are float64 and 0 outside the mask.
 
-Left out: bootstrapping the value of an answer that was cut off (it is penalised instead).
+Left out: bootstrapping from the value of a truncated answer (it is penalised instead).
 """
 
 from __future__ import annotations
@@ -43,20 +42,21 @@ def token_rewards(
     stop: Stop = "eos",
     missing_eos_penalty: float = 0.0,
 ) -> np.ndarray:
-    """One answer's rewards. missing_eos_penalty: taken off the score when the answer was cut off at its length limit.
+    """Token rewards of one answer, [T]: the KL penalty at every sampled token and the score at the last.
 
-    Raises ValueError when no token was drawn, when the score is not finite, and for a KL without a reference.
+    missing_eos_penalty: subtracted from the score if the answer was truncated at its length limit.
+    Raises ValueError if no token was sampled, if the score is not finite, and for a KL without a reference.
     """
-    drawn = _drawn(mask, logps)
+    sampled = _sampled_indices(mask, logps)
     if not math.isfinite(score):
-        raise ValueError(f"an answer that could not be judged has no place here: its score is {score}")
+        raise ValueError(f"the score of an answer must be finite, got {score}: leave out answers without a Score")
     rewards = np.zeros(len(mask))
     if kl_coef:
         if ref_logps is None:
             raise ValueError("kl_coef is set but there is no reference to measure the KL from")
-        _drawn(mask, ref_logps)
-        rewards[drawn] = -kl_coef * (logps[drawn].astype(np.float64) - ref_logps[drawn])
-    rewards[drawn[-1]] += score - (missing_eos_penalty if stop == "length" else 0.0)
+        _sampled_indices(mask, ref_logps)
+        rewards[sampled] = -kl_coef * (logps[sampled].astype(np.float64) - ref_logps[sampled])
+    rewards[sampled[-1]] += score - (missing_eos_penalty if stop == "length" else 0.0)
     return rewards
 
 
@@ -68,64 +68,65 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Arrays, Arrays]:
-    """Advantages and returns of every answer of a step.
+    """Advantages and returns of every answer of a step, [T] each.
 
-    Raises UserError on a gamma or lam outside [0, 1], ValueError on shapes that disagree, an answer without a drawn
-    token, a reward off the mask (it would be lost) and a number that is not finite.
+    Raises UserError on a gamma or lam outside [0, 1], ValueError on shapes that disagree, an answer without a sampled
+    token, a reward outside the mask (it would be lost) and a number that is not finite.
     """
     for name, factor in (("gamma", gamma), ("lam", lam)):
         if not 0 <= factor <= 1:
             raise UserError(f"must be in [0, 1], got {factor}", field=name, hint="1 and 0.95 are usual")
-    where = [_drawn(m, r, v) for r, v, m in zip(rewards, values, masks, strict=True)]
-    if not where:
+    indices = [_sampled_indices(m, r, v) for r, v, m in zip(rewards, values, masks, strict=True)]
+    if not indices:
         return [], []
     for reward, mask in zip(rewards, masks, strict=True):
         if reward[~mask].any():
-            raise ValueError("a reward stands at a token that the policy did not draw: give it to the one before")
-    r, v = _right_aligned(rewards, where), _right_aligned(values, where)
+            raise ValueError("a token that the policy did not sample has a reward: move it to the sampled token before")
+    r, v = _right_aligned(rewards, indices), _right_aligned(values, indices)
     if not (np.isfinite(r).all() and np.isfinite(v).all()):
         raise ValueError("a reward or a value is not finite")
-    ahead = np.concatenate([v[:, 1:], np.zeros((len(v), 1))], 1)
-    delta = r + gamma * ahead - v
-    A, after = np.empty_like(delta), np.zeros(len(delta))
+    next_values = np.concatenate([v[:, 1:], np.zeros((len(v), 1))], 1)
+    delta = r + gamma * next_values - v
+    A, next_A = np.empty_like(delta), np.zeros(len(delta))
     for t in reversed(range(delta.shape[1])):
-        after = A[:, t] = delta[:, t] + gamma * lam * after
-    return _scattered(A, where, masks), _scattered(A + v, where, masks)
+        next_A = A[:, t] = delta[:, t] + gamma * lam * next_A
+    return _scattered(A, indices, masks), _scattered(A + v, indices, masks)
 
 
 def whiten(x: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Arrays:
-    """Brings the numbers at all drawn tokens of a step to mean 0 and standard deviation 1; equal ones become 0."""
-    where = [_drawn(m, a) for a, m in zip(x, masks, strict=True)]
-    if not where:
+    """Shifts and scales the numbers at all sampled tokens of a step to mean 0 and standard deviation 1; if they are all
+    equal, they become 0."""
+    indices = [_sampled_indices(m, a) for a, m in zip(x, masks, strict=True)]
+    if not indices:
         return []
-    around = centred(np.concatenate([a[at] for a, at in zip(x, where, strict=True)]).astype(np.float64))
-    parts = np.split(around / (std(around) + EPS), np.cumsum([len(at) for at in where])[:-1])
-    made = [np.zeros(len(m)) for m in masks]
-    for full, at, part in zip(made, where, parts, strict=True):
-        full[at] = part
-    return made
+    deviations = centred(np.concatenate([a[idx] for a, idx in zip(x, indices, strict=True)]).astype(np.float64))
+    parts = np.split(deviations / (std(deviations) + EPS), np.cumsum([len(idx) for idx in indices])[:-1])
+    whitened = [np.zeros(len(m)) for m in masks]
+    for answer, idx, part in zip(whitened, indices, parts, strict=True):
+        answer[idx] = part
+    return whitened
 
 
 def explained_variance(
     values: Sequence[np.ndarray], returns: Sequence[np.ndarray], masks: Sequence[np.ndarray]
 ) -> float:
-    """1 - var(R - V) / var(R) over all drawn tokens: 1 is a perfect critic, 0 one that knows only the mean.
+    """1 - var(R - V) / var(R) over all sampled tokens: 1 for a perfect critic, 0 for one that predicts the mean.
 
-    NaN when the returns do not vary.
+    NaN if the returns do not vary.
     """
-    where = [_drawn(m, v, r) for v, r, m in zip(values, returns, masks, strict=True)]
-    V, R = (np.concatenate([a[at] for a, at in zip(x, where, strict=True)]) for x in (values, returns))
-    spread = std(centred(R.astype(np.float64)))
-    return 1 - (std(centred(R.astype(np.float64) - V)) / spread) ** 2 if spread else math.nan
+    indices = [_sampled_indices(m, v, r) for v, r, m in zip(values, returns, masks, strict=True)]
+    V, R = (np.concatenate([a[idx] for a, idx in zip(x, indices, strict=True)]) for x in (values, returns))
+    returns_std = std(centred(R.astype(np.float64)))
+    return 1 - (std(centred(R.astype(np.float64) - V)) / returns_std) ** 2 if returns_std else math.nan
 
 
 @dataclass(slots=True)
 class AdaptiveKL:
-    """A coefficient of the KL that holds the KL of an answer near `target`. Ziegler et al. 2019, arXiv:1909.08593:
+    """An adaptive KL coefficient that holds the KL of an answer near `target`. Ziegler et al. 2019, arXiv:1909.08593:
 
         e = clip((KL - target) / target, -0.2, 0.2),   coef <- coef (1 + gain e)
 
-    gain: 0.1 in the paper, once per step.
+    target: in nats per answer. gain: 0.1 in the paper; one update per step.
     """
 
     coef: float
@@ -141,9 +142,9 @@ class AdaptiveKL:
             raise UserError(f"a gain of {self.gain} can make the coefficient 0", field="gain", hint="0.1 is usual")
 
     def update(self, kl: float) -> None:
-        """kl: of whole answers, averaged over the step. Raises ValueError when it is not finite."""
+        """kl: KL of a whole answer in nats, averaged over the step. Raises ValueError if it is not finite."""
         if not math.isfinite(kl):
-            raise ValueError(f"the KL is {kl}")
+            raise ValueError(f"the KL of the answers must be finite, got {kl}")
         error = min(max((kl - self.target) / self.target, -0.2), 0.2)
         self.coef *= 1 + self.gain * error
 
@@ -154,29 +155,29 @@ class AdaptiveKL:
         self.coef = float(state["coef"])
 
 
-def _drawn(mask: np.ndarray, *aligned: np.ndarray) -> np.ndarray:
-    """Indices of the drawn tokens."""
+def _sampled_indices(mask: np.ndarray, *aligned: np.ndarray) -> np.ndarray:
+    """Indices of the tokens that the policy sampled. Raises ValueError if there is none, or if shapes disagree."""
     if mask.dtype != np.bool_ or mask.ndim != 1 or any(a.shape != mask.shape for a in aligned):
         shapes = ", ".join(str(a.shape) for a in aligned)
-        raise ValueError(f"numbers [T] ({shapes}) need a bool mask of that shape, got {mask.dtype} {mask.shape}")
-    drawn = np.flatnonzero(mask)
-    if not drawn.size:
-        raise ValueError("an answer of which no token was drawn has no advantage")
-    return drawn
+        raise ValueError(f"arrays [T] ({shapes}) need a bool mask of that shape, got {mask.dtype} {mask.shape}")
+    indices = np.flatnonzero(mask)
+    if not indices.size:
+        raise ValueError("an answer without a sampled token has no advantage")
+    return indices
 
 
-def _right_aligned(x: Sequence[np.ndarray], where: Arrays) -> np.ndarray:
-    """The drawn tokens' numbers, float64 [B, longest]; every row ends with its last one, so that a walk from the end
-    meets all answers at their end. What stands before a row's first is 0."""
-    made = np.zeros((len(x), max(len(at) for at in where)))
-    for row, a, at in zip(made, x, where, strict=True):
-        row[len(row) - len(at) :] = a[at]
-    return made
+def _right_aligned(x: Sequence[np.ndarray], indices: Arrays) -> np.ndarray:
+    """The numbers of the sampled tokens, float64 [B, longest], right-aligned so that the backward recursion starts at
+    the last token of every answer. Padding on the left is 0."""
+    padded = np.zeros((len(x), max(len(idx) for idx in indices)))
+    for row, a, idx in zip(padded, x, indices, strict=True):
+        row[len(row) - len(idx) :] = a[idx]
+    return padded
 
 
-def _scattered(rows: np.ndarray, where: Arrays, masks: Sequence[np.ndarray]) -> Arrays:
-    """The inverse: [T] each, 0 off the mask."""
-    made = [np.zeros(len(m)) for m in masks]
-    for full, row, at in zip(made, rows, where, strict=True):
-        full[at] = row[len(row) - len(at) :]
-    return made
+def _scattered(rows: np.ndarray, indices: Arrays, masks: Sequence[np.ndarray]) -> Arrays:
+    """The inverse of `_right_aligned`: [T] each, 0 outside the mask."""
+    scattered = [np.zeros(len(m)) for m in masks]
+    for answer, row, idx in zip(scattered, rows, indices, strict=True):
+        answer[idx] = row[len(row) - len(idx) :]
+    return scattered

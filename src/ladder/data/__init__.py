@@ -1,1 +1,1 @@
-"""Data: files and data sets to rows, rows to their normal form, normal forms to samples."""
+"""Data: reads rows from files and data sets, converts rows to examples, and encodes examples as samples."""

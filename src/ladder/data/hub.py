@@ -1,4 +1,4 @@
-"""A data set of the hub (or anything else that `datasets` loads), through the extra `data`. Never runs its code."""
+"""Data sets of the Hugging Face hub, or local ones that `datasets` loads (the extra `data`). Never runs their code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ladder.data.rows import Bad, Row
 
 
 def read(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[Row | Bad]:
-    """The rows of one split, numbered from 1. Raises UserError when it cannot be found or reached."""
+    """The rows of one split, numbered from 1. Raises UserError if the data set cannot be found or reached."""
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
@@ -21,7 +21,7 @@ def read(name: str, *, subset: str | None = None, split: str = "train") -> Itera
     try:
         table = load_dataset(name, subset, split=split)
     except (OSError, ValueError, DatasetsError) as err:
-        hint = "check name, subset and split, and the connection; or download the file and give its path"
+        hint = "check name, subset, split and the network connection; or download the file and give its path"
         raise UserError(f"cannot be loaded: {err}", file=label, hint=hint) from err
     for number, fields in enumerate(table, 1):
         yield checked(dict(fields), Origin(label, number))

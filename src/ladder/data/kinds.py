@@ -1,7 +1,7 @@
-"""The normal form of each kind of row: what every file layout becomes, and the only thing the encoder reads.
+"""The kinds of examples: every file layout is converted to one of them, and the encoder reads nothing else.
 
-A prompt is text or a list of chat messages, and the completions to it are of the same form. Where a row came from
-travels with it, so that whatever is found wrong later can still be said with file and line.
+A prompt is text or a list of chat messages, and its completions have the same form. An example carries its origin, so
+that later errors about it can name file and line.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from ladder.base.errors import UserError
 from ladder.contract.rollouts import Message
 
 Content = str | list[Message]
+"""A prompt or a completion: text, or chat messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """file: a path or `hub:name`. line: of the file, or the number of the row; counts from 1."""
+    """Where a row was read. file: a path or `hub:name`. line: the line in the file, or the row's number; from 1."""
 
     file: str
     line: int
@@ -27,36 +28,37 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
+class _ExampleBase:
     origin: Origin | None = None
 
     def error(self, message: str, *, field: str | None = None, hint: str | None = None) -> UserError:
-        """An error about this row, naming file and line where they are known."""
+        """An error about this example, naming file and line if they are known."""
         if self.origin is None:
             return UserError(message, field=field, hint=hint)
         return UserError(message, file=self.origin.file, line=self.origin.line, field=field, hint=hint)
 
     def at(self, origin: Origin) -> Self:
+        """A copy with this origin."""
         return replace(self, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
-class Text(_Kind):
-    """A document; all of it is trained."""
+class Text(_ExampleBase):
+    """A document; all its tokens are trained."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Chat(_Kind):
-    """A conversation; the assistant's turns are trained. tools: JSON schemas handed to the chat template."""
+class Chat(_ExampleBase):
+    """A conversation; the assistant's turns are trained. tools: JSON schemas passed to the chat template."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Answered(_Kind):
+class Answered(_ExampleBase):
     """A prompt and an answer to it, both text or both messages; the answer is trained."""
 
     prompt: Content
@@ -65,8 +67,8 @@ class Answered(_Kind):
 
 
 @dataclass(frozen=True, slots=True)
-class Preference(_Kind):
-    """Two answers to one prompt, the first preferred."""
+class Preference(_ExampleBase):
+    """Two answers to one prompt, `chosen` preferred over `rejected`."""
 
     prompt: Content
     chosen: Content
@@ -75,8 +77,8 @@ class Preference(_Kind):
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled(_Kind):
-    """An answer and whether it was liked."""
+class Labelled(_ExampleBase):
+    """A prompt and an answer to it with a binary label: True for a desirable answer."""
 
     prompt: Content
     completion: Content
@@ -85,4 +87,5 @@ class Labelled(_Kind):
 
 
 Example = Text | Chat | Answered
-Kind = Example | Preference | Labelled
+"""What supervised fine-tuning trains on."""
+ExampleKind = Example | Preference | Labelled

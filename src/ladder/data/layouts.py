@@ -1,12 +1,12 @@
-"""The layouts that rows come in, how each is recognised, and how it becomes the normal form of its kind.
+"""The layouts of rows: how each is recognised, and how its rows are converted to examples (`data/kinds.py`).
 
-The field's own column names (TRL's): `text`; `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the
-prompt may also be the common beginning of both); `prompt`, `completion`, `label`. And the layouts of well-known data:
+The usual column names (TRL's): `text`; `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the
+prompt may also be the common prefix of both); `prompt`, `completion`, `label`. And the layouts of well-known data sets:
 Alpaca (`instruction`, `input`, `output`), the self-instruct seeds (`instruction`, `instances`), ShareGPT
 (`conversations` of `from`, `value`) and hh-rlhf (`chosen`, `rejected` as transcripts). Other columns are ignored.
 
-A layout is recognised by its columns in the first row, in the order of `LAYOUTS`: the more specific first. Adding one
-is one function and one entry.
+A layout is recognised by the columns of the first row; `LAYOUTS` is tried in order, the more specific layouts first. To
+add a layout, write one function and one entry of `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Message
-from ladder.data.kinds import Answered, Chat, Content, Kind, Labelled, Preference, Text
+from ladder.data.kinds import Answered, Chat, Content, ExampleKind, Labelled, Preference, Text
 from ladder.data.rows import Row
 
 ROLES = {"system", "developer", "user", "assistant", "tool"}
@@ -26,45 +26,47 @@ ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """columns: what a row must have. convert: a row to the examples in it. fits: more than the columns can tell."""
+    """columns: the columns that a row must have. convert: converts a row to its examples. fits: a further condition on
+    the row's values, for layouts with the same columns."""
 
     columns: tuple[str, ...]
-    convert: Callable[[Row], list[Kind]]
+    convert: Callable[[Row], list[ExampleKind]]
     fits: Callable[[Mapping[str, Any]], bool] = lambda fields: True
 
 
 def recognise(row: Row) -> str:
-    """The name of the layout of a row. Raises UserError naming its columns and the layouts there are."""
+    """The name of a row's layout. Raises UserError naming the row's columns and the known layouts."""
     fields = {k for k, v in row.fields.items() if v is not None}
     for name, layout in LAYOUTS.items():
         if fields.issuperset(layout.columns) and layout.fits(row.fields):
             return name
     known = "; ".join(f"{name}: {', '.join(layout.columns)}" for name, layout in LAYOUTS.items())
-    hint = "rename them (columns: {prompt: question, completion: answer}, say)"
+    hint = "rename them, for example columns: {prompt: question, completion: answer}"
     if {"prompt", "answer"} <= fields:
-        hint = "for imitation rename (columns: {completion: answer}); rows of prompt and answer are tasks for rewards"
-    raise row.error(
-        f"the columns {', '.join(sorted(fields)) or '(none)'} are no layout known here ({known})", hint=hint
-    )
+        hint = "for training on the answers set columns: {completion: answer}; prompt and answer are a task for rewards"
+    columns = ", ".join(sorted(fields)) or "(none)"
+    raise row.error(f"the columns {columns} match no known layout ({known})", hint=hint)
 
 
-def convert(row: Row, layout: str) -> list[Kind]:
-    """The examples in a row, which know where they came from. Raises UserError naming the field."""
-    return [made.at(row.origin) for made in LAYOUTS[layout].convert(row)]
+def convert(row: Row, layout: str) -> list[ExampleKind]:
+    """The examples in a row, with its origin. Raises UserError naming the field that is wrong."""
+    return [example.at(row.origin) for example in LAYOUTS[layout].convert(row)]
 
 
 # ---------------------------------------------------------------- fields
 
 
 def _get(row: Row, name: str) -> Any:
+    """The value of a column, which must not be null."""
     value = row.fields.get(name)
     if value is None:
-        there = ", ".join(k for k, v in row.fields.items() if v is not None)
-        raise row.error(f"is missing (the row has: {there or 'nothing'})", field=name)
+        present = ", ".join(k for k, v in row.fields.items() if v is not None)
+        raise row.error(f"is missing (the row has: {present or 'nothing'})", field=name)
     return value
 
 
 def _text(row: Row, name: str, *, blank: bool = False) -> str:
+    """The text in a column. blank: whether it may be empty or only spaces."""
     value = _get(row, name)
     if not isinstance(value, str):
         raise row.error(f"must be text, not {type(value).__name__}", field=name)
@@ -73,9 +75,9 @@ def _text(row: Row, name: str, *, blank: bool = False) -> str:
     return value
 
 
-def _messages(row: Row, name: str, value: Any, *, said: str = "content") -> list[Message]:
-    """Checked messages. A message's other keys (tool_calls, name, ...) are kept for the template. said: what the data
-    calls a message's content."""
+def _messages(row: Row, name: str, value: Any, *, content_key: str = "content") -> list[Message]:
+    """The messages in a value, checked. A message's other keys (tool_calls, name, ...) are kept for the chat template.
+    content_key: name of a message's content in the data, for error messages."""
     if not isinstance(value, list):
         raise row.error(f"must be a list of messages, not {type(value).__name__}", field=name)
     if not value:
@@ -86,64 +88,66 @@ def _messages(row: Row, name: str, value: Any, *, said: str = "content") -> list
             raise row.error(f"must be an object with role and content, not {type(message).__name__}", field=at)
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or role not in ROLES:
-            raise row.error(f"{role!r} is no role (there are: {', '.join(sorted(ROLES))})", field=f"{at}.role")
+            raise row.error(f"{role!r} is not a role (known: {', '.join(sorted(ROLES))})", field=f"{at}.role")
         calls = message.get("tool_calls")
         if content is None and role == "assistant" and calls:
             continue
         if not isinstance(content, str):
-            kind = "missing" if content is None else type(content).__name__
-            raise row.error(f"must be text, not {kind}", field=f"{at}.{said}")
+            actual = "missing" if content is None else type(content).__name__
+            raise row.error(f"must be text, not {actual}", field=f"{at}.{content_key}")
         if not content.strip() and not calls and role in ("user", "assistant"):
-            raise row.error("is empty", field=f"{at}.{said}")
-    # typed tables have every key in every message, null where it is not
+            raise row.error("is empty", field=f"{at}.{content_key}")
+    # in typed tables every message has every key, with null for absent ones
     return [{k: v for k, v in m.items() if v is not None} | {"content": m.get("content") or ""} for m in value]
 
 
 def _content(row: Row, name: str, *, answer: bool = False) -> Content:
-    """Text or messages; an answer has something to train on."""
+    """The text or messages in a column. answer: messages must include a turn of the assistant, which is trained."""
     value = _get(row, name)
     if isinstance(value, str):
         return _text(row, name)
     if not isinstance(value, list):
         raise row.error(f"must be text or a list of messages, not {type(value).__name__}", field=name)
-    made = _messages(row, name, value)
-    if answer and not any(m["role"] == "assistant" for m in made):
+    messages = _messages(row, name, value)
+    if answer and not any(m["role"] == "assistant" for m in messages):
         raise row.error("holds no assistant's turn", field=name)
-    return made
+    return messages
 
 
 def _answer(row: Row, name: str, prompt: Content) -> Content:
-    made = _content(row, name, answer=True)
-    if isinstance(made, str) != isinstance(prompt, str):
+    """The answer in a column, which must have the form of the prompt (text or messages)."""
+    answer = _content(row, name, answer=True)
+    if isinstance(answer, str) != isinstance(prompt, str):
         raise row.error("prompt and answer must both be text or both be messages", field=name)
-    return made
+    return answer
 
 
 def _tools(row: Row) -> list[dict[str, Any]] | None:
+    """The tools of a row, if it has any."""
     tools = row.fields.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
         raise row.error("must be a list of JSON schemas", field="tools")
     return tools or None
 
 
-# ---------------------------------------------------------------- the field's own
+# ---------------------------------------------------------------- the usual column names
 
 
-def _of_text(row: Row) -> list[Kind]:
+def _of_text(row: Row) -> list[ExampleKind]:
     return [Text(_text(row, "text"))]
 
 
-def _of_messages(row: Row) -> list[Kind]:
-    made = _messages(row, "messages", _get(row, "messages"))
-    return [Chat(made, _tools(row))]
+def _of_messages(row: Row) -> list[ExampleKind]:
+    messages = _messages(row, "messages", _get(row, "messages"))
+    return [Chat(messages, _tools(row))]
 
 
-def _of_completion(row: Row) -> list[Kind]:
+def _of_completion(row: Row) -> list[ExampleKind]:
     prompt = _content(row, "prompt")
     return [Answered(prompt, _answer(row, "completion", prompt), _tools(row))]
 
 
-def _of_labelled(row: Row) -> list[Kind]:
+def _of_labelled(row: Row) -> list[ExampleKind]:
     label = _get(row, "label")
     if not isinstance(label, bool):
         raise row.error(f"must be true or false, not {label!r}", field="label")
@@ -151,22 +155,22 @@ def _of_labelled(row: Row) -> list[Kind]:
     return [Labelled(prompt, _answer(row, "completion", prompt), label, _tools(row))]
 
 
-def _of_preference(row: Row) -> list[Kind]:
+def _of_preference(row: Row) -> list[ExampleKind]:
     prompt = _content(row, "prompt")
     chosen, rejected = _content(row, "chosen", answer=True), _content(row, "rejected", answer=True)
     if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and isinstance(chosen, list) and isinstance(rejected, list):
         n = len(prompt)
-        if chosen[:n] == prompt == rejected[:n]:  # the prompt is written out once more in both
+        if chosen[:n] == prompt == rejected[:n]:  # both answers repeat the prompt
             chosen, rejected = chosen[n:], rejected[n:]
     if len({isinstance(c, str) for c in (prompt, chosen, rejected)}) > 1:
         raise row.error("prompt, chosen and rejected must all be text or all be messages", field="chosen")
     return [_preference(row, prompt, chosen, rejected)]
 
 
-def _of_implicit(row: Row) -> list[Kind]:
-    """Whole conversations: the prompt is what they begin with in common."""
+def _of_implicit(row: Row) -> list[ExampleKind]:
+    """Preferences as two whole conversations, whose common prefix is the prompt."""
     chosen = _messages(row, "chosen", _get(row, "chosen"))
     rejected = _messages(row, "rejected", _get(row, "rejected"))
     n = _common(chosen, rejected)
@@ -176,7 +180,7 @@ def _of_implicit(row: Row) -> list[Kind]:
 
 
 def _common(a: list[Message], b: list[Message]) -> int:
-    """How many messages two conversations share, the last of each left out."""
+    """Number of leading messages that two conversations share, not counting the last message of either."""
     n = 0
     while n < min(len(a), len(b)) - 1 and a[n] == b[n]:
         n += 1
@@ -184,6 +188,7 @@ def _common(a: list[Message], b: list[Message]) -> int:
 
 
 def _preference(row: Row, prompt: Content, chosen: Content, rejected: Content) -> Preference:
+    """A preference, whose answers must differ and include a turn of the assistant."""
     if chosen == rejected:
         raise row.error("chosen and rejected are the same", field="rejected", hint="leave the row out")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
@@ -192,35 +197,36 @@ def _preference(row: Row, prompt: Content, chosen: Content, rejected: Content) -
     return Preference(prompt, chosen, rejected, _tools(row))
 
 
-# ---------------------------------------------------------------- well-known data
+# ---------------------------------------------------------------- well-known data sets
 
 
-def _instruction(row: Row, given: str) -> list[Message]:
+def _instruction(row: Row, input_text: str) -> list[Message]:
+    """The prompt of an instruction with its input."""
     text = _text(row, "instruction")
-    return [{"role": "user", "content": f"{text}\n\n{given}" if given.strip() else text}]
+    return [{"role": "user", "content": f"{text}\n\n{input_text}" if input_text.strip() else text}]
 
 
-def _of_alpaca(row: Row) -> list[Kind]:
-    given = row.fields.get("input")
-    if given is not None and not isinstance(given, str):
-        raise row.error(f"must be text, not {type(given).__name__}", field="input")
-    return [Answered(_instruction(row, given or ""), [{"role": "assistant", "content": _text(row, "output")}])]
+def _of_alpaca(row: Row) -> list[ExampleKind]:
+    input_text = row.fields.get("input")
+    if input_text is not None and not isinstance(input_text, str):
+        raise row.error(f"must be text, not {type(input_text).__name__}", field="input")
+    return [Answered(_instruction(row, input_text or ""), [{"role": "assistant", "content": _text(row, "output")}])]
 
 
-def _of_self_instruct(row: Row) -> list[Kind]:
+def _of_self_instruct(row: Row) -> list[ExampleKind]:
     instances = _get(row, "instances")
     if not isinstance(instances, list) or not instances:
-        raise row.error("must be a list that is not empty", field="instances")
-    made: list[Kind] = []
-    for i, one in enumerate(instances):
+        raise row.error("must be a non-empty list", field="instances")
+    examples: list[ExampleKind] = []
+    for i, instance in enumerate(instances):
         at = f"instances[{i}]"
-        if not isinstance(one, dict) or not all(isinstance(one.get(k), str) for k in ("input", "output")):
+        if not isinstance(instance, dict) or not all(isinstance(instance.get(k), str) for k in ("input", "output")):
             raise row.error("must be an object with the texts input and output", field=at)
-        if not one["output"].strip():
+        if not instance["output"].strip():
             raise row.error("is empty", field=f"{at}.output")
-        answer: list[Message] = [{"role": "assistant", "content": one["output"]}]
-        made.append(Answered(_instruction(row, one["input"]), answer))
-    return made
+        answer: list[Message] = [{"role": "assistant", "content": instance["output"]}]
+        examples.append(Answered(_instruction(row, instance["input"]), answer))
+    return examples
 
 
 _SHAREGPT = {
@@ -237,68 +243,69 @@ _SHAREGPT = {
 }
 
 
-def _of_sharegpt(row: Row) -> list[Kind]:
+def _of_sharegpt(row: Row) -> list[ExampleKind]:
     turns = _get(row, "conversations")
     if not isinstance(turns, list):
         raise row.error(f"must be a list of turns, not {type(turns).__name__}", field="conversations")
-    made: list[Message] = []
+    messages: list[Message] = []
     for i, turn in enumerate(turns):
         at = f"conversations[{i}]"
         if not isinstance(turn, dict):
             raise row.error(f"must be an object, not {type(turn).__name__}", field=at)
         if "role" in turn:
-            made.append(turn)
+            messages.append(turn)
             continue
-        who = turn.get("from")
-        if not isinstance(who, str) or who not in _SHAREGPT:
-            raise row.error(f"{who!r} is no speaker (there are: {', '.join(_SHAREGPT)})", field=f"{at}.from")
-        made.append({"role": _SHAREGPT[who], "content": turn.get("value")})
-    said = "value" if any("role" not in turn for turn in turns) else "content"
-    made = _messages(row, "conversations", made, said=said)
+        speaker = turn.get("from")
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT:
+            raise row.error(f"{speaker!r} is not a speaker (known: {', '.join(_SHAREGPT)})", field=f"{at}.from")
+        messages.append({"role": _SHAREGPT[speaker], "content": turn.get("value")})
+    content_key = "value" if any("role" not in turn for turn in turns) else "content"
+    messages = _messages(row, "conversations", messages, content_key=content_key)
     system = row.fields.get("system")
     if isinstance(system, str) and system.strip():
-        made.insert(0, {"role": "system", "content": system})
-    return [Chat(made, _tools(row))]
+        messages.insert(0, {"role": "system", "content": system})
+    return [Chat(messages, _tools(row))]
 
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def _transcript(row: Row, name: str) -> list[Message]:
-    """"\\n\\nHuman: ...\\n\\nAssistant: ..." as messages; turns of one speaker in a row become one."""
+    """"\\n\\nHuman: ...\\n\\nAssistant: ..." as messages; consecutive turns of one speaker are joined."""
     text = _text(row, name)
     pieces = _SPEAKER.split(text)
     if pieces[0].strip() or len(pieces) < 3:
         raise row.error("must be a transcript that begins with 'Human:'", field=name)
-    made: list[Message] = []
-    for who, said in zip(pieces[1::2], pieces[2::2], strict=True):
-        role = "user" if who == "Human" else "assistant"
-        if made and made[-1]["role"] == role:
-            made[-1]["content"] = f"{made[-1]['content']}\n\n{said.strip()}".strip()
+    messages: list[Message] = []
+    for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content.strip()}".strip()
         else:
-            made.append({"role": role, "content": said.strip()})
-    return made
+            messages.append({"role": role, "content": content.strip()})
+    return messages
 
 
-def _of_hh(row: Row) -> list[Kind]:
+def _of_hh(row: Row) -> list[ExampleKind]:
     chosen, rejected = _transcript(row, "chosen"), _transcript(row, "rejected")
     n = _common(chosen, rejected)
     if n == 0:
         raise row.error("chosen and rejected share no prompt", field="rejected")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if side[-1]["role"] != "assistant":
-            raise row.error("does not end with the assistant", field=name)
+            raise row.error("does not end with an assistant's turn", field=name)
         _messages(row, name, side)
     return [_preference(row, chosen[:n], chosen[n:], rejected[n:])]
 
 
-def _transcripts(fields: Mapping[str, Any]) -> bool:
+def _is_transcript(fields: Mapping[str, Any]) -> bool:
+    """Whether `chosen` is a transcript in the form of hh-rlhf."""
     return isinstance(fields["chosen"], str) and _SPEAKER.match(fields["chosen"]) is not None
 
 
 LAYOUTS: dict[str, Layout] = {
     "preference": Layout(("prompt", "chosen", "rejected"), _of_preference),
-    "hh": Layout(("chosen", "rejected"), _of_hh, _transcripts),
+    "hh": Layout(("chosen", "rejected"), _of_hh, _is_transcript),
     "implicit": Layout(("chosen", "rejected"), _of_implicit, lambda fields: isinstance(fields["chosen"], list)),
     "labelled": Layout(("prompt", "completion", "label"), _of_labelled),
     "completion": Layout(("prompt", "completion"), _of_completion),
@@ -311,6 +318,6 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def check_layout(name: str | None) -> None:
-    """Raises UserError for a layout there is not."""
+    """Raises UserError on an unknown layout."""
     if name is not None and name not in LAYOUTS:
-        raise UserError(f"{name!r} is no layout", field="layout", hint=f"one of {', '.join(LAYOUTS)}")
+        raise UserError(f"{name!r} is not a layout", field="layout", hint=f"one of {', '.join(LAYOUTS)}")

@@ -1,4 +1,4 @@
-"""Parquet, read batch by batch through pyarrow (the extra `data`)."""
+"""Reads Parquet files batch by batch with pyarrow (the extra `data`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ladder.data.rows import Bad, Row, flaw
 
 
 def read(path: str | Path) -> Iterator[Row | Bad]:
-    """The rows of a file, numbered from 1. Raises UserError when pyarrow is missing or the file is no Parquet."""
+    """The rows of a file, numbered from 1. Raises UserError if pyarrow is missing or the file is not Parquet."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -26,14 +26,15 @@ def read(path: str | Path) -> Iterator[Row | Bad]:
                     yield checked(fields, Origin(str(path), number))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise UserError(
-            f"cannot be read as Parquet (after {number} rows): {err}", file=path, hint="the file may be cut off"
+            f"cannot be read as Parquet (after {number} rows): {err}", file=path, hint="the file may be truncated"
         ) from err
 
 
 def checked(fields: dict[str, object], origin: Origin) -> Row | Bad:
-    """A row of a typed table, where a column that a row does not have is null."""
+    """A row of a typed table, in which null marks an absent column; null columns are removed."""
     present = {k: v for k, v in fields.items() if v is not None}
-    found = flaw(present)
-    if found is None:
+    problem = flaw(present)
+    if problem is None:
         return Row(origin, present)
-    return Bad(origin, UserError(found[1], file=origin.file, line=origin.line, field=found[0]))
+    field, message = problem
+    return Bad(origin, UserError(message, file=origin.file, line=origin.line, field=field))

@@ -1,7 +1,7 @@
-"""Rows to samples: tokenised, masked, held to a length, and never with nothing to train.
+"""Encodes examples as samples: tokens and mask, limited in length, each with at least one trained token.
 
-What does not fit or trains nothing is an error naming the row, or a counted, reported drop or cut that the recipe
-asked for. A cut from the right may take the terminator with it; a cut from the left keeps a leading BOS.
+A row that is too long or has nothing to train is an error naming the row, unless the recipe asks for a drop or a cut,
+which is counted and reported. A cut from the right may remove the terminator; a cut from the left keeps a leading BOS.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from ladder.base.config import Config
 from ladder.base.errors import UserError
 from ladder.contract.training import Pair, Sample
 from ladder.data.chat import Encoder, Mask, Tokens
-from ladder.data.kinds import Kind, Labelled, Preference
+from ladder.data.kinds import ExampleKind, Labelled, Preference
 from ladder.data.source import Data, Report
 
 Encoded = tuple[Tokens, Mask]
+"""Token ids and mask of one sequence."""
 
 
 class Encoding(Config):
-    """How rows become samples.
+    """The settings of encoding.
 
-    max_tokens: of one row; None is no bound. over_long: "error", "drop", "left" or "right" (cut there).
-    untrained: what to do with a row in which nothing is trained: "error" or "drop".
-    turns, rewritten, chat_template: see `chat.Encoder`.
+    max_tokens: maximum length of a row in tokens; None for no limit. over_long: what to do with a longer row: "error",
+    "drop", or cut it from the "left" or the "right". untrained: what to do with a row without a trained token: "error"
+    or "drop". turns, rewritten, chat_template: see `chat.Encoder`.
     """
 
     max_tokens: int | None = Field(default=None, ge=2)
@@ -38,7 +39,7 @@ class Encoding(Config):
     chat_template: bool = False
 
     @model_validator(mode="after")
-    def _possible(self) -> Encoding:
+    def _consistent(self) -> Encoding:
         if self.max_tokens is None and self.over_long != "error":
             raise ValueError(f"over_long: {self.over_long} needs max_tokens")
         return self
@@ -48,7 +49,7 @@ class Encoding(Config):
 
 
 def load(data: Data, tokenizer: Any, encoding: Encoding | None = None) -> tuple[list[Sample], Report]:
-    """All rows of a source as samples, in order. Raises UserError; see `to_samples`."""
+    """All rows of a source as samples, in order. Raises UserError as `to_samples` does, and if no row is left."""
     report = Report()
     samples = to_samples(data.examples(report), tokenizer, encoding, report)
     if not samples:
@@ -57,51 +58,52 @@ def load(data: Data, tokenizer: Any, encoding: Encoding | None = None) -> tuple[
 
 
 def to_samples(
-    examples: Iterable[Kind], tokenizer: Any, encoding: Encoding | None = None, report: Report | None = None
+    examples: Iterable[ExampleKind], tokenizer: Any, encoding: Encoding | None = None, report: Report | None = None
 ) -> list[Sample]:
-    """One sample for each document, conversation or answer (of a labelled one too: its label is `meta["label"]`).
+    """One sample for each document, conversation or answer. Its meta holds the "origin" and, for a labelled answer, the
+    "label".
 
-    `meta["origin"]` says where a sample came from. Raises UserError naming the first row that is over-long or trains
-    nothing, unless `encoding` says otherwise, and for preferences, which are pairs (`to_pairs`).
+    Raises UserError naming the first row that is too long or has nothing to train, unless `encoding` asks for another
+    treatment, and on preferences, which are encoded as pairs (`to_pairs`).
     """
     encoding, report = encoding or Encoding(), Report() if report is None else report
-    encoder, made = encoding.encoder(tokenizer), []
+    encoder, samples = encoding.encoder(tokenizer), []
     for example in examples:
         if isinstance(example, Preference):
-            raise example.error("is a preference, which is not an example to imitate", hint="use its chosen answers")
+            raise example.error("is a preference, which cannot be one sample", hint="give prompt and completion")
         fitted = _fit(example, encoder.example(example), encoding, report, tokenizer.bos_token_id)
         if fitted is not None:
-            made.append(_sample(example, fitted))
-    for what, n in encoder.counts.items():
-        report.add(what, n=n)
-    return made
+            samples.append(_sample(example, fitted))
+    for name, n in encoder.counts.items():
+        report.add(name, n=n)
+    return samples
 
 
 def to_pairs(
-    examples: Iterable[Kind], tokenizer: Any, encoding: Encoding | None = None, report: Report | None = None
+    examples: Iterable[ExampleKind], tokenizer: Any, encoding: Encoding | None = None, report: Report | None = None
 ) -> list[Pair]:
-    """One pair for each preference; both answers follow the same prompt tokens. A pair stays or goes as a whole.
+    """One pair for each preference; both answers follow the same prompt tokens. If one side is dropped, the pair is.
 
-    Raises UserError as `to_samples` does, and when over-long pairs are to be cut from the left (the two prompts would
-    be cut differently).
+    Raises UserError as `to_samples` does, on other kinds of examples, and if `over_long` is "left" (the two prompts
+    would be cut differently).
     """
     encoding, report = encoding or Encoding(), Report() if report is None else report
     if encoding.over_long == "left":
         raise UserError("pairs cannot be cut from the left", field="over_long", hint="use error, drop or right")
-    encoder, made = encoding.encoder(tokenizer), []
+    encoder, pairs = encoding.encoder(tokenizer), []
     for example in examples:
         if not isinstance(example, Preference):
-            raise example.error(f"is no preference ({type(example).__name__})", hint="give chosen and rejected")
+            raise example.error(f"is {type(example).__name__}, not a preference", hint="give chosen and rejected")
         fitted = [_fit(example, side, encoding, report, tokenizer.bos_token_id) for side in encoder.pair(example)]
         if fitted[0] is not None and fitted[1] is not None:
-            made.append(Pair(_sample(example, fitted[0]), _sample(example, fitted[1])))
-    for what, n in encoder.counts.items():
-        report.add(what, n=n)
-    return made
+            pairs.append(Pair(_sample(example, fitted[0]), _sample(example, fitted[1])))
+    for name, n in encoder.counts.items():
+        report.add(name, n=n)
+    return pairs
 
 
-def _fit(example: Kind, encoded: Encoded, encoding: Encoding, report: Report, bos: int | None) -> Encoded | None:
-    """The row within its bounds; None when it is dropped."""
+def _fit(example: ExampleKind, encoded: Encoded, encoding: Encoding, report: Report, bos: int | None) -> Encoded | None:
+    """Tokens and mask within `max_tokens`; None if the row is dropped."""
     tokens, mask = encoded
     if encoding.max_tokens is not None and len(tokens) > encoding.max_tokens:
         if encoding.over_long == "error":
@@ -117,24 +119,24 @@ def _fit(example: Kind, encoded: Encoded, encoding: Encoding, report: Report, bo
     if not any(mask):
         if encoding.untrained == "error":
             raise example.error(
-                "nothing in it is trained", hint="give it an answer, or set untrained: drop to leave such rows out"
+                "nothing in it is trained", hint="give it an answer, or set untrained: drop to leave out such rows"
             )
         report.add("nothing to train, dropped", example.origin)
         return None
     return tokens, mask
 
 
-def _cut(tokens: Tokens, mask: Mask, most: int, *, left: bool, bos: int | None) -> Encoded:
-    """The first `most` tokens, or the last; a BOS in front stays there."""
+def _cut(tokens: Tokens, mask: Mask, max_tokens: int, *, left: bool, bos: int | None) -> Encoded:
+    """The first `max_tokens` tokens; with `left` the last ones, after a leading BOS if there is one."""
     if not left:
-        return tokens[:most], mask[:most]
-    kept = 1 if tokens[0] == bos else 0
-    at = len(tokens) - most + kept
-    mask = mask[:kept] + mask[at:]
-    return tokens[:kept] + tokens[at:], [False, *mask[1:]]
+        return tokens[:max_tokens], mask[:max_tokens]
+    n_bos = 1 if tokens[0] == bos else 0
+    start = len(tokens) - max_tokens + n_bos
+    mask = mask[:n_bos] + mask[start:]
+    return tokens[:n_bos] + tokens[start:], [False, *mask[1:]]
 
 
-def _sample(example: Kind, encoded: Encoded) -> Sample:
+def _sample(example: ExampleKind, encoded: Encoded) -> Sample:
     tokens, mask = encoded
     meta: dict[str, Any] = {} if example.origin is None else {"origin": str(example.origin)}
     if isinstance(example, Labelled):

@@ -47,7 +47,7 @@ class EvalResult:
     pass_at: dict[int, float]
     stats: dict[str, float]
     temperature: float
-    graded: bool = False  # some score is neither 0 nor 1: accuracy is then a mean score, not a share
+    graded: bool = False  # a score other than 0 and 1 occurred: accuracy is then a mean score, not a share
     parts: dict[str, float] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 

@@ -1,5 +1,5 @@
-"""The losses (`ladder.contract.training.Loss`). Each is a frozen dataclass that is its own configuration and never
-reduces."""
+"""The losses, which implement `ladder.contract.training.Loss`. Each is a frozen dataclass that is its own configuration
+and never reduces."""
 
 from ladder.losses.bradley_terry import BradleyTerry
 from ladder.losses.cispo import CISPO

@@ -1,14 +1,14 @@
-"""Bradley-Terry: scores of answers from which of two was preferred. What a reward model is trained by.
+"""Bradley-Terry: the loss of a reward model, which learns scores of answers from pairwise preferences.
 
-With v the scalar head's score of a whole sequence, c the chosen side, r the rejected, s the logistic function:
+With v the scalar head's score of a whole sequence, c the chosen and r the rejected answer, s the logistic function:
 
     loss = -log s(v_c - v_r - margin) + centring (v_c + v_r)^2
 
 Bradley and Terry 1952; as in Ouyang et al. 2022, arXiv:2203.02155, eq. 1. margin: Touvron et al. 2023,
-arXiv:2307.09288, eq. 2. The first term does not change when all scores do by one amount; the second (Eisenstein et al.
-2023, arXiv:2312.09244) keeps them around 0.
+arXiv:2307.09288, eq. 2. The first term does not change if a constant is added to all scores; the second (Eisenstein et
+al. 2023, arXiv:2312.09244) keeps them around 0.
 
-A sequence's score is the sum of `out.values` over its trained positions, of which it has one, at its end.
+The score of a sequence is the sum of `out.values` over its trained positions. It has one trained position, at its end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ladder.losses.terms import Metrics, finite_at_least, require
 
 @dataclass(frozen=True, kw_only=True)
 class BradleyTerry(PairTerms):
-    """margins: whether the chosen side must win by the column "margins". centring: 0.01 is usual."""
+    """margins: whether the score difference must exceed the column "margins". centring: weight of the centring term;
+    0.01 is usual."""
 
     margins: bool = False
     centring: float = 0.0
@@ -43,9 +44,9 @@ class BradleyTerry(PairTerms):
         assert out.values is not None, "this model has no scalar head"
         chosen_P, rejected_P = batch.pairs(batch.sum(out.values))
         d_P = chosen_P - rejected_P
-        each_P = -logsigmoid(d_P - pair_margins(batch, out.values) if self.margins else d_P)
+        loss_P = -logsigmoid(d_P - pair_margins(batch, out.values) if self.margins else d_P)
         if self.centring:
-            each_P = each_P + self.centring * (chosen_P + rejected_P).square()
+            loss_P = loss_P + self.centring * (chosen_P + rejected_P).square()
         scores = torch.cat([chosen_P, rejected_P]).detach()
-        figures = {"accuracy": won(chosen_P, rejected_P), "margin": d_P.detach(), "score/mean": scores}
-        return each_P, figures
+        metrics = {"accuracy": won(chosen_P, rejected_P), "margin": d_P.detach(), "score/mean": scores}
+        return loss_P, metrics

@@ -1,8 +1,8 @@
-"""Cross-entropy: imitation of the trained tokens. Pretraining, SFT, distillation on text, rejection sampling.
+"""Cross-entropy of the trained tokens, for pretraining, SFT, distillation on text and rejection sampling.
 
     loss_t = -logp_t
 
-Left out: label smoothing (a model to be continued by reinforcement learning should not be told to hedge).
+Left out: label smoothing (it raises the entropy of a model that reinforcement learning is to start from).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from ladder.losses.terms import Metrics, require
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """unit "token": every trained token weighs the same. "sequence": every example does, whatever its length."""
+    """unit "token": every trained token has the same weight. "sequence": every example has the same weight, whatever
+    its length. entropy: whether the entropy is computed and logged."""
 
     unit: Literal["token", "sequence"] = "token"
     entropy: bool = False
 
     def __post_init__(self) -> None:
         ok = self.unit in ("token", "sequence")
-        require(ok, "unit", f"{self.unit!r} is no unit of cross-entropy", "one of token, sequence")
+        require(ok, "unit", f"{self.unit!r} is not a unit of cross-entropy", "one of token, sequence")
 
     @property
     def needs(self) -> tuple[str, ...]:

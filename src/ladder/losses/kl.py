@@ -5,10 +5,11 @@ d = logp(policy) - logp(reference) of a token drawn from the policy:
 
     k1 = d        k2 = d^2 / 2        k3 = exp(-d) - 1 + d
 
-As *values*, k1 and k3 are unbiased (k3 is also never negative), k2 is biased. What trains is the *gradient*, and
-there the place decides. Exact expected gradients for on-policy data (tests/test_kl.py enumerates every sequence):
+As *values*, k1 and k3 are unbiased (k3 is also never negative), k2 is biased. Training uses the *gradient*, whose bias
+depends on where the estimator is used. Exact expected gradients for on-policy data (tests/losses/test_kl.py enumerates
+every sequence):
 
-    | place                                   | k1                      | k2                    | k3                  |
+    | where                                   | k1                      | k2                    | k3                  |
     |-----------------------------------------|-------------------------|-----------------------|---------------------|
     | in the reward (`kl_in_reward`: a number | UNBIASED: the gradient  | biased                | biased (lacks the   |
     | for the whole answer, no gradient)      | of the sequences' KL    |                       | gradient of KL(ref  |
@@ -16,12 +17,13 @@ there the place decides. Exact expected gradients for on-policy data (tests/test
     | in the loss (`kl`: differentiated, per  | ZERO: trains nothing,   | UNBIASED for the KL   | biased: gradient of |
     | token)                                  | adds noise              | of each step          | KL(ref || policy)   |
 
-"of each step" means at the prefixes that were visited, their distribution held fixed: a term per token does not
-credit a token with the divergence it leads to later. Only the reward does that; for answers of one token the two
+"of each step" means at the visited prefixes, with their distribution held fixed: a per-token term in the loss does
+not credit a token with the divergence of later tokens. Only a KL in the reward does; for answers of one token the two
 are equal. Off-policy (ratio != 1) nothing in the second row is exact.
 
-Left out: clamping (verl clamps d to +-20; here a non-finite loss stops the run and says so) and adaptive
-coefficients. The default everywhere is the unbiased one of its place: k1 in the reward, k2 in the loss.
+Left out: clamping (verl clamps d to +-20; here a non-finite loss stops the run with an error) and adaptive
+coefficients (`credit/gae.py` has one for the KL in the reward). The defaults are the unbiased estimators: k1 in the
+reward, k2 in the loss.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 def kl(logps: Tensor, ref_logps: Tensor, estimator: Estimator) -> Tensor:
-    """Per-token estimates in nats, of the shape of both inputs; differentiable in `logps`."""
+    """Estimates per token in nats, of the shape of the inputs; differentiable in `logps`."""
     assert logps.shape == ref_logps.shape, (logps.shape, ref_logps.shape)
     d = logps - ref_logps
     match estimator:
@@ -50,5 +52,5 @@ def kl(logps: Tensor, ref_logps: Tensor, estimator: Estimator) -> Tensor:
 
 
 def kl_in_reward(logps: Tensor, ref_logps: Tensor, estimator: Estimator = "k1") -> float:
-    """What one answer's reward is lessened by, before the coefficient: the sum over its trained tokens [N]."""
+    """The KL penalty of one answer before its coefficient: the sum of the estimates over its trained tokens [N]."""
     return kl(logps.detach().double(), ref_logps.detach().double(), estimator).sum().item()

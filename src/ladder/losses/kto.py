@@ -1,13 +1,13 @@
-"""KTO: answers that were liked or not, each on its own. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+"""KTO: a preference loss on single answers, each liked or disliked. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
 
 With r = sum over the answer of (logp - ref), z0 the KL of the policy from the reference, s the logistic function:
 
     liked:     loss = desirable   (1 - s(beta (r - z0)))
     disliked:  loss = undesirable (1 - s(beta (z0 - r)))
 
-z0 says how far the policy has moved as a whole, measured on answers that belong to other prompts. It is a statistic of
-the whole batch, so it comes as a column, clamped at 0 and without gradient, filled before the first forward pass
-(`ladder.signals.preferences.Unpaired`). The paper advises weights with desirable n_liked / (undesirable n_disliked)
+z0 estimates the policy's overall KL from the reference on answers that are paired with other prompts. It is a statistic
+of the whole batch, so it is a column, clamped at 0 and without gradient, filled before the first forward pass
+(`ladder.signals.unpaired.Unpaired`). The paper advises weights with desirable n_liked / (undesirable n_disliked)
 between 1 and 4/3.
 """
 
@@ -29,7 +29,7 @@ from ladder.losses.terms import Metrics, column, require
 class KTO:
     """Reads "ref_logps", and "label" (1 liked, 0 disliked) and "kl_z0", constant over each answer.
 
-    beta: how closely the policy is held to the reference. desirable, undesirable: weights of the two kinds.
+    beta: strength of the implicit KL penalty. desirable, undesirable: weights of liked and disliked answers.
     """
 
     beta: float = 0.1
@@ -40,7 +40,7 @@ class KTO:
         check_beta(self.beta)
         for name, weight in (("desirable", self.desirable), ("undesirable", self.undesirable)):
             ok = math.isfinite(weight) and weight > 0
-            require(ok, name, f"is a weight, got {weight}", "give a number above 0")
+            require(ok, name, f"must be above 0, got {weight}", "1 is the default weight")
 
     @property
     def unit(self) -> Literal["sequence"]:
@@ -56,7 +56,7 @@ class KTO:
 
     @property
     def at_reference(self) -> float | None:
-        """The loss where the policy equals its reference; None when it depends on the labels."""
+        """The loss of a policy that equals its reference; None if it depends on the labels."""
         return self.desirable / 2 if self.desirable == self.undesirable else None
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -64,12 +64,12 @@ class KTO:
         z0_S = batch.first(column(batch, "kl_z0", out.logps))
         ratio_S = batch.sum(log_ratio(out, batch))
         liked, disliked = label_S == 1, label_S == 0
-        # what is neither 1 nor 0 becomes NaN, which stops the run
+        # a label that is neither 1 nor 0 gives NaN, which stops the run
         sign_S = torch.full_like(ratio_S, math.nan).masked_fill(liked, 1.0).masked_fill(disliked, -1.0)
         weight_S = torch.full_like(ratio_S, self.undesirable).masked_fill(liked, self.desirable)
-        each_S = weight_S * torch.sigmoid(-self.beta * sign_S * (ratio_S - z0_S))
+        loss_S = weight_S * torch.sigmoid(-self.beta * sign_S * (ratio_S - z0_S))
         reward_S, logp_S = self.beta * ratio_S.detach(), batch.sum(out.logps.detach())
-        return each_S, {
+        return loss_S, {
             "rewards/desirable": reward_S[liked],
             "rewards/undesirable": reward_S[disliked],
             "logps/desirable": logp_S[liked],

@@ -1,4 +1,4 @@
-"""Policy-gradient losses with one ratio per token: REINFORCE and PPO's clip, with GRPO's, Dr. GRPO's and DAPO's ways.
+"""Policy-gradient losses with one ratio per token: REINFORCE and PPO's clip, with the settings of GRPO, Dr. GRPO, DAPO.
 
 REINFORCE (Williams 1992):          loss_t = -A_t logp_t
 PPO clip (Schulman et al. 2017, arXiv:1707.06347, eq. 7), r_t = exp(logp_t - old_t):
@@ -6,7 +6,7 @@ PPO clip (Schulman et al. 2017, arXiv:1707.06347, eq. 7), r_t = exp(logp_t - old
 dual clip (Ye et al. 2020, arXiv:1912.09729, eq. 5), for A_t < 0 only:
                                     loss_t = min(that, -dual_clip A_t)
 
-The papers' names are settings of these: GRPO (arXiv:2402.03300) unit="sequence"; Dr. GRPO (arXiv:2503.20783)
+Other papers' losses are settings of these two: GRPO (arXiv:2402.03300) unit="sequence"; Dr. GRPO (arXiv:2503.20783)
 unit="padded" with advantages "group_mean"; DAPO (arXiv:2503.14476) unit="token", clip_high=0.28; RLOO
 (arXiv:2402.14740) PolicyGradient(unit="padded", length=1) with advantages "leave_one_out".
 """
@@ -25,7 +25,7 @@ from ladder.losses.terms import Metrics, PolicyTerms, column, finite_at_least, r
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(PolicyTerms):
-    """REINFORCE in its plain form -A logp: no ratio, so right only for data that the policy itself just drew."""
+    """REINFORCE, -A logp: no importance ratio, so it is correct only for on-policy data."""
 
     def _reads_old(self) -> bool:
         return False
@@ -37,9 +37,10 @@ class PolicyGradient(PolicyTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyClip(PolicyTerms):
-    """PPO's clipped surrogate. clip_low, clip_high: how far below and above 1 a ratio still has a gradient.
+    """PPO's clipped surrogate.
 
-    dual_clip: bound (> 1; 3 is usual) on the ratio of tokens with negative advantage; None for none.
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. dual_clip: upper bound (> 1; 3 is
+    usual) of the ratio of tokens with a negative advantage; None for no bound.
     """
 
     clip_low: float = 0.2
@@ -50,7 +51,7 @@ class PolicyClip(PolicyTerms):
         super().__post_init__()
         check_clip(self.clip_low, self.clip_high)
         ok = self.dual_clip is None or (finite_at_least(self.dual_clip, 1.0) and self.dual_clip > 1)
-        require(ok, "dual_clip", f"bounds the ratio above 1, got {self.dual_clip}", "give 3, or null for none")
+        require(ok, "dual_clip", f"must be above 1, got {self.dual_clip}", "3 is usual, null for no bound")
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
         log_ratio = out.logps - column(batch, "old_logps", out.logps)
@@ -61,20 +62,21 @@ class PolicyClip(PolicyTerms):
 
 def check_clip(clip_low: float, clip_high: float) -> None:
     ok = 0 <= clip_low < 1
-    require(ok, "clip_low", f"the lower bound is 1 - clip_low, got {clip_low}", "give a number in [0, 1)")
+    require(ok, "clip_low", f"must be in [0, 1), got {clip_low}", "the lower bound of the ratio is 1 - clip_low")
     ok = finite_at_least(clip_high, 0)
-    require(ok, "clip_high", f"the upper bound is 1 + clip_high, got {clip_high}", "give 0 or more")
+    require(ok, "clip_high", f"must be 0 or more, got {clip_high}", "the upper bound of the ratio is 1 + clip_high")
 
 
 def clip(log_ratio: Tensor, A: Tensor, low: float, high: float, dual: float | None) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r) A) with the dual clip, and where the clip cut the gradient (bool); shapes as given.
+    """Returns -min(r A, clip(r) A) with the dual clip, and whether the clip removed the gradient (bool), in the input's
+    shape.
 
-    The min bounds r from above where A > 0, from below where A < 0. Clamped as a logarithm, so that a ratio which
-    overflows has the gradient 0 and not 0 * inf.
+    The min bounds r from above where A > 0 and from below where A < 0. The logarithm of the ratio is clamped, so that a
+    ratio that overflows has gradient 0 and not 0 * inf.
     """
-    good = A >= 0
+    non_negative = A >= 0
     upper = torch.full_like(log_ratio, math.inf if dual is None else math.log(dual))
     lower = torch.full_like(log_ratio, math.log1p(-low))
-    upper, lower = upper.masked_fill(good, math.log1p(high)), lower.masked_fill(good, -math.inf)
+    upper, lower = upper.masked_fill(non_negative, math.log1p(high)), lower.masked_fill(non_negative, -math.inf)
     clamped = log_ratio.clamp(lower, upper)
     return -A * clamped.exp(), (clamped != log_ratio).detach()

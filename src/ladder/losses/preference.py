@@ -1,8 +1,8 @@
-"""Losses on pairs: DPO and its kin. One number per pair, of what each says about its two sides.
+"""Preference losses on pairs (DPO, IPO, hinge, SimPO, ORPO): one number per pair from the scores of its two answers.
 
-With sum logp and mean logp over a side's trained tokens, c the chosen side, r the rejected, s the logistic function:
+With sum logp and mean logp over an answer's trained tokens, c the chosen, r the rejected answer, s the logistic:
 
-    score of a side    DPO, hinge: beta (sum logp - sum ref)      IPO: beta (sum logp - sum ref), or of the means
+    answer's score     DPO, hinge: beta (sum logp - sum ref)      IPO: beta (sum logp - sum ref), or of the means
                        SimPO: beta mean logp                      ORPO: log(p / (1 - p)), log p = mean logp
     d = score_c - score_r
     DPO     -(1 - eps) log s(d) - eps log s(-d);   -log s(d - margin) with margins
@@ -17,7 +17,7 @@ IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17 (their tau is beta). Hinge: with
 al. 2023, arXiv:2309.06657), without one the calibration loss of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425), whose
 margin delta is 1 / beta. SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691.
 
-Left out: SLiC-HF's regulariser and other sums of a pair loss with cross-entropy (ORPO is one by definition).
+Left out: SLiC-HF's regulariser and other sums of a pair loss and cross-entropy (ORPO is one by definition).
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ from ladder.losses.terms import Metrics, column, finite_at_least, require
 
 @dataclass(frozen=True, kw_only=True)
 class PairTerms:
-    """What all losses on pairs share. at_reference: the loss where the policy equals its reference, which is what the
-    first step must show; None when it depends on more."""
+    """The properties common to all losses on pairs.
+
+    at_reference: the loss of a policy that equals its reference, which the first step is checked against; None if it
+    is not a constant.
+    """
 
     @property
     def unit(self) -> Literal["pair"]:
@@ -58,8 +61,8 @@ class PairTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(PairTerms):
-    """beta: how closely the policy is held to the reference. label_smoothing: the share of pairs believed to be
-    labelled the wrong way round. margins: whether the chosen side must win by the column "margins" (in d's units)."""
+    """beta: strength of the implicit KL penalty. label_smoothing: the assumed share of pairs with swapped labels.
+    margins: whether d must exceed the column "margins" (in the units of d)."""
 
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -69,10 +72,10 @@ class DPO(PairTerms):
         check_beta(self.beta)
         smoothing = self.label_smoothing
         ok = 0 <= smoothing < 0.5
-        hint = "give a number in [0, 0.5)"
-        require(ok, "label_smoothing", f"the share of wrong labels, got {smoothing}", hint)
+        hint = "it is the share of pairs with swapped labels"
+        require(ok, "label_smoothing", f"must be in [0, 0.5), got {smoothing}", hint)
         ok = not (self.margins and smoothing)
-        require(ok, "margins", "what a wrong label's margin means is undefined", "set label_smoothing to 0")
+        require(ok, "margins", "cannot be combined with label_smoothing", "set label_smoothing to 0")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -87,16 +90,16 @@ class DPO(PairTerms):
         d_P = difference(score_S, batch)
         if self.margins:
             d_P = d_P - pair_margins(batch, out.logps)
-        each_P = -(1 - self.label_smoothing) * logsigmoid(d_P)
+        loss_P = -(1 - self.label_smoothing) * logsigmoid(d_P)
         if self.label_smoothing:
-            each_P = each_P - self.label_smoothing * logsigmoid(-d_P)
-        return each_P, pair_metrics(score_S, out, batch)
+            loss_P = loss_P - self.label_smoothing * logsigmoid(-d_P)
+        return loss_P, pair_metrics(score_S, out, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IPO(PairTerms):
-    """log_ratio: "sum" over a side's tokens is the paper's; "mean" makes long and short answers comparable, and then
-    beta means another thing (the target 1 / (2 beta) is met per token)."""
+    """log_ratio: "sum" over an answer's tokens is the paper's; "mean" makes long and short answers comparable, and beta
+    then has a different scale (1 / (2 beta) is the target per token)."""
 
     beta: float = 0.1
     log_ratio: Literal["sum", "mean"] = "sum"
@@ -104,7 +107,7 @@ class IPO(PairTerms):
     def __post_init__(self) -> None:
         check_beta(self.beta)
         ok = self.log_ratio in ("sum", "mean")
-        require(ok, "log_ratio", f"{self.log_ratio!r} is no way to take it over an answer", "one of sum, mean")
+        require(ok, "log_ratio", f"{self.log_ratio!r} is not a reduction over an answer's tokens", "one of sum, mean")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -115,15 +118,16 @@ class IPO(PairTerms):
         return (0.5 / self.beta) ** 2
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
-        over = batch.mean if self.log_ratio == "mean" else batch.sum
-        ratio_S = over(log_ratio(out, batch))
-        each_P = (difference(ratio_S, batch) - 0.5 / self.beta).square()
-        return each_P, pair_metrics(self.beta * ratio_S, out, batch)
+        reduce = batch.mean if self.log_ratio == "mean" else batch.sum
+        ratio_S = reduce(log_ratio(out, batch))
+        loss_P = (difference(ratio_S, batch) - 0.5 / self.beta).square()
+        return loss_P, pair_metrics(self.beta * ratio_S, out, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hinge(PairTerms):
-    """A pair that is won by 1 / beta trains nothing. reference: False compares bare log-probabilities (SLiC-HF)."""
+    """A pair whose log-ratios differ by 1 / beta or more has no gradient. reference: False compares log-probabilities
+    without a reference (SLiC-HF)."""
 
     beta: float = 0.1
     reference: bool = True
@@ -140,14 +144,14 @@ class Hinge(PairTerms):
         return 1.0 if self.reference else None
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
-        each_N = log_ratio(out, batch) if self.reference else out.logps
-        score_S = self.beta * batch.sum(each_N)
+        score_N = log_ratio(out, batch) if self.reference else out.logps
+        score_S = self.beta * batch.sum(score_N)
         return (1 - difference(score_S, batch)).relu(), pair_metrics(score_S, out, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimPO(PairTerms):
-    """No reference; long answers are not paid for their length. gamma: by how much the chosen side must win (the
+    """No reference; scores are means over tokens, so length has no effect. gamma: the target margin of the scores (the
     authors advise half of beta)."""
 
     beta: float = 2.0
@@ -155,7 +159,8 @@ class SimPO(PairTerms):
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
-        require(finite_at_least(self.gamma, 0.0), "gamma", f"is a margin, got {self.gamma}", "give 0 or more")
+        ok = finite_at_least(self.gamma, 0.0)
+        require(ok, "gamma", f"must be 0 or more, got {self.gamma}", "half of beta is usual")
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
         score_S = self.beta * batch.mean(out.logps)
@@ -164,23 +169,23 @@ class SimPO(PairTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class ORPO(PairTerms):
-    """Imitates the chosen side and, weighed by odds_coef (the paper's lambda), raises its odds over the other's."""
+    """Cross-entropy of the chosen answer plus a log-odds-ratio term weighted by odds_coef (the paper's lambda)."""
 
     odds_coef: float = 0.1
 
     def __post_init__(self) -> None:
         ok = finite_at_least(self.odds_coef, 0.0)
-        require(ok, "odds_coef", f"must be 0 or more, got {self.odds_coef}", "the paper has 0.1 to 0.25")
+        require(ok, "odds_coef", f"must be 0 or more, got {self.odds_coef}", "the paper uses 0.1 to 0.25")
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
         mean_S = batch.mean(out.logps)
         nll_P = -batch.pairs(mean_S)[0]
         odds_S = log_odds(mean_S)
-        each_P = nll_P - self.odds_coef * logsigmoid(difference(odds_S, batch))
-        return each_P, pair_metrics(odds_S, out, batch) | {"nll": nll_P.detach()}
+        loss_P = nll_P - self.odds_coef * logsigmoid(difference(odds_S, batch))
+        return loss_P, pair_metrics(odds_S, out, batch) | {"nll": nll_P.detach()}
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- shared functions
 
 
 def check_beta(beta: float) -> None:
@@ -189,26 +194,27 @@ def check_beta(beta: float) -> None:
 
 
 def log_ratio(out: Out, batch: Batch) -> Tensor:
-    """[N]. Token by token, so that a policy equal to its reference gives exactly 0 however long the answer."""
+    """log(policy / reference) of each token, [N]. Subtracting per token gives exactly 0 for a policy that equals its
+    reference, whatever the answer's length."""
     return out.logps - column(batch, "ref_logps", out.logps)
 
 
 def difference(score_S: Tensor, batch: Batch) -> Tensor:
-    """Chosen less rejected, [P]."""
+    """Chosen minus rejected score, [P]."""
     chosen_P, rejected_P = batch.pairs(score_S)
     return chosen_P - rejected_P
 
 
 def pair_margins(batch: Batch, like: Tensor) -> Tensor:
-    """The column "margins", constant over a pair, as [P]."""
+    """The column "margins", which is constant over a pair, as [P]."""
     return batch.pairs(batch.first(column(batch, "margins", like)))[0]
 
 
 def log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(logp).
 
-    1 - p is taken as -expm1(logp), which keeps its digits where p is near 1; where p is near 0, log(1 - p) is lost in
-    rounding beside logp. A p that rounds to 1 stands for one just below, with the gradient from there.
+    1 - p is computed as -expm1(logp), which is accurate for p near 1; for p near 0, log(1 - p) is below the rounding
+    error of logp. A p that rounds to 1 is replaced by 1 - eps, with the gradient there.
     """
     below_1 = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     logp = logp + (below_1 - logp).detach()
@@ -216,7 +222,8 @@ def log_odds(logp: Tensor) -> Tensor:
 
 
 def pair_metrics(score_S: Tensor, out: Out, batch: Batch) -> Metrics:
-    """rewards: the scores that the loss compares; accuracy: the share of pairs won, a tie is half a win."""
+    """Metrics of pairs. rewards: the scores that the loss compares. accuracy: 1 if the chosen score is higher, a tie
+    counts 0.5."""
     chosen_P, rejected_P = batch.pairs(score_S.detach())
     logp_chosen_P, logp_rejected_P = batch.pairs(batch.sum(out.logps.detach()))
     return {
@@ -230,5 +237,5 @@ def pair_metrics(score_S: Tensor, out: Out, batch: Batch) -> Metrics:
 
 
 def won(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
-    """1 where the chosen side is ahead, 0.5 where both are equal, else 0."""
+    """1 where the chosen score is higher, 0.5 where both are equal, else 0."""
     return 0.5 * ((chosen_P > rejected_P).to(chosen_P.dtype) + (chosen_P >= rejected_P).to(chosen_P.dtype))

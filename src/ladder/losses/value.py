@@ -1,10 +1,10 @@
-"""The critic's loss: squared error of the value, whose move from the old value is clipped as the policy's ratio is.
+"""The critic's loss: squared error of the value, clipped around the old value as PPO clips the policy's ratio.
 
     loss_t = max((v_t - R_t)^2, (clip(v_t, old_t - clip, old_t + clip) - R_t)^2) / 2
 
-Schulman et al. 2017, arXiv:1707.06347, and their implementation (openai/baselines, ppo2), which clips; the max
-makes the loss a bound from above, so a value that has moved far in the right direction stops, one that has moved in
-the wrong direction does not.
+Schulman et al. 2017, arXiv:1707.06347; the clip is that of their implementation (openai/baselines, ppo2). The max makes
+the loss an upper bound: a value that has moved towards the return beyond the clip range gets no gradient, one that has
+moved away from it does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ladder.losses.terms import Metrics, column, require
 
 @dataclass(frozen=True, kw_only=True)
 class ValueClip:
-    """clip: how far a value may move in one batch; None for no bound. returns, old_values: the columns that it reads,
-    which tell the critics of one policy apart."""
+    """clip: half-width of the clip range around the old value; None for no clip. returns, old_values: names of the
+    columns that it reads, which differ between several critics of one policy."""
 
     clip: float | None = 0.2
     returns: str = "returns"
@@ -31,7 +31,7 @@ class ValueClip:
 
     def __post_init__(self) -> None:
         ok = self.clip is None or (math.isfinite(self.clip) and self.clip > 0)
-        require(ok, "clip", f"bounds how far a value moves, got {self.clip}", "give 0.2, or null for no bound")
+        require(ok, "clip", f"must be above 0, got {self.clip}", "0.2 is usual, null for no clip")
 
     @property
     def unit(self) -> Literal["token"]:
@@ -48,12 +48,12 @@ class ValueClip:
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, Metrics]:
         assert out.values is not None, "this model has no scalar head"
         values, returns = out.values, column(batch, self.returns, out.values)
-        error = (values - returns).square()
-        each = 0.5 * error
-        metrics = {"values/mean": values.detach(), "returns/mean": returns, "values/error": error.detach()}
+        error_N = (values - returns).square()
+        loss_N = 0.5 * error_N
+        metrics = {"values/mean": values.detach(), "returns/mean": returns, "values/error": error_N.detach()}
         if self.clip is not None:
             old = column(batch, self.old_values, values)
-            held = (values.clamp(old - self.clip, old + self.clip) - returns).square()
-            each = 0.5 * torch.maximum(error, held)
-            metrics["values/clipped"] = (held > error).to(values.dtype)
-        return each, metrics
+            clipped_error_N = (values.clamp(old - self.clip, old + self.clip) - returns).square()
+            loss_N = 0.5 * torch.maximum(error_N, clipped_error_N)
+            metrics["values/clipped"] = (clipped_error_N > error_N).to(values.dtype)
+        return loss_N, metrics

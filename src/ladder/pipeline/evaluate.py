@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ladder.base.errors import UserError
 from ladder.base.files import read_json, sha256, write_json
-from ladder.contract.rollouts import Sampler
+from ladder.contract.rollouts import Reward, Sampler
 from ladder.evals import accuracy
 from ladder.models.load import LoadedModel
 from ladder.pipeline.build import rewards, samplers, tasks
+from ladder.pipeline.build.rewards import Place, RewardPlan
 from ladder.pipeline.recipe import EvalSet, Recipe
 from ladder.pipeline.stage import Context
 from ladder.tasks import TaskSource
@@ -19,19 +21,43 @@ from ladder.tracking.console import Bar, Console
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UserError for a set whose task, or split of it, there is not."""
-    for name, one in (recipe.eval.sets if recipe.eval else {}).items():
+    """Raises UserError for a set whose task, split or reward there is not. Executes no code of the user's."""
+    for name, one in _sets(recipe).items():
+        tasks.check(one.task, one.split, f"eval.sets.{name}")
+        _reward(recipe, name)
+
+
+def prepare(recipe: Recipe) -> None:
+    """Executes the user's code that the sets name. Raises UserError."""
+    for name, one in _sets(recipe).items():
         _source(name, one)
+        _reward(recipe, name).start()
 
 
-def identity(recipe: Recipe) -> str:
-    """A hash of what is measured: the sets, their files, the settings. Kept apart from a stage's identity, so that
-    another measurement costs no training."""
+def scorers(recipe: Recipe) -> list[tuple[str, str]]:
+    """(field, stage) of every reward model of a stage that a set is judged by."""
+    return [(f"eval.sets.{n}.reward", stage) for n in _sets(recipe) for stage in _reward(recipe, n).stages]
+
+
+def identity(recipe: Recipe, keys: Mapping[str, str]) -> str:
+    """A hash of what is measured after a stage: the sets, their files, the settings, and the reward models that there
+    are by then. Kept apart from a stage's identity, so that another measurement costs no training. keys: identities of
+    the stages so far."""
     if recipe.eval is None:
         return ""
-    files = [path for one in recipe.eval.sets.values() for path in tasks.files(one.task) + tasks.files(one.reward)]
-    told = [recipe.eval.model_dump_json(), *(f"{path} {sha256(path) if path.exists() else ''}" for path in files)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    files = [p for n, one in _sets(recipe).items() for p in (*tasks.files(one.task), *_reward(recipe, n).files)]
+    lines = [recipe.eval.model_dump_json(), *(f"{path} {sha256(path) if path.exists() else ''}" for path in files)]
+    lines += [f"{stage} {keys[stage]}" for _, stage in scorers(recipe) if stage in keys]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _sets(recipe: Recipe) -> Mapping[str, EvalSet]:
+    return recipe.eval.sets if recipe.eval else {}
+
+
+def _reward(recipe: Recipe, name: str) -> RewardPlan:
+    """What judges a set. Raises UserError."""
+    return rewards.parse(recipe, _sets(recipe)[name].reward, f"eval.sets.{name}.reward")
 
 
 def _source(name: str, one: EvalSet) -> TaskSource:
@@ -56,13 +82,18 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     sampler = samplers.sampler(ctx.recipe, loaded)
     summary: dict[str, Any] = {}
     shown: list[dict[str, Any]] = []
-    total = len(spec.sets) * len(spec.temperatures)
-    with ctx.console.bar(f"{ctx.name}: measuring", total) as bar:
+    names = [name for name in spec.sets if set(_reward(ctx.recipe, name).stages) <= ctx.parents.keys()]
+    for name in [*spec.sets] if final else []:
+        if name not in names:
+            waits = ", ".join(_reward(ctx.recipe, name).stages)
+            ctx.console.say(f"  {name} is not measured here: it is judged by {waits}, which comes later")
+    place = Place(ctx.recipe, ctx.parents, loaded)
+    with ctx.console.bar(f"{ctx.name}: measuring", len(names) * len(spec.temperatures)) as bar:
         sampler.progress = lambda done, asked: watch(ctx, bar, done, asked)
-        for name in spec.sets:
-            results = {}
+        for name in names:
+            results, reward = {}, _reward(ctx.recipe, name).build(place)
             for temperature in spec.temperatures:
-                results[temperature] = measure(ctx.recipe, loaded, sampler, name, temperature)
+                results[temperature] = measure(place, sampler, reward, name, temperature)
                 ctx.log.evals.write({"step": step, "set": name} | results[temperature].figures())
                 bar.update(bar.done + 1, {})
                 ctx.check_stop()
@@ -88,24 +119,33 @@ def summary_of(results: dict[float, accuracy.EvalResult], first: float) -> dict[
     return figures
 
 
-def measure(
-    recipe: Recipe, loaded: LoadedModel, sampler: Sampler, name: str, temperature: float
-) -> accuracy.EvalResult:
+def measure(place: Place, sampler: Sampler, reward: Reward, name: str, temperature: float) -> accuracy.EvalResult:
     """One of the recipe's sets at one temperature. Raises UserError."""
-    assert recipe.eval is not None
-    spec, one = recipe.eval, recipe.eval.sets[name]
+    spec, one = place.recipe.eval, _sets(place.recipe)[name]
+    assert spec is not None
     samples = spec.samples if temperature > 0 else 1
     return accuracy.evaluate(
         sampler,
         _source(name, one).tasks(one.split, one.n),
-        rewards.reward_of(recipe, one.reward, f"eval.sets.{name}.reward"),
-        samplers.encoder(recipe, loaded),
-        samplers.sampling(spec.sampling, temperature=temperature),
+        reward,
+        samplers.encoder(place.recipe, place.policy),
+        samplers.sampling(one.sampling or spec.sampling, temperature=temperature),
         samples=samples,
-        seed=recipe.seed,
+        seed=place.recipe.seed,
         ks=[k for k in spec.pass_at if k <= samples],
         stats=tasks.stats(one.task),
     )
+
+
+def measure_set(place: Place, sampler: Sampler, name: str, temperature: float) -> accuracy.EvalResult:
+    """The same where no stage has been run: a set that is judged by a stage's reward model is refused. Raises
+    UserError."""
+    _source(name, _sets(place.recipe)[name])
+    plan = _reward(place.recipe, name)
+    if plan.stages:
+        message = f"is judged by the reward model of stage {plan.stages[0]!r}, and no run is at hand here"
+        raise UserError(message, field=plan.field, hint="name its directory: {model: runs/NAME/STAGE/model}")
+    return measure(place, sampler, plan.build(place), name, temperature)
 
 
 def show(console: Console, directory: Path, summary: dict[str, Any], most: int = 3) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ladder.base.errors import UserError
 from ladder.base.files import sha256
-from ladder.pipeline.build import tasks
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import StageConfig
 
@@ -39,10 +38,7 @@ def code() -> str:
 def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
     """Everything a stage's result depends on. parents: {stage: its identity}. Raises UserError on a missing input."""
     model = recipe.model.model_dump(mode="json")
-    inputs = [*config.inputs()]
-    for shared in ("task", "reward"):  # what the stage takes from the recipe
-        if shared in type(config).model_fields and getattr(config, shared) is None:
-            inputs += tasks.files(getattr(recipe, shared))
+    inputs = config.inputs(recipe)
     if not config.from_:
         inputs += _local(recipe.model.source)
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ladder.base.config import Document
+from ladder.base.config import Document, near
 from ladder.base.errors import UserError
 from ladder.base.files import sha256
 from ladder.engine import checkpoint
@@ -23,7 +23,7 @@ Status = Literal["done", "resume", "new", "stale"]
 
 @dataclass(slots=True)
 class Planned:
-    """A stage as it would be run. why: in words."""
+    """A stage as it would be run. why: in words. measured: the identity of what is measured after it."""
 
     name: str
     config: StageConfig
@@ -31,6 +31,7 @@ class Planned:
     key: str
     status: Status
     why: str
+    measured: str
 
 
 def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
@@ -45,15 +46,27 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
             config.check(name, recipe)
             for figure, bound in config.require.items():
                 gates.parse(bound, f"{name}.require.{figure}")
-        for parent, _ in config.needs():
+        for parent, _ in config.needs(recipe):
             if parent not in keys:
                 raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
-        _check_makes(document, name, config, planned)
-        description = identity.describe(recipe, config, {p: keys[p] for p, _ in config.needs()})
+        _check_makes(recipe, document, name, config, planned)
+        description = identity.describe(recipe, config, {p: keys[p] for p, _ in config.needs(recipe)})
         keys[name] = identity.of(description)
-        status, why = _status(out / name, keys[name], config, evaluate.identity(recipe))
-        planned.append(Planned(name, config, description, keys[name], status, why))
+        measured = evaluate.identity(recipe, keys)
+        status, why = _status(out / name, keys[name], config, measured)
+        planned.append(Planned(name, config, description, keys[name], status, why, measured))
+    for field, stage in evaluate.scorers(recipe):
+        _check_scorer(document, field, stage, planned)
     return planned
+
+
+def prepare(recipe: Recipe, document: Document, planned: Sequence[Planned]) -> None:
+    """Executes the user's code that the recipe names, so that what is wrong with it is found before the first stage.
+    Raises UserError."""
+    with located(document):
+        evaluate.prepare(recipe)
+        for one in planned:
+            one.config.prepare(one.name, recipe)
 
 
 @contextmanager
@@ -73,10 +86,22 @@ def located(document: Document) -> Iterator[None]:
 MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
 
 
-def _check_makes(document: Document, name: str, config: StageConfig, before: Sequence[Planned]) -> None:
+def _check_scorer(document: Document, field: str, stage: str, planned: Sequence[Planned]) -> None:
+    """The stage that an evaluation set is judged by makes a reward model."""
+    makes = {p.name: p.config.makes for p in planned}
+    if stage not in makes:
+        raise document.error(f"there is no stage {stage!r}{near(stage, list(makes))}", field.split("."))
+    if makes[stage] != "scorer":
+        message = f"stage {stage!r} makes {MADE[makes[stage]]}, and {MADE['scorer']} is wanted"
+        raise document.error(message, field.split("."))
+
+
+def _check_makes(
+    recipe: Recipe, document: Document, name: str, config: StageConfig, before: Sequence[Planned]
+) -> None:
     """Every stage that this one reads has made what is read from it."""
     makes = {p.name: p.config.makes for p in before}
-    for parent, wanted in config.needs():
+    for parent, wanted in config.needs(recipe):
         if makes[parent] != wanted:
             field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
             message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"

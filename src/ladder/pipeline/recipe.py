@@ -84,12 +84,14 @@ class SamplingSpec(Config):
 
 
 class EvalSet(Config):
-    """task: where the problems come from. n: how many of the split (None: all). reward: None takes the recipe's."""
+    """task: where the problems come from. n: how many of the split (None: all). reward: None takes the recipe's; a set
+    that is judged by a stage's reward model is measured from that stage on. sampling: None takes that of `eval`."""
 
     task: Spec
     split: str = "test"
     n: int | None = Field(default=None, ge=1)
     reward: Spec | None = None
+    sampling: SamplingSpec | None = None
 
 
 class EvalSpec(Config):

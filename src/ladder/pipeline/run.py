@@ -31,7 +31,7 @@ from ladder.kernels import dispatch, library
 from ladder.pipeline import evaluate, gates
 from ladder.pipeline.build import models
 from ladder.pipeline.lineage import read_stage
-from ladder.pipeline.plan import Planned, damaged, plan
+from ladder.pipeline.plan import Planned, damaged, plan, prepare
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
 from ladder.tracking import trackers
@@ -56,6 +56,7 @@ def run(
     if save_every is not None:
         recipe = recipe.model_copy(update={"save_every": save_every})
     planned = plan(recipe, document, out)
+    prepare(recipe, document, [one for one in planned[:wanted] if one.status != "done"])
     sinks = trackers.check(recipe.trackers)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def _run_stage(
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
-        found["measured"] = evaluate.identity(recipe)
+        found["measured"] = one.measured
         if one.config.makes != "figures":
             found["output"] = sha256(directory / ("data.jsonl" if one.config.makes == "data" else "model"))
         write_json(directory / "stage.json", found)

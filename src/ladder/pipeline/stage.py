@@ -31,16 +31,20 @@ class StageConfig(Config):
     makes: ClassVar[Makes] = "model"
     """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
 
-    def needs(self) -> list[tuple[str, Makes]]:
+    def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
         """Stages whose results this one reads, and what they have to have made."""
         return [(self.from_, "model")] if self.from_ else []
 
-    def inputs(self) -> list[Path]:
+    def inputs(self, recipe: Recipe) -> list[Path]:
         """Files it reads: their hashes are part of its identity."""
         return []
 
     def check(self, name: str, recipe: Recipe) -> None:
-        """Raises UserError for what can be known to be wrong before anything runs."""
+        """Raises UserError for what can be known to be wrong without executing a user's code (a plan executes none)."""
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        """Executes the user's code that the stage names. Raises UserError for what only that shows to be wrong; called
+        for every stage before the first one runs."""
 
     def run(self, ctx: Context) -> dict[str, Any]:
         """Does the stage's work in `ctx.directory`; returns what it adds to the stage's summary."""

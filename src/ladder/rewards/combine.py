@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
+from ladder.contract.rollouts import Groups, InfraError, Invalid, Judged, Outcome, Rollout, Score
 from ladder.rewards.guarded import Guarded
 
 
@@ -35,8 +35,15 @@ class Combine:
         assert len(set(names)) == len(names) and names, f"the names of the parts must differ: {names}"
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
-        outcomes_by_part = [p.reward(group) for p in self.parts]
-        return [self._combine([outcomes[i] for outcomes in outcomes_by_part]) for i in range(len(group))]
+        return self.judge_groups([list(group)])[0]
+
+    def judge_groups(self, groups: Groups) -> Judged:
+        """Every part judges all groups, one part after another."""
+        judged = [p.reward.judge_groups(groups) for p in self.parts]
+        return [
+            [self._combine([part[g][i] for part in judged]) for i in range(len(group))]
+            for g, group in enumerate(groups)
+        ]
 
     def _combine(self, outcomes: Sequence[Outcome]) -> Outcome:
         """The outcome of one rollout from its outcome under each part."""

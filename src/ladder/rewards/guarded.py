@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from ladder.contract.rollouts import InfraError, Invalid, Outcome, Rollout, Score
+from ladder.contract.rollouts import Groups, InfraError, Invalid, Judged, JudgesGroups, Outcome, Rollout, Score
 
 HUGE = 1e6
 """The largest absolute reward accepted; a larger one is a bug (a token count, a timestamp, an overflow)."""
@@ -62,6 +62,20 @@ class Guarded:
         # A reward may be foreign code: whatever it raises says nothing about the answers that it was judging.
         except (Exception, SystemExit) as err:  # noqa: BLE001
             return [InfraError(f"{self.name}: raised {type(err).__name__}: {err}")] * len(group)
+        return self._outcomes(values, group)
+
+    def judge_groups(self, groups: Groups) -> Judged:
+        """The outcomes of several groups, in one call of the reward if it takes several (`JudgesGroups`)."""
+        if not isinstance(self.inner, JudgesGroups):
+            return [self(group) for group in groups]
+        try:
+            judged = self.inner.judge_groups(groups)
+        except (Exception, SystemExit) as err:  # noqa: BLE001  as above
+            return [[InfraError(f"{self.name}: raised {type(err).__name__}: {err}")] * len(group) for group in groups]
+        return [self._outcomes(values, group) for values, group in zip(judged, groups, strict=True)]
+
+    def _outcomes(self, values: Any, group: Sequence[Rollout]) -> list[Outcome]:
+        """The outcomes that a reward's return value stands for."""
         if not isinstance(values, list | tuple):
             return [Invalid(f"{self.name}: returned {type(values).__name__}, not a list")] * len(group)
         if len(values) != len(group):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ladder.contract.rollouts import Groups, InfraError, Invalid, Judged, PerAnswer, Reward, Score
+from ladder.contract.rollouts import Groups, InfraError, Invalid, Judged, JudgesGroups, Reward, Score
 
 
 class RewardFailure(RuntimeError):
@@ -10,11 +10,10 @@ class RewardFailure(RuntimeError):
 
 
 def judge(reward: Reward, groups: Groups) -> Judged:
-    """The outcomes of every group, in one call of the reward if it judges each answer by itself (`PerAnswer`)."""
-    if not isinstance(reward, PerAnswer):
-        return [reward(group) for group in groups]
-    outcomes = iter(reward([r for group in groups for r in group]))
-    return [[next(outcomes) for _ in group] for group in groups]
+    """The outcomes of every group; a reward that judges several groups at once (`JudgesGroups`) is called once."""
+    if isinstance(reward, JudgesGroups):
+        return reward.judge_groups(groups)
+    return [reward(group) for group in groups]
 
 
 def check_judged(judged: Judged, max_failed: float, where: str) -> None:

@@ -11,11 +11,16 @@ reward:                                             several: weighted sum times 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from ladder.base.errors import UserError
 from ladder.base.spec import kind_of, near, validate
+from ladder.contract.rollouts import Outcome, Rollout
 from ladder.rewards.combine import Combine, Part
 from ladder.rewards.exact import Exact
 from ladder.rewards.format import Format
@@ -47,23 +52,70 @@ def kinds() -> list[str]:
     return sorted(_KINDS)
 
 
+Named = Mapping[str, Callable[[Sequence[Rollout]], list[Outcome]]]
+"""Rewards that have a name of their own beside the kinds: those that a world of tasks brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One reward of a recipe, parsed and validated; no child process runs and no user code was imported.
+
+    reward: the callable. gate: its score multiplies the sum of the others, and its weight is 1.
+    """
+
+    reward: Callable[[Sequence[Rollout]], list[Outcome]]
+    weight: float
+    gate: bool
+    field: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether the component alone is the whole reward, unweighted."""
+        return self.weight == 1.0 and not self.gate
+
+    @property
+    def files(self) -> list[Path]:
+        """The source files of the user's code that it calls, found without importing it. Raises UserError."""
+        with _at(self.field):
+            return [path for user in _users(self.reward) if (path := user.file()) is not None]
+
+    def start(self) -> None:
+        """Starts the child processes. Raises UserError if a function cannot be loaded or an extra is missing."""
+        for child in _started(self.reward):
+            with _at(self.field):
+                child.start()
+
+    def part(self) -> Part:
+        return Part(guard(self.reward), self.weight, self.gate)
+
+
 def build(spec: str | Mapping[str, Any] | list[Any], field: str = "reward") -> Guarded:
     """The reward that a recipe describes, validated by `guard`, with its child processes started.
 
     field: the recipe field of `spec`, for messages. Raises UserError on an unknown kind, key or type, on two
     components with the same name, on a user's function that cannot be loaded, and on an extra that is not installed.
     """
+    components = [component(one, place) for one, place in items(spec, field)]
+    for one in components:
+        one.start()
+    if len(components) == 1 and components[0].plain and not isinstance(spec, list):
+        return guard(components[0].reward)
+    return combined([one.part() for one in components], field)
+
+
+def items(spec: str | Mapping[str, Any] | list[Any], field: str) -> list[tuple[Any, str]]:
+    """The rewards that a spec lists, each with its field. Raises UserError where it lists none."""
     if isinstance(spec, list):
         if not spec:
             raise UserError("no reward is given", field=field, hint=f"name one of: {', '.join(kinds())}")
-        return _combined([part_of(s, f"{field}[{i}]") for i, s in enumerate(spec)], field)
+        return [(one, f"{field}[{i}]") for i, one in enumerate(spec)]
     if isinstance(spec, Mapping) and "kind" not in spec and len(spec) > 1:
-        return build([{kind: options} for kind, options in spec.items()], field)
-    part = part_of(spec, field)
-    return part.reward if part.weight == 1.0 and not part.gate else _combined([part], field)
+        return [({kind: options}, f"{field}[{i}]") for i, (kind, options) in enumerate(spec.items())]
+    return [(spec, field)]
 
 
-def _combined(parts: list[Part], field: str) -> Guarded:
+def combined(parts: Sequence[Part], field: str) -> Guarded:
+    """Several components as one reward. Raises UserError where two have one name."""
     names = [p.reward.name for p in parts]
     duplicates = sorted({n for n in names if names.count(n) > 1})
     if duplicates:
@@ -72,18 +124,63 @@ def _combined(parts: list[Part], field: str) -> Guarded:
     return guard(Combine(tuple(parts)))
 
 
-def part_of(spec: Any, field: str) -> Part:
-    """One component with its weight or gate. field: the recipe field of `spec`. Raises UserError."""
-    kind, options = kind_of(spec, _KINDS, "reward", field)
-    weight, gate = options.pop("weight", 1.0), options.pop("gate", False)
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise UserError(f"must be a number, not {weight!r}", field=f"{field}.weight")
+def component(spec: Any, field: str, named: Named = MappingProxyType({})) -> Component:
+    """One reward with its weight or gate, parsed. field: the recipe field of `spec`. named: further rewards by name.
+    Raises UserError."""
+    kind, options = kind_of(spec, {**_KINDS, **named}, "reward", field)
+    weight, gate = weight_of(options, field), options.pop("gate", False)
     if not isinstance(gate, bool):
         raise UserError(f"must be true or false, not {gate!r}", field=f"{field}.gate")
     if gate and weight != 1.0:
         message = "a gate multiplies the sum of the other rewards, so it has no weight"
         raise UserError(message, field=field, hint="remove `weight` or `gate`")
-    return Part(guard(_build_reward(kind, options, field)), float(weight), gate)
+    if kind in named:
+        name = options.pop("name", kind)
+        if options:
+            raise UserError(f"the reward {kind!r} has no options", field=f"{field}.{next(iter(options))}")
+        return Component(guard(named[kind], str(name)), weight, gate, field)
+    return Component(_build_reward(kind, options, field), weight, gate, field)
+
+
+def weight_of(options: dict[str, Any], field: str) -> float:
+    """Takes the weight out of a component's options. Raises UserError."""
+    weight = options.pop("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"must be a number, not {weight!r}", field=f"{field}.weight")
+    return float(weight)
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A reward that has something to start or to load before it can judge."""
+
+    def start(self) -> None:
+        """Raises UserError where that fails."""
+        ...
+
+
+def _started(reward: Any) -> list[Starts]:
+    """The rewards inside a reward that have something to start."""
+    if isinstance(reward, Starts):
+        return [reward]
+    if isinstance(reward, CosineLength):
+        return _started(reward.of)
+    if isinstance(reward, Guarded):
+        return _started(reward.inner)
+    return [one for part in reward.parts for one in _started(part.reward)] if isinstance(reward, Combine) else []
+
+
+def _users(reward: Any) -> list[User]:
+    return [one for one in _started(reward) if isinstance(one, User)]
+
+
+@contextmanager
+def _at(field: str) -> Iterator[None]:
+    """Gives an error the field of the recipe that it is about."""
+    try:
+        yield
+    except UserError as err:
+        raise UserError(err.message, file=err.file, field=field, hint=err.hint) from err
 
 
 def _build_reward(kind: str, options: dict[str, Any], field: str) -> Any:
@@ -91,15 +188,11 @@ def _build_reward(kind: str, options: dict[str, Any], field: str) -> Any:
         if "of" not in options:
             message = "is missing: the reward that decides correctness"
             raise UserError(message, field=f"{field}.of", hint="for example of: {math: {}}")
-        options["of"] = build(options["of"], f"{field}.of")
-        return _build_cosine(options, field)
-    reward = validate(_KINDS[kind], options, field)
-    if isinstance(reward, User | Symbolic | GymReward):
-        try:
-            reward.start()
-        except UserError as err:
-            raise UserError(err.message, field=field, hint=err.hint) from err
-    return reward
+        parts = [component(one, place) for one, place in items(options["of"], f"{field}.of")]
+        single = len(parts) == 1 and parts[0].plain
+        whole = guard(parts[0].reward) if single else combined([one.part() for one in parts], f"{field}.of")
+        return _build_cosine(options | {"of": whole}, field)
+    return validate(_KINDS[kind], options, field)
 
 
 def _build_cosine(options: dict[str, Any], field: str) -> CosineLength:
@@ -111,8 +204,8 @@ def _build_cosine(options: dict[str, Any], field: str) -> CosineLength:
             raise UserError(f"unknown key {key!r}{near(key, fields)}", field=field)
         expected_type = str if key == "name" else int if key == "max_tokens" else (int, float)
         if isinstance(value, bool) or not isinstance(value, expected_type):
-            wanted = {"name": "text", "max_tokens": "an integer"}.get(key, "a number")
-            raise UserError(f"must be {wanted}, not {value!r}", field=f"{field}.{key}")
+            type_name = {"name": "text", "max_tokens": "an integer"}.get(key, "a number")
+            raise UserError(f"must be {type_name}, not {value!r}", field=f"{field}.{key}")
     if "max_tokens" not in options or options["max_tokens"] < 1:
         raise UserError("must be given and be at least 1", field=f"{field}.max_tokens")
     return CosineLength(of, **options)

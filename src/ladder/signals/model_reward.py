@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ladder.contract.rollouts import Outcome, Rollout, Score
+from ladder.contract.rollouts import Groups, Judged, Outcome, Rollout, Score
 from ladder.contract.training import Reference
 from ladder.credit.base import to_sample
 from ladder.signals.preferences import at_end
@@ -46,10 +46,14 @@ class ModelReward:
     aggregate: Aggregate = "mean"
     penalty: float = 1.0
     name: str = ""
-    per_answer: ClassVar[bool] = True
+
+    def judge_groups(self, groups: Groups) -> Judged:
+        """The scores of several groups, from one pass of every member over all their rollouts."""
+        outcomes = iter(self([r for group in groups for r in group]))
+        return [[next(outcomes) for _ in group] for group in groups]
 
     def __call__(self, group: Sequence[Rollout]) -> list[Outcome]:
-        """The score of every answer; they need not be of one prompt."""
+        """The score of every rollout; they need not be of one prompt."""
         if not group:
             return []
         scores = torch.stack([m.scores(group) for m in self.members])  # [members, answers]

@@ -1,4 +1,4 @@
-"""Tasks: where prompts with gold answers come from. `build` makes a source from a recipe.
+"""Task sources: prompts with gold answers, dealt to disjoint splits. `build` makes a source from a recipe.
 
 tasks: {gsm8k: {train: gsm8k_train.jsonl, test: gsm8k_test.jsonl}}
 tasks: {gym: {name: chain_sum, config: {min_terms: 2, max_terms: 3, min_digits: 1, max_digits: 2}}}
@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the worker child imports this package and must not load torch for it
     from ladder.contract.rollouts import Task
+    from ladder.tasks.world import World
 
 
 class TaskSource(Protocol):
-    """A deterministic source of tasks: the same calls give the same tasks in the same order, in every process."""
+    """A deterministic source of tasks: the same call returns the same tasks in the same order, in every process."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits there are; no prompt is in two of them."""
+        """The names of the splits; no prompt is in two of them."""
         ...
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
-        """The first n tasks of a split (None: all of a finite one, `size` of a generator's).
+        """The first n tasks of a split (None: all tasks of a finite source, `size` tasks of a generator).
 
-        Raises UserError on an unknown split, or when there are fewer than n.
+        Raises UserError on an unknown split, or when the split has fewer than n tasks.
         """
         ...
 
@@ -33,16 +34,41 @@ class TaskSource(Protocol):
 def _kinds() -> dict[str, type]:
     from ladder.tasks.chain.source import Chain
     from ladder.tasks.gsm8k import GSM8K
-    from ladder.tasks.gym import Gym
+    from ladder.tasks.gym import GymTasks
     from ladder.tasks.jsonl import Jsonl
 
-    return {"chain": Chain, "gsm8k": GSM8K, "gym": Gym, "jsonl": Jsonl}
+    return {"chain": Chain, "gsm8k": GSM8K, "gym": GymTasks, "jsonl": Jsonl}
+
+
+def worlds() -> list[World]:
+    """The worlds of the built-in task sources."""
+    from ladder.tasks.world import OfWorld
+
+    return [kind.world for kind in _kinds().values() if isinstance(kind, OfWorld)]
+
+
+def world_of(source: TaskSource) -> World | None:
+    """The world that a task source belongs to; None for tasks that bring nothing else."""
+    from ladder.tasks.world import OfWorld
+
+    return source.world if isinstance(source, OfWorld) else None
+
+
+def is_foreign(spec: Any) -> bool:
+    """Whether a spec names a task source by an import path, so that building it executes a user's code."""
+    kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+    return isinstance(kind, str) and ":" in kind
 
 
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:
-    """The source a recipe describes. Raises UserError on an unknown kind, key or type, and on a file it cannot read."""
+    """The task source that a recipe describes: of a built-in kind, or a user's class by import path (`file.py:Name`, a
+    pydantic dataclass). field: the recipe field of `spec`, for messages.
+
+    Raises UserError on an unknown kind, key or type, and on a path that cannot be imported.
+    """
+    from ladder.base.source import imported
     from ladder.base.spec import kind_of, validate
 
     kinds = _kinds()
-    kind, options = kind_of(spec, kinds, "task source", field)
-    return validate(kinds[kind], options, field)
+    kind, options = kind_of(spec, kinds, "task source", field, by_path=True)
+    return validate(kinds[kind] if kind in kinds else imported(kind), options, field)

@@ -1,8 +1,9 @@
-"""Any reasoning-gym task (Stojanovski et al. 2025, arXiv:2505.24760) by name, scored by its own `score_answer`.
+"""Tasks of any reasoning-gym data set (Stojanovski et al. 2025, arXiv:2505.24760), scored by its own `score_answer`.
 
-Entry i of a seed is a function of (seed + i) in reasoning-gym, so neighbouring seeds overlap, and a small space (sums
-of two digits) repeats itself under any seed. Splits are therefore dealt by a hash of the question, and every question
-is given once. The reward is `{gym: {}}` (`ladder.rewards.gym`), which makes the entry again from `meta["gym"]`.
+In reasoning-gym, entry i of a data set is a function of (seed + i), so the entries of neighbouring seeds overlap, and
+a small problem space (sums of two digits) repeats under any seed. Splits are therefore assigned by a hash of the
+question, and each question occurs once. The matching reward is `{gym: {}}` (`ladder.rewards.gym`), which generates the
+entry again from `meta["gym"]`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from pydantic.dataclasses import dataclass
 from ladder.base.errors import UserError, missing_extra
 from ladder.base.spec import near
 from ladder.contract.rollouts import Message, Task
-from ladder.tasks import split as deal
+from ladder.tasks import split as splitting
 
 TRIES = 40
-"""Entries looked at for each task wanted, before the space is called too small."""
+"""Entries generated per requested task before the problem space is reported as too small."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Gym:
-    """name: reasoning-gym's. config: its options. size: tasks of a split when no number is asked for. valid_share,
-    test_share: of all possible questions. prompt: text or messages with {question}, or with fields of the entry's
-    metadata ({expression} for chain_sum).
+class GymTasks:
+    """The task source. name: of the data set in reasoning-gym. config: its options. size: tasks of a split if no number
+    is requested. valid_share, test_share: shares of all possible questions. prompt: template, text or messages,
+    with {question} or fields of the entry's metadata (such as {expression} for chain_sum).
     """
 
     name: str
@@ -39,12 +40,12 @@ class Gym:
     prompt: str | list[Message] = "{question}"
 
     @model_validator(mode="after")
-    def _possible(self) -> Gym:
-        deal.check_shares(valid_share=self.valid_share, test_share=self.test_share)
-        if not deal.holes(self.prompt):
-            raise ValueError("the prompt template must hold {question} or a field of the entry's metadata")
+    def _check_options(self) -> GymTasks:
+        splitting.check_shares(valid_share=self.valid_share, test_share=self.test_share)
+        if not splitting.holes(self.prompt):
+            raise ValueError("the prompt template must contain {question} or a field of the entry's metadata")
         if {"seed", "size"} & set(self.config):
-            raise ValueError("seed and size are not part of config: give them beside it")
+            raise ValueError("seed and size do not belong in config: set them next to it")
         return self
 
     @property
@@ -53,8 +54,8 @@ class Gym:
         return ("train", *(name for name, share in shares.items() if share))
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
-        """n different tasks. Raises UserError when the space is too small, or the name or config is not known."""
-        deal.known(split, self.splits)
+        """n distinct tasks. Raises UserError for too small a problem space, and for an unknown name or config."""
+        splitting.known(split, self.splits)
         n = self.size if n is None else n
         shares = {"valid": self.valid_share, "test": self.test_share}
         share = shares.get(split, 1.0 - sum(shares.values()))
@@ -62,39 +63,40 @@ class Gym:
         for task in self._distinct(max(1000, int(TRIES * n / share))):
             if len(tasks) == n:
                 break
-            if deal.deal(task.meta["question"], shares) == split:
+            if splitting.deal(task.meta["question"], shares) == split:
                 tasks.append(task)
         if len(tasks) < n:
-            hint = "ask for fewer, or widen its config"
-            found = f"{self.name} with this config has about {len(tasks)} different tasks in {split!r}, not {n}"
-            raise UserError(found, field="gym.size", hint=hint)
+            hint = "request fewer tasks, or choose a config with more possible questions"
+            message = f"{self.name} with this config has about {len(tasks)} different tasks in {split!r}, not {n}"
+            raise UserError(message, field="gym.size", hint=hint)
         return tasks
 
     def _distinct(self, tries: int) -> Iterator[Task]:
-        """Tasks of different questions, among the first `tries` entries."""
-        dataset, seen = self._dataset(tries), set()
+        """The tasks of distinct questions among the first `tries` entries."""
+        dataset, seen_questions = self._dataset(tries), set()
         for index in range(tries):
             entry = dataset[index]
-            key = deal.identity(entry["question"])
-            if key not in seen:
-                seen.add(key)
+            question = splitting.identity(entry["question"])
+            if question not in seen_questions:
+                seen_questions.add(question)
                 yield self._task(entry, index)
 
     def _task(self, entry: dict[str, Any], index: int) -> Task:
         values = {**entry["metadata"], "question": entry["question"]}
-        unknown = deal.holes(self.prompt) - set(values)
+        unknown = splitting.holes(self.prompt) - set(values)
         if unknown:
-            there = ", ".join(sorted(values))
-            raise UserError(f"{self.name} has no {sorted(unknown)[0]!r} (it has: {there})", field="gym.prompt")
-        where = {"name": self.name, "config": self.config, "seed": self.seed, "index": index}
+            known = ", ".join(sorted(values))
+            raise UserError(f"{self.name} has no {sorted(unknown)[0]!r} (it has: {known})", field="gym.prompt")
+        entry_key = {"name": self.name, "config": self.config, "seed": self.seed, "index": index}
         return Task(
             f"{self.name}/{self.seed}/{index}",
-            deal.fill(self.prompt, values),
+            splitting.fill(self.prompt, values),
             str(entry["answer"]),
-            {"question": entry["question"], "gym": where},
+            {"question": entry["question"], "gym": entry_key},
         )
 
     def _dataset(self, size: int) -> Any:
+        """The reasoning-gym data set of `size` entries. Raises UserError."""
         try:
             import reasoning_gym
             from reasoning_gym.factory import DATASETS
@@ -104,5 +106,5 @@ class Gym:
             raise UserError(f"reasoning-gym has no task {self.name!r}{near(self.name, DATASETS)}", field="gym.name")
         try:
             return reasoning_gym.create_dataset(self.name, seed=self.seed, size=size, **self.config)
-        except (AssertionError, TypeError, ValueError) as err:  # how its configs refuse
-            raise UserError(f"reasoning-gym refuses it: {err}", field="gym.config") from err
+        except (AssertionError, TypeError, ValueError) as err:  # raised by reasoning-gym's configs
+            raise UserError(f"reasoning-gym rejects it: {err}", field="gym.config") from err

@@ -1,4 +1,5 @@
-"""The child's side of the reward `gym`: makes an entry again, asks its own `score_answer`. In verl's signature."""
+"""The child's side of the reward `gym`: generates the data-set entry again and calls its `score_answer`. A function
+with verl's signature."""
 
 from __future__ import annotations
 
@@ -8,24 +9,24 @@ from functools import lru_cache
 from typing import Any
 
 
-def _judge() -> Callable[[str, Any, dict[str, Any]], float]:
-    """Imports reasoning-gym now, while the worker loads, so that no answer pays for it out of its deadline."""
+def _make_compute_score() -> Callable[[str, Any, dict[str, Any]], float]:
+    """Imports reasoning-gym while the worker loads, so that the import does not count against an answer's deadline."""
     import reasoning_gym
 
     @lru_cache(maxsize=256)
-    def entry_of(name: str, config: str, seed: int, index: int) -> tuple[Any, dict[str, Any]]:
+    def generate_entry(name: str, config: str, seed: int, index: int) -> tuple[Any, dict[str, Any]]:
         dataset = reasoning_gym.create_dataset(name, seed=seed, size=index + 1, **json.loads(config))
         return dataset, dataset[index]
 
     def compute_score(solution_str: str, ground_truth: Any, extra_info: dict[str, Any]) -> float:
-        where = extra_info["gym"]
-        config = json.dumps(where["config"], sort_keys=True)
-        dataset, entry = entry_of(where["name"], config, where["seed"], where["index"])
+        entry_key = extra_info["gym"]
+        config = json.dumps(entry_key["config"], sort_keys=True)
+        dataset, entry = generate_entry(entry_key["name"], config, entry_key["seed"], entry_key["index"])
         if str(entry["answer"]) != ground_truth:
-            raise ValueError("this reasoning-gym makes another entry than the one the task was made from")
+            raise ValueError("the installed reasoning-gym generates another entry than the one of the task")
         return float(dataset.score_answer(solution_str, entry))
 
     return compute_score
 
 
-compute_score = _judge()
+compute_score = _make_compute_score()

@@ -1,7 +1,7 @@
-"""The user's own tasks: JSONL rows with `prompt` (text or messages) and `answer`; further columns go to `Task.meta`.
+"""A user's tasks: JSONL rows with `prompt` (text or messages) and `answer`; further columns go to `Task.meta`.
 
-Held-out splits come from files of their own, or as shares of the training file by a hash of the prompt. A prompt that
-is in two files is an error naming both.
+A held-out split is a separate file, or a share of the training file chosen by a hash of the prompt. A prompt that is
+in two files is an error naming both.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 from ladder.contract.rollouts import Task
-from ladder.tasks import split as deal
-from ladder.tasks.rows import Row, read
+from ladder.tasks import split as splitting
+from ladder.tasks.rows import TaskRow, read
 
 Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Jsonl:
-    """train, valid, test: files. valid_share, test_share: of the training file, where there is no file for that split.
-    prompt, answer: the columns' names. A column `id` names the task.
+    """The task source. train, valid, test: JSONL files. valid_share, test_share: shares of the training file, for
+    splits without a file. prompt, answer: names of the columns. A column `id`, if present, is the task's id.
     """
 
     train: str
@@ -34,48 +34,50 @@ class Jsonl:
     answer: str = "answer"
 
     @model_validator(mode="after")
-    def _possible(self) -> Jsonl:
-        deal.check_shares(valid_share=self.valid_share, test_share=self.test_share)
+    def _check_options(self) -> Jsonl:
+        splitting.check_shares(valid_share=self.valid_share, test_share=self.test_share)
         for name, file, share in (("valid", self.valid, self.valid_share), ("test", self.test, self.test_share)):
             if file and share:
-                raise ValueError(f"{name} and {name}_share are both given: it is a file or a share")
+                raise ValueError(f"{name} and {name}_share are both set: a split is a file or a share")
         return self
 
     @property
     def splits(self) -> tuple[str, ...]:
-        held = {"valid": self.valid or self.valid_share, "test": self.test or self.test_share}
-        return ("train", *(name for name, given in held.items() if given))
+        held_out = {"valid": self.valid or self.valid_share, "test": self.test or self.test_share}
+        return ("train", *(name for name, source in held_out.items() if source))
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
-        deal.known(split, self.splits)
-        return deal.first(self._dealt[split], n, split)
+        """The first n tasks of a split, in file order (None: all). Raises UserError."""
+        splitting.known(split, self.splits)
+        return splitting.first(self._tasks_by_split[split], n, split)
 
     @cached_property
-    def _dealt(self) -> dict[str, list[Task]]:
-        """Every split's tasks, checked to be disjoint."""
+    def _tasks_by_split(self) -> dict[str, list[Task]]:
+        """The tasks of every split. Raises UserError for a prompt that is in two files."""
         files = {"test": self.test, "valid": self.valid, "train": self.train}
         shares = {"valid": self.valid_share, "test": self.test_share}
-        dealt: dict[str, list[Task]] = {name: [] for name in files}
-        seen: dict[str, Row] = {}
+        tasks: dict[str, list[Task]] = {name: [] for name in files}
+        row_of: dict[str, TaskRow] = {}
         for name, file in files.items():
             if file is None:
                 continue
             for row in read(file):
                 task = self._task(row)
-                before = seen.setdefault(deal.identity(task.prompt), row)
-                if before.file != row.file:
-                    raise row.error(self.prompt, f"is in {before.file}:{before.line} too", "take one of them out")
-                dealt[name if name != "train" else deal.deal(task.prompt, shares)].append(task)
-        return dealt
+                first_row = row_of.setdefault(splitting.identity(task.prompt), row)
+                if first_row.file != row.file:
+                    message = f"is in {first_row.file}:{first_row.line} too"
+                    raise row.error(self.prompt, message, "remove one of the two rows")
+                tasks[name if name != "train" else splitting.deal(task.prompt, shares)].append(task)
+        return tasks
 
-    def _task(self, row: Row) -> Task:
+    def _task(self, row: TaskRow) -> Task:
         prompt = row.get(self.prompt)
         if isinstance(prompt, str):
             row.text(self.prompt)
         else:
-            wrong = deal.check_messages(prompt)
-            if wrong:
-                raise row.error(self.prompt, wrong)
+            problem = splitting.check_messages(prompt)
+            if problem:
+                raise row.error(self.prompt, problem)
         answer = row.get(self.answer)
         meta = {k: v for k, v in row.fields.items() if k not in (self.prompt, self.answer)}
         return Task(str(meta.get("id", f"{row.file}:{row.line}")), prompt, answer, meta)

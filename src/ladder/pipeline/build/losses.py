@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import fields
 from typing import Any
 
 import ladder.losses
 from ladder.base.config import near, validated
 from ladder.base.errors import UserError
+from ladder.base.source import imported, locate
 from ladder.contract.training import Loss
 from ladder.pipeline.recipe import Spec
 
 
 def loss(spec: Spec, field: str) -> Loss:
-    """A loss by its class's name in `ladder.losses`, or by import path, with its fields."""
-    options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
-    kind = options.pop("kind", None)
-    if not isinstance(kind, str):
-        raise UserError("a loss is named by its kind", field=field, hint="write {kind: PolicyClip, clip_high: 0.28}")
+    """A loss by its class's name in `ladder.losses`, or by import path (`file.py:Name`, `package.module:Name`), with
+    its fields. Raises UserError."""
+    kind, options = _named(spec, field)
     cls = _loss_class(kind, field)
     known = [f.name for f in fields(cls)]
     for name in options:
@@ -27,13 +25,33 @@ def loss(spec: Spec, field: str) -> Loss:
     return validated(cls, options, field)
 
 
+def known_loss(spec: Spec, field: str) -> Loss | None:
+    """The loss, or None for one of the user's, which is found and not imported. Raises UserError."""
+    kind, _ = _named(spec, field)
+    if ":" not in kind:
+        return loss(spec, field)
+    try:
+        locate(kind)
+    except UserError as err:
+        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
+    return None
+
+
+def _named(spec: Spec, field: str) -> tuple[str, dict[str, Any]]:
+    """(kind, options)."""
+    options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str):
+        raise UserError("a loss is named by its kind", field=field, hint="write {kind: PolicyClip, clip_high: 0.28}")
+    return kind, options
+
+
 def _loss_class(kind: str, field: str) -> Any:
     if ":" in kind:
-        module, _, name = kind.partition(":")
         try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as err:
-            raise UserError(f"cannot import {kind!r}: {err}", field=field) from err
+            return imported(kind)
+        except UserError as err:
+            raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
     known = ladder.losses.__all__
     if kind not in known:
         raise UserError(f"no loss is called {kind!r}{near(kind, known)}", field=field)

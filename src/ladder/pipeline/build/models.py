@@ -1,4 +1,4 @@
-"""Parts made from a recipe's words: the model, the sampler, tasks, rewards, losses."""
+"""Models and engines built from a recipe: the policy, frozen references, adapters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from ladder.engine.engine import Engine
 from ladder.engine.optim import Optim
 from ladder.models.load import LoadedModel, Scalar, load_model, wrap_tokenizer
 from ladder.models.lora import LoRA, PeftModel, adapter_off, attach
-from ladder.pipeline.build.tasks import is_chain
+from ladder.pipeline.build.tasks import world
 from ladder.pipeline.recipe import Recipe
-from ladder.tasks.chain import words
 
 
 def load(recipe: Recipe, source: str, *, scalar: Scalar = False) -> LoadedModel:
@@ -33,10 +32,12 @@ def load(recipe: Recipe, source: str, *, scalar: Scalar = False) -> LoadedModel:
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
-    """The tokenizer a task brings along; only the built-in world does."""
-    if not is_chain(recipe.task):
+    """The tokenizer that the task's world brings along. Raises UserError where it brings none."""
+    own = world(recipe.task)
+    if own is None or own.tokenizer is None or own.special is None:
         raise UserError("a preset has no tokenizer, and this task brings none", field="model.source")
-    return wrap_tokenizer(words.tokenizer(), bos="<s>", eos="</s>", pad="<pad>")
+    special = own.special
+    return wrap_tokenizer(own.tokenizer(), bos=special.bos, eos=special.eos, pad=special.pad)
 
 
 def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:

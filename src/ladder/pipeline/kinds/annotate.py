@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -17,11 +16,12 @@ from pydantic import Field
 from ladder.base import rng
 from ladder.base.files import write_lines
 from ladder.contract.rollouts import Outcome, Rollout, Score, Task
-from ladder.pipeline.build import models, rewards
+from ladder.pipeline.build import models
 from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
+from ladder.rewards.judge import judge
 
 COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 
@@ -38,30 +38,30 @@ class Annotate(Sampled):
     group_size: int = Field(default=4, ge=2)
     filters: tuple[str, ...] = ()
 
-    def inputs(self) -> list[Path]:
-        return build_tasks.files(self.task) + build_tasks.files(self.judge)
+    def judges(self) -> dict[str, Spec | None]:
+        return {"judge": self.judge}
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
-        rewards.reward(self.judge, f"{name}.judge")
-        build_tasks.filters(self.filters, f"{name}.filters")
+        build_tasks.filters(self.filters, self.spec(recipe), f"{name}.filters")
         self.check_apart(name)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        judge = rewards.reward(self.judge, f"{ctx.name}.judge")
-        tests = list(build_tasks.filters(self.filters, f"{ctx.name}.filters").values())
+        tests = list(build_tasks.filters(self.filters, self.spec(ctx.recipe), f"{ctx.name}.filters").values())
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
         loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
+        annotator = self.reward_of(ctx, "judge", loaded)
         rows: list[dict[str, Any]] = []
         counts = dict.fromkeys(COUNTS, 0)
 
         def part(_: int, start: int, some: list[Task]) -> dict[str, Any]:
             own: dict[str, Any] = {"rows": []} | dict.fromkeys(COUNTS, 0)
-            for i, group in enumerate(collect(some, step=start, version=0)):
+            groups = collect(some, step=start, version=0)
+            for i, (group, outcomes) in enumerate(zip(groups, judge(annotator, groups), strict=True)):
                 own["drawn"] += sum(r.length for r in group)
                 passed = [all(test(r) for test in tests) for r in group]
-                self._compare(group, judge(group), passed, rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), own)
+                self._compare(group, outcomes, passed, rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), own)
             return own
 
         for one in in_parts(ctx, tasks, part, lambda: {"pairs": len(rows)}):

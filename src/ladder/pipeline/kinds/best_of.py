@@ -7,7 +7,6 @@ It trains nothing. Its figures are what the reward, and rewards that are only wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +15,6 @@ from pydantic import Field
 from ladder.contract.rollouts import Outcome, Score, Task
 from ladder.evals.best_of import best_of, best_of_kl
 from ladder.pipeline.build import models
-from ladder.pipeline.build import rewards as build_rewards
-from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
@@ -36,25 +33,17 @@ class BestOf(Sampled):
     group_size: int = Field(default=16, ge=2)
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
-    def needs(self) -> list[tuple[str, Makes]]:
-        return [*super().needs(), *((stage, "scorer") for stage in build_rewards.stages_of(self.reward))]
-
-    def inputs(self) -> list[Path]:
-        rewards = build_tasks.files(self.reward) + build_tasks.files(self.watch) + build_rewards.files(self.reward)
-        return build_tasks.files(self.task) + rewards
+    def judges(self) -> dict[str, Spec | None]:
+        return {"reward": self.reward, **{f"watch.{name}": spec for name, spec in self.watch.items()}}
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
-        build_rewards.check(recipe, self.reward, f"{name}.reward")
-        for one, spec in self.watch.items():
-            build_rewards.reward(spec, f"{name}.watch.{one}")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
-        judges = {"reward": build_rewards.build(ctx, loaded, self.reward, f"{ctx.name}.reward")}
-        judges |= {n: build_rewards.reward(spec, f"{ctx.name}.watch.{n}") for n, spec in self.watch.items()}
+        judges = {field.removeprefix("watch."): self.reward_of(ctx, field, loaded) for field in self.judges()}
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ladder.base.errors import UserError
-from ladder.contract.rollouts import Reward, Task
+from ladder.contract.rollouts import Task
 from ladder.contract.training import Loss, Reference
 from ladder.credit.base import Credit
 from ladder.diagnose.detectors import Alarms
 from ladder.engine.engine import Engine
 from ladder.pipeline.alarms import LiveAlarms
 from ladder.pipeline.build import behaviour, losses, models
-from ladder.pipeline.build import rewards as build_rewards
 from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.build.behaviour import Rollouts, StageRollouts
 from ladder.pipeline.evaluate import during
@@ -75,23 +74,30 @@ class PolicyRewards(Sampled, Trained):
         """How this kind of stage turns judged answers into trained ones."""
         raise NotImplementedError
 
-    def needs(self) -> list[tuple[str, Makes]]:
-        own = super().needs()
+    def judges(self) -> dict[str, Spec | None]:
+        watched = {f"watch.{name}": spec for name, spec in (self.watch or {}).items()}
+        return {"reward": self.reward, **watched}
+
+    def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
+        own = super().needs(recipe)
         if isinstance(self.rollouts, StageRollouts):
             own.append((self.rollouts.stage, "model"))
-        return [*own, *((stage, "scorer") for stage in build_rewards.stages_of(self.reward))]
+        return own
 
-    def inputs(self) -> list[Path]:
-        rewards = build_tasks.files(self.reward) + build_tasks.files(self.watch) + build_rewards.files(self.reward)
-        return build_tasks.files(self.task) + rewards + behaviour.files(self.rollouts)
+    def inputs(self, recipe: Recipe) -> list[Path]:
+        return super().inputs(recipe) + behaviour.files(self.rollouts)
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         self.check_apart(name)
         self._check_sampling(f"{name}.sampling")
-        build_rewards.check(recipe, self.reward, f"{name}.reward")
-        self._watched(name)
         behaviour.check(self.rollouts, self.lag, name)
+        loss = losses.known_loss(self.loss, f"{name}.loss")
+        if loss is not None:
+            self._check_loss(loss, name, recipe)
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
         self._check_loss(losses.loss(self.loss, f"{name}.loss"), name, recipe)
 
     def _check_sampling(self, field: str) -> None:
@@ -136,7 +142,7 @@ class PolicyRewards(Sampled, Trained):
         signal = Rewards(
             prompts=Prompts(tasks, self.prompts_per_step, ctx.seed),
             collect=self.collector(ctx, loaded, drawn.sampler),
-            reward=build_rewards.build(ctx, loaded, self.reward, f"{ctx.name}.reward"),
+            reward=self.reward_of(ctx, "reward", loaded),
             credit=assigned.credit,
             reference=self._reference(engine, loss),
             max_failed=self.max_failed,
@@ -148,7 +154,8 @@ class PolicyRewards(Sampled, Trained):
         )
         base = self._base(ctx, engine) if self.measure_kl and self.rollouts == "own" else None
         alarms = LiveAlarms(ctx, self._alarms())
-        signal.on_rollouts = watcher(ctx, base, self._watched(ctx.name), alarms)
+        watched = {name: self.reward_of(ctx, f"watch.{name}", loaded) for name in self.watch or {}}
+        signal.on_rollouts = watcher(ctx, base, watched, alarms)
         shape = f"{self.prompts_per_step} x {self.group_size}"
         ctx.console.say(f"  {len(tasks):,} problems, {self.steps} steps of {shape} answers")
         learner = Learner(engine, loss, epochs=self.epochs, minibatches=self.minibatches)
@@ -171,10 +178,6 @@ class PolicyRewards(Sampled, Trained):
         if self.rollouts == "own" and not self.lag:
             return self.alarms
         return self.alarms.model_copy(update={"off": (*self.alarms.off, "mismatch")})
-
-    def _watched(self, name: str) -> dict[str, Reward]:
-        """The rewards that are only measured. Raises UserError."""
-        return {n: build_rewards.reward(r, f"{name}.watch.{n}") for n, r in (self.watch or {}).items()}
 
     def _check(self, ctx: Context, tasks: Sequence[Task]) -> None:
         if self.prompts_per_step > len(tasks):

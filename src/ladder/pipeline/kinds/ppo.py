@@ -14,7 +14,7 @@ from ladder.credit.critic import CriticCredit
 from ladder.credit.gae import AdaptiveKL
 from ladder.engine.optim import Optim
 from ladder.pipeline.build import losses, models
-from ladder.pipeline.build.rewards import stages_of
+from ladder.pipeline.build.rewards import parse
 from ladder.pipeline.kinds.policy_rewards import Assigned, PolicyRewards
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
@@ -46,15 +46,24 @@ class PPO(PolicyRewards):
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
-        if self.critic.init == "reward" and not stages_of(self.reward):
+        if self.critic.init == "reward" and not self._scorers(recipe):
             message = "there is no reward model to begin from"
             raise UserError(message, field=f"{name}.critic.init", hint="set it to policy, or reward to {stage: NAME}")
+        losses.known_loss(self.critic.loss, f"{name}.critic.loss")
         if self.target_kl is not None and not self.kl_coef:
             raise UserError("moves kl_coef, which is 0", field=f"{name}.target_kl", hint="set kl_coef above 0")
 
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
+        losses.loss(self.critic.loss, f"{name}.critic.loss")
+
+    def _scorers(self, recipe: Recipe) -> list[str]:
+        """The stages whose reward models score the answers."""
+        return parse(recipe, self.reward, "reward").stages
+
     def assign(self, ctx: Context) -> Assigned:
         policy = self.critic.init == "policy"
-        source = ctx.model_source(self) if policy else str(ctx.parents[stages_of(self.reward)[0]] / "model")
+        source = ctx.model_source(self) if policy else str(ctx.parents[self._scorers(ctx.recipe)[0]] / "model")
         loaded = models.load(ctx.recipe, source, scalar=True)
         engine = models.engine(ctx.recipe, loaded, None, self.critic.optim, self.updates)
         loss = losses.loss(self.critic.loss, f"{ctx.name}.critic.loss")

@@ -48,11 +48,11 @@ class FromPairs(Trained):
     batch: int = Field(default=32, ge=1)
     encoding: Encoding = Encoding()
 
-    def needs(self) -> list[tuple[str, Makes]]:
-        own = super().needs()
+    def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
+        own = super().needs(recipe)
         return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
 
-    def inputs(self) -> list[Path]:
+    def inputs(self, recipe: Recipe) -> list[Path]:
         return [Path(self.data.path)] if isinstance(self.data, Data) and not self.data.path.startswith("hub:") else []
 
     def pairs(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Pair], list[Pair]]:

@@ -7,19 +7,18 @@ killed harvest goes on after its last whole part.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from ladder.base.files import write_lines
 from ladder.contract.rollouts import Rollout, Score, Task
-from ladder.pipeline.build import models, rewards
+from ladder.pipeline.build import models
 from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
-from ladder.rewards.judge import check_judged
+from ladder.rewards.judge import check_judged, judge
 from ladder.signals.select import Funnel, Select
 
 
@@ -39,16 +38,15 @@ class RejectionSampling(Sampled):
     best: bool = False
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
-    def inputs(self) -> list[Path]:
-        return build_tasks.files(self.task) + build_tasks.files(self.reward)
+    def judges(self) -> dict[str, Spec | None]:
+        return {"reward": self.reward}
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
-        rewards.reward_of(recipe, self.reward, f"{name}.reward")
-        build_tasks.filters(self.filters, f"{name}.filters")
+        build_tasks.filters(self.filters, self.spec(recipe), f"{name}.filters")
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        filters = build_tasks.filters(self.filters, f"{ctx.name}.filters")
+        filters = build_tasks.filters(self.filters, self.spec(ctx.recipe), f"{ctx.name}.filters")
         select = Select(self.per_prompt, self.at_least, filters, self.dedupe, self.best)
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
         rows, funnel, drawn = self._collect(ctx, tasks, select)
@@ -66,13 +64,13 @@ class RejectionSampling(Sampled):
         """All kept rows, the funnel, and how many tokens were drawn for them."""
         loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
-        reward = rewards.reward_of(ctx.recipe, self.reward, f"{ctx.name}.reward")
+        reward = self.reward_of(ctx, "reward", loaded)
         rows: list[dict[str, Any]] = []
         funnel, drawn = Funnel(), 0
 
         def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
             groups = collect(some, step=number, version=0)
-            judged = [reward(g) for g in groups]
+            judged = judge(reward, groups)
             check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
             kept, counts = select(groups, judged)
             pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))

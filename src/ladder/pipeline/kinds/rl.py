@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ladder.credit.advantages import Kind
+from ladder.credit.advantages import AdvantageKind
 from ladder.credit.group import GroupCredit
 from ladder.pipeline.kinds.policy_rewards import Assigned, PolicyRewards
 from ladder.pipeline.stage import Context
@@ -18,7 +18,7 @@ class RL(PolicyRewards):
     """advantage, drop_zero_variance, skip_truncated: see `credit.group.GroupCredit`."""
 
     group_size: int = Field(default=8, ge=2)
-    advantage: Kind = "group_std"
+    advantage: AdvantageKind = "group_std"
     drop_zero_variance: bool = True
     skip_truncated: bool = False
 

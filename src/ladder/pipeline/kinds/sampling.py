@@ -5,19 +5,21 @@ on many prompts that goes on after its last whole part when it was interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from ladder.base.errors import UserError
 from ladder.base.files import read_json, write_json
-from ladder.contract.rollouts import Sampler, Task
+from ladder.contract.rollouts import Reward, Sampler, Task
 from ladder.decoding.sampler import NativeSampler
 from ladder.models.load import LoadedModel
-from ladder.pipeline.build import samplers
+from ladder.pipeline.build import rewards, samplers
 from ladder.pipeline.build import tasks as build_tasks
+from ladder.pipeline.build.rewards import Place, RewardPlan
 from ladder.pipeline.recipe import Recipe, SamplingSpec, Spec
-from ladder.pipeline.stage import Context, StageConfig
+from ladder.pipeline.stage import Context, Makes, StageConfig
 from ladder.rollout.collect import Collector
 from ladder.rollout.vllm import VLLMSampler
 from ladder.tasks import TaskSource
@@ -39,9 +41,36 @@ class Sampled(StageConfig):
     group_size: int = Field(default=8, ge=1)
     sampling: SamplingSpec = SamplingSpec()
 
+    def judges(self) -> dict[str, Spec | None]:
+        """Whatever judges rollouts in this stage, by the field that names it; None takes the recipe's reward."""
+        return {}
+
+    def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
+        scorers = dict.fromkeys(stage for plan in self._plans("", recipe) for stage in plan.stages)
+        return [*super().needs(recipe), *((stage, "scorer") for stage in scorers)]
+
+    def inputs(self, recipe: Recipe) -> list[Path]:
+        files = [path for plan in self._plans("", recipe) for path in plan.files]
+        return build_tasks.files(self.spec(recipe)) + files
+
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
+        build_tasks.check(self.spec(recipe), self.split, name)
+        self._plans(name, recipe)
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
         self.source(name, recipe)
+        for plan in self._plans(name, recipe):
+            plan.start()
+
+    def _plans(self, name: str, recipe: Recipe) -> list[RewardPlan]:
+        return [rewards.parse(recipe, spec, f"{name}.{field}") for field, spec in self.judges().items()]
+
+    def reward_of(self, ctx: Context, field: str, policy: LoadedModel) -> Reward:
+        """What a field names, built: functions started, reward models loaded. Raises UserError."""
+        plan = rewards.parse(ctx.recipe, self.judges()[field], f"{ctx.name}.{field}")
+        return plan.build(Place(ctx.recipe, ctx.parents, policy))
 
     def check_apart(self, name: str) -> None:
         """Raises UserError when all answers to a prompt would be the same."""

@@ -69,11 +69,11 @@ class Imitate(Trained):
     loss: Spec = "CrossEntropy"
     encoding: Encoding = Encoding()
 
-    def needs(self) -> list[tuple[str, Makes]]:
-        own = super().needs()
+    def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
+        own = super().needs(recipe)
         return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
 
-    def inputs(self) -> list[Path]:
+    def inputs(self, recipe: Recipe) -> list[Path]:
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
             return [Path(self.data.path)]
         return tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else []

@@ -1,4 +1,4 @@
-"""What can be said of an answer: right, worked out, in which notation, clean. All from its text."""
+"""Properties of an answer, all from its text: correct, worked, mixed notation, clean; and the reward `chain`."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ _LABELS = frozenset(LABELS)
 
 
 def is_right(text: str, stop: str, gold: str) -> bool:
-    """It ended by itself, has one answer sign, and ends with it and the right digit."""
+    """Whether the answer ended with EOS, has one answer sign, and ends with that sign and the gold digit."""
     words = text.split()
     return stop == "eos" and words.count(ANSWER) == 1 and words[-2:] == [ANSWER, gold] and gold in DIGITS_A
 
 
 def working(text: str) -> list[str]:
-    """The words before the answer sign."""
+    """The words before the answer sign; all words if it has none."""
     words = text.split()
     return words[: words.index(ANSWER)] if ANSWER in words else words
 
 
 def is_worked(text: str) -> bool:
-    """At least one labelled step stands before the answer."""
+    """Whether at least one labelled step precedes the answer sign."""
     return any(w in _LABELS for w in working(text))
 
 
 def is_mixed(text: str) -> bool:
-    """The working uses both notations."""
+    """Whether the working uses both notations."""
     words = set(working(text))
     return bool(words & NOTATION_A) and bool(words & NOTATION_B)
 
 
 def is_clean(text: str) -> bool:
-    """Worked in Arabic notation only, without second thoughts or flourish."""
+    """Whether the answer is worked, in Arabic notation only, and without a check `?` or a flourish `∴`."""
     words = set(text.split())
     return is_worked(text) and not words & NOTATION_B and not words & {CHECK, THUS}
 
 
 def correct(group: Sequence[Rollout]) -> list[Outcome]:
-    """The reward: 1 for a right answer, else 0. Nothing about form, notation or length."""
+    """The reward `chain`: 1 for a correct answer, otherwise 0, whatever its form, notation or length."""
     return [Score(float(is_right(r.text, r.stop, str(r.task.answer)))) for r in group]
 
 
 def stats(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Figures of answers, see `text_stats`."""
+    """The figures of `text_stats` for rollouts."""
     return text_stats([r.text for r in rollouts])
 
 
 def text_stats(texts: Sequence[str]) -> dict[str, float]:
-    """worked: share of answers with steps; mixed: share of those in both notations; checks: share with a `?`."""
+    """Figures of answers. worked: share with steps. mixed: share of the worked ones that use both notations. checks:
+    share with a `?`."""
     worked = [t for t in texts if is_worked(t)]
     n = max(1, len(texts))
     return {

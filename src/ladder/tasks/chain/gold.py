@@ -1,11 +1,11 @@
-"""What answers are really worth in the preference world: known exactly, and never shown to training.
+"""The gold reward of the preference experiments: the true quality of an answer, which training never sees.
 
-    gold = right + 0.5 form + 0.5 brevity                                          within 0 and 2
-    form      worked out step by step, in one notation
-    brevity   1 for the shortest worked answer (two words a step), falling to 0 at twice a full one
+    gold = right + 0.5 form + 0.5 brevity                                          within [0, 2]
+    form      1 if the answer is worked step by step in one notation
+    brevity   1 for the shortest worked answer (two words per step), linear to 0 at twice the words of a full one
 
-Simulated annotators compare answers by it, with errors (`pipeline/kinds/annotate.py`); a reward model learned from
-their verdicts is the proxy.
+Simulated annotators compare answers by it, with errors (`pipeline/kinds/annotate.py`); a reward model trained on their
+labels is the proxy reward.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FORM, BREVITY = 0.5, 0.5
 
 def gold(group: Sequence[Rollout]) -> list[Outcome]:
     """The reward `chain_gold`."""
-    return [_one(r) for r in group]
+    return [_score(r) for r in group]
 
 
-def _one(r: Rollout) -> Score:
+def _score(r: Rollout) -> Score:
     right = float(is_right(r.text, r.stop, str(r.task.answer)))
     form = float(is_worked(r.text) and not is_mixed(r.text))
     brevity = short(len(r.text.split()), int(r.task.meta["steps"]))
@@ -32,6 +32,6 @@ def _one(r: Rollout) -> Score:
 
 
 def short(words: int, steps: int) -> float:
-    """1 up to two words a step and the answer; 0 from eight a step and the answer."""
+    """The brevity of an answer: 1 up to two words per step and two for the answer, 0 from eight per step and two."""
     least, most = 2 * steps + 2, 8 * steps + 2
     return min(1.0, max(0.0, (most - words) / (most - least)))

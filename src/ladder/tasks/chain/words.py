@@ -1,4 +1,4 @@
-"""The world's 51 words and their ids; every word is one token, texts are words joined by spaces."""
+"""The vocabulary of the chain world: 51 words and their token ids. A word is one token; spaces join the words."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EQUALS, ANSWER, CHECK, THUS = "=", "#", "?", "∴"
 WORDS = (*SPECIAL, *DIGITS_A, *DIGITS_B, *OPS_A, *OPS_B, *LABELS, EQUALS, ANSWER, CHECK, THUS)
 ID = {word: i for i, word in enumerate(WORDS)}
 DELTAS = (1, 2, -1, -2)
-"""What each operation adds, in the order of OPS_A and OPS_B."""
+"""The number that each operation of OPS_A and OPS_B adds."""
 
 NOTATION_A = frozenset(DIGITS_A + OPS_A)
 NOTATION_B = frozenset(DIGITS_B + OPS_B)
 
 
 def tokenizer() -> Tokenizer:
-    """One word, one token; puts <s> before a text and separates words by spaces when decoding."""
+    """The tokenizer, one token per word: it prepends <s> when encoding and joins words with spaces when decoding."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     t = Tokenizer(models.WordLevel(dict(ID), unk_token="<pad>"))
