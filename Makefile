@@ -1,17 +1,22 @@
 # `make run`: the main job. `make test`: the whole suite. `make check`: lint, types and import rules, in seconds.
+# `make everywhere`: the suite under every condition that changes rounding (docs/testing.md); CONDITIONS='v3 one-core'
+# chooses some, TESTS=tests/test_fused.py is handed to pytest.
 # Each sets up what it needs in .venv first; PYTHON names the interpreter to build it with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run test check setup bench clean
+.PHONY: run test everywhere check setup bench clean
 
 run: $(VENV)/.run
 	$(BIN)/ladder run r1
 
 test: check
 	$(BIN)/python -m pytest
+
+everywhere: $(VENV)/.dev
+	$(BIN)/python tests/everywhere.py $(CONDITIONS) -- $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check src tests examples benchmarks

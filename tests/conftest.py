@@ -15,15 +15,14 @@ if not Path("/dev/nvidiactl").exists():
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks is a package of the tree, not of the program
 
-import torch
-
 import small_run
+import threads
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny r1 recipe. To be read only: `copy` is for tests that change it."""
-    torch.set_num_threads(1)
+    threads.settle()
     out = tmp_path_factory.mktemp("small") / "r1"
     small_run.run(out)
     return out

@@ -17,13 +17,14 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
+import threads
 from ladder.attention.plan import IMPLEMENTATION
 from ladder.base.errors import UserError
 from ladder.contract.training import Loss, Unit
 from ladder.engine.engine import Engine
 from ladder.models.load import wrap_tokenizer
 
-torch.set_num_threads(1)  # on models this small, threads only wait for each other
+threads.settle()
 
 PAD, BOS, EOS, OPEN, CLOSE = range(5)
 DOUBLE = 99

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
+import threads
 from ladder.base.config import Document
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline import run as running
@@ -28,7 +27,7 @@ def kill_test() -> ModuleType:
 
 TINY = [
     *kill_test().SMALL,
-    "threads=1",
+    f"threads={threads.NUMBER}",
     "engine.workers=1",
     "sampler.workers=1",
     "pretrain.data.web.documents=2000",
@@ -65,13 +64,13 @@ def load(*changes: str, recipe: str | Path | None = None) -> tuple[Recipe, Docum
     """A recipe with overrides `changes`; without `recipe`, r1 with the TINY overrides."""
     if recipe is None:
         return recipes.load(str(ROOT / "recipes" / "r1.yaml"), [*TINY, *changes])
-    return recipes.load(str(recipe), changes)
+    return recipes.load(str(recipe), [f"threads={threads.NUMBER}", *changes])
 
 
 def run(out: Path, *changes: str, recipe: str | Path | None = None, until: str | None = None) -> Listening:
     """Runs a recipe into `out`; returns the console with its messages."""
     console = Listening()
-    torch.set_num_threads(1)
+    threads.settle()
     loaded, document = load(*changes, recipe=recipe)
     running.run(loaded, document, out, console, until=until)
     return console

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import small_run
+import threads
 from ladder import cli
 from ladder.base.files import read_json
 from ladder.models.load import load_model
@@ -26,7 +27,7 @@ def ladder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Runs the command in this process: (exit code, standard output, standard error)."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
+    threads.settle()
 
     def call(*args: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -263,7 +263,7 @@ def test_lines_give_what_the_buckets_do(pack: str, heads: tuple[int, int], monke
     monkeypatch.setattr(flash, "fits", lambda q, v: True)
     got = outcome(plan_of(pack), heads, torch.float32, window=0, softcap=0.0)
     for mine, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine, theirs, atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import families as fam
-from drawn import TOKENIZER, draw
+from drawn import TOKENIZER, draw, plain, requests
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Completion, Request, Sampling
 from ladder.decoding import llama, llama_cpu
@@ -101,12 +101,14 @@ def oracle(model: llama.Llama, slots: int) -> llama.Decoder:
 
 @pytest.mark.parametrize(("name", "changes"), [("llama", WIDE), ("qwen3", ODD), ("qwen2", WIDE)])
 def test_a_step_is_the_plain_computation_rounded(name: str, changes: dict[str, Any], units: None) -> None:
-    """But where a sum's last bit decides to which side a number is rounded, which happens in a row or two."""
+    """But where a sum's last bit decides to which side one of some thousand numbers is rounded: in a row of ten."""
     model = fam.build(name, vocab_size=131, **changes).requires_grad_(False)
     sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
+    off: list[Tensor] = []
     for A in (1, 5, 16, 35, 70):
-        owner = np.arange(A) * 2 // A
-        prompts = decoding_sampler.Prompts.of([[5, 6, 7], [8, 9]][: owner.max() + 1], owner)
+        owner = np.arange(A) // 2
+        some = [[5 + i, 6 + i, 7 + i][: 2 + i % 2] for i in range(owner.max() + 1)]
+        prompts = decoding_sampler.Prompts.of(some, owner)
         plain, here = (llama.Llama.of(sampler.base, sampler.head, 64, pack=False) for _ in range(2))
         logits = []
         for state in (oracle(plain, A), llama_cpu.Compiled(here, llama_cpu.pack(here, torch.bfloat16), A)):
@@ -115,35 +117,28 @@ def test_a_step_is_the_plain_computation_rounded(name: str, changes: dict[str, A
                 for j in range(3):
                     found = state.step(np.arange(A) + 3 * j, prompts.lengths[owner] + j)
             logits.append(found)
-        off = (logits[0] - logits[1]).abs().amax(-1)
-        assert float(off.median()) < 1e-5 and float(off.max()) < 0.05, (A, off)
+        off.append((logits[0] - logits[1]).abs().amax(-1))
+    every = torch.cat(off)
+    assert float(every.quantile(0.7)) < 1e-5 and float(every.max()) < 0.1, every
 
 
 def test_it_is_no_further_off_than_a_model_in_bfloat16() -> None:
-    """Log-probabilities against the float32 model's, beside those of the modules with everything in bfloat16."""
+    """Log-probabilities against the float32 model's of the same tokens, beside those of the modules with everything in
+    bfloat16."""
     model = fam.build("llama", **WIDE).requires_grad_(False)
-    exact = draw(model)
     half = draw(model, dtype=torch.bfloat16)
     modules = draw(copy.deepcopy(model).bfloat16(), packed=False)
+    prompts = [r.prompt for r in requests() for _ in range(r.n)]
 
     def off(drawn: list[Completion]) -> float:
-        both = [(p, q) for p, q in zip(drawn, exact, strict=True) if p.tokens == q.tokens]
-        assert len(both) > len(exact) / 4
-        return float(np.mean([abs(x - y) for p, q in both for x, y in zip(p.logps, q.logps, strict=True)]))
+        exact = plain(model, [p + c.tokens for p, c in zip(prompts, drawn, strict=True)])
+        apart = []
+        for prompt, c, logits in zip(prompts, drawn, exact, strict=True):
+            logps = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(c.tokens)[:, None])[:, 0]
+            apart.append((logps - torch.tensor(c.logps)).abs())
+        return float(torch.cat(apart).mean())
 
     assert 1e-4 < off(half) < 1.2 * off(modules)
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    model, before = fam.build("qwen2", **WIDE).requires_grad_(False), torch.get_num_threads()
-    try:
-        drawn = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            drawn.append([c.tokens for c in draw(model, dtype=torch.bfloat16, slots=12)])
-        assert drawn[0] == drawn[1]
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_an_adapter_and_fresh_weights_are_drawn_with() -> None:
@@ -162,9 +157,10 @@ def test_an_adapter_and_fresh_weights_are_drawn_with() -> None:
 
 def test_what_has_no_bfloat16_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     half: dict[str, Any] = {"eos": [fam.EOS], "dtype": torch.bfloat16}
-    for name, words in (("gemma2", "through its own modules"), ("qwen3", "width of 12 is no multiple")):
+    odd = fam.build("qwen3", **WIDE, head_dim=6)
+    for model, words in ((fam.cached("gemma2"), "through its own modules"), (odd, "width of 6 is no multiple")):
         with pytest.raises(UserError, match=words) as error:
-            NativeSampler(fam.cached(name), TOKENIZER, **half)
+            NativeSampler(model, TOKENIZER, **half)
         assert error.value.field == "sampler.dtype" and error.value.hint
     monkeypatch.setenv("LADDER_KERNELS", "0")
     library.library.cache_clear()

@@ -70,7 +70,7 @@ def test_it_is_what_the_modules_draw(
     model = build(name, **changes)
     oracle = draw(model, packed=False)
     assert not chosen
-    same(draw(model, **options), oracle)
+    same(draw(model, **options), oracle, model)
     assert [s.slots for s in chosen] == [min(ALL, options.get("slots", ALL))] and not chosen[0].captures
 
 
@@ -85,7 +85,7 @@ def test_a_recorded_step_draws_the_same(slots: int, chosen: list[Graphed], monke
     graphs: list[recorded.Graph] = []
     oracle = draw(fam.cached("qwen3"), packed=False)
     recorded.devices(monkeypatch, llama_cuda, graphs)
-    same(draw(fam.cached("qwen3"), slots=slots), oracle)
+    same(draw(fam.cached("qwen3"), slots=slots), oracle, fam.cached("qwen3"))
     assert len(graphs) >= 2  # numbers of rows
     assert sum(g.replays for g in graphs) > 2 * len(graphs)
 
@@ -376,7 +376,7 @@ def test_adapters_are_drawn_with_and_weights_are_fresh(chosen: list[Graphed]) ->
                 p.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.1)
     after = draw(wrapped)
     assert [c.tokens for c in after] != [c.tokens for c in before] and len(chosen) == 1
-    same(after, draw(wrapped, packed=False))
+    same(after, draw(wrapped, packed=False), wrapped)
 
 
 # ------------------------------------------------------------ the capture itself, on a torch.cuda that is made up

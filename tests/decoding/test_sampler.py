@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import families as fam
+from drawn import TOLERANCE, gap, same
 from families import CLOSE, DOUBLE, EOS, OPEN, VOCAB
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Completion, Request, Sampling, Task
@@ -29,7 +30,6 @@ from ladder.rollout.collect import to_rollout
 TOKENIZER = fam.tokenizer()
 ENDS = (EOS, 11, 12)
 """Several ending tokens, so that random models end their answers at different times."""
-TOLERANCE = 1e-4
 
 
 def requests(sampling: Sampling | None = None) -> list[Request]:
@@ -44,10 +44,6 @@ def requests(sampling: Sampling | None = None) -> list[Request]:
 
 def native(model: Any, eos: Sequence[int] = ENDS, **options: Any) -> NativeSampler:
     return NativeSampler(model, TOKENIZER, eos=eos, **options)
-
-
-def gap(a: torch.Tensor | list[float], b: torch.Tensor | list[float]) -> float:
-    return float((torch.as_tensor(a) - torch.as_tensor(b)).abs().max())
 
 
 # ------------------------------------------------------------ log-probabilities
@@ -158,16 +154,14 @@ def test_scheduling_changes_no_token(name: str) -> None:
     for options in SCHEDULES:
         drawn = [c for group in native(fam.cached(name), **options).generate(asked) for c in group]
         first = first or drawn
-        assert [c.tokens for c in drawn] == [c.tokens for c in first], options
-        assert [c.stop for c in drawn] == [c.stop for c in first], options
-        assert max(gap(a.logps, b.logps) for a, b in zip(drawn, first, strict=True)) < TOLERANCE, options
+        same(drawn, first, fam.cached(name), asked)
 
 
 def test_draws_depend_on_the_key_not_on_the_company() -> None:
     sampler, asked = native(fam.cached("llama")), requests()
     together = sampler.generate(asked)
     backwards = sampler.generate(asked[::-1])[::-1]
-    assert [[c.tokens for c in g] for g in together] == [[c.tokens for c in g] for g in backwards]
+    same(*([c for g in groups for c in g] for groups in (together, backwards)), sampler.model, asked)
     assert len({tuple(c.tokens) for c in together[3]}) == 4  # the samples of one request differ
     for r in asked:
         r.key += 1

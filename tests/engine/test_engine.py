@@ -98,16 +98,17 @@ def test_a_shared_prompt_changes_no_gradient_of_a_llama() -> None:
         fam.gradients(engine(fam.build("llama").double(), share_prefix=share), units, loss)[0]
         for share in (True, False)
     )
-    close(shared, apart, 2e-6)
-    close(shared, oracle(fam.build("llama", "eager").double(), units, loss), 2e-6)
+    close(shared, apart, 1e-5)
+    close(shared, oracle(fam.build("llama", "eager").double(), units, loss), 1e-5)
 
 
-def test_activation_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
+    """In float64, which the fused decoder does not take: what is recomputed is the only difference."""
     units, loss = units_of(LOSSES["everything"]), LOSSES["everything"]
-    plain = fam.gradients(engine(), units, loss)[0]
-    recomputed = engine(checkpointing=True)
+    plain, recomputed = (engine(fam.build(name).double(), checkpointing=on) for on in (False, True))
     assert recomputed.model.training and recomputed.base.gradient_checkpointing
-    close(fam.gradients(recomputed, units, loss)[0], plain, 1e-6)
+    close(fam.gradients(recomputed, units, loss)[0], fam.gradients(plain, units, loss)[0], 1e-10)
 
 
 def test_more_workers_than_micro_batches() -> None:

@@ -3,6 +3,7 @@ largest numbers in odd places, and memory that belongs to somebody else."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_product_of_several_blocks(N: int, K: int) -> None:
         exact = x.double() @ weight.double().T
         for b in (None, bias):
             got = packed.multiply(x, b)
-            assert torch.allclose(got.double(), exact if b is None else exact + b, atol=1e-4), (A, b is None)
+            assert torch.allclose(got.double(), exact if b is None else exact + b, atol=3e-4), (A, b is None)
 
 
 # ------------------------------------------------------------ log-probabilities
@@ -126,10 +127,11 @@ def test_more_threads_than_before_get_more_scratch() -> None:
 
 def test_every_thread_has_scratch_of_its_own() -> None:
     torch.set_num_threads(2)
-    families, q, k = row(48, 160, 16, spare=0)
+    families, q, k = row(48, 320, 16, spare=0)  # longer than one thread has a core to itself
     assert families.scratch is not None
     half = len(families.scratch) // 2
-    for _ in range(50):  # pieces go to whoever is free, and a thread may come too late for any
+    end = time.monotonic() + 60
+    while time.monotonic() < end:  # pieces go to whoever is free, and a thread may come too late for any
         attended(families, q, k)
         if (families.scratch[half:] != CANARY).any():
             return

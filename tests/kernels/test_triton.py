@@ -108,7 +108,8 @@ def test_log_probabilities(
     kind: torch.dtype, entropy: bool, V: int, random: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_layers, "STRETCH", 128)  # several stretches of 300, and the last one not full
-    z, t = random(6, V, kind=kind, scale=4.0), torch.randint(0, V, (6,)).to(DEVICE)
+    z = random(6, V, kind=kind, scale=4.0)
+    t = torch.randint(0, V, (6,), generator=torch.Generator().manual_seed(2)).to(DEVICE)
     z[0, :] = -50.0
     z[0, V - 1] = 60.0
     z[1, 0] = 90.0
@@ -171,8 +172,12 @@ def test_draws(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.Monke
     assert int(tokens[0]) == V // 2 and V // 2 - 9 < int(tokens[1]) < V // 2 and int(tokens[2]) == 7
     apart = (logps - wanted).abs()
     tokens[1], apart[1] = want[1], 0.0  # at the very end float32 cannot tell the last few
-    assert tokens.equal(want) and tokens.dtype == torch.int64 and tokens.device.type == "cpu"
-    assert logps.dtype == torch.float32 and float(apart.max()) < 1e-4  # 700 in float32 is known to 6e-5
+    ends = (z.double() / 0.7).softmax(-1).cumsum(-1).cpu()
+    between = ends.gather(1, torch.minimum(tokens, want)[:, None])[:, 0]
+    parted = tokens != want  # by rounding: neighbours, and the number at their boundary
+    assert not (parted & (((tokens - want).abs() > 1) | ((u - between).abs() > 1e-5))).any() and int(parted.sum()) < 3
+    assert tokens.dtype == torch.int64 and tokens.device.type == "cpu"
+    assert logps.dtype == torch.float32 and float(apart[~parted].max()) < 1e-4  # 700 in float32 is known to 6e-5
 
 
 def test_draws_follow_the_distribution(random: Any) -> None:

@@ -69,7 +69,7 @@ def pair(make: Any, **options: Any) -> tuple[Engine, Engine]:
 
 def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance: float = 1e-5) -> dict[str, Tensor]:
     (got, a), (want, b) = (fam.gradients(e, units, loss) for e in (ours, theirs))
-    assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # sums of some hundred log-probabilities in float32
     assert got.keys() == want.keys() and got
     for name in want:
         assert not got[name].is_sparse and got[name].is_contiguous()
@@ -254,7 +254,7 @@ def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: p
         int(subprocess.run([sys.executable, "-c", MEASURE, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "default")
     ]
-    assert faults[0] < 10_000 < 100_000 < faults[1]  # two blocks of 16,384 pages, four times
+    assert faults[0] * 10 < faults[1]  # two blocks of 16,384 pages, four times; of 32 where pages are huge
 
 
 def test_gradients_are_summed_where_they_belong() -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import small_run
+import threads
 from ladder.base.errors import UserError
 from ladder.base.files import read_json, write_lines
 from ladder.base.jsonl import read_lines
@@ -195,7 +196,7 @@ def test_a_preference_file_of_ones_own(done: Path, tmp_path: Path) -> None:
     recipe.write_text(
         "model: {source: x}\nthreads: 1\nstages:\n  dpo: {kind: preference, data: {path: x.jsonl}}\n", encoding="utf-8"
     )
-    torch.set_num_threads(1)
+    threads.settle()
     small_run.run(out, *own, recipe=recipe)
     last = read_lines(out / "dpo" / "metrics.jsonl")[-1]
     assert last["step"] == 2 and last["rewards/margin"] >= 0

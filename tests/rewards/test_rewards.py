@@ -461,16 +461,16 @@ def test_a_module_that_fails_on_import_raises_a_user_error(tmp_path: Path) -> No
 
 
 def test_a_failing_function_is_never_scored(functions: Path) -> None:
-    """Each failure gives its reason in bounded time, and does not affect the next call."""
-    reward = user(functions, "bad", deadline_s=1.0, memory_mb=1024)
+    """Each failure gives its reason, in bounded time, and the next call is judged as before."""
+    reward = user(functions, "bad", deadline_s=2.0, memory_mb=1024)
     ok = [rollout("ok")] * 2
     expected: dict[str, tuple[type, str]] = {
         "raise": (InfraError, "raised mine.py:31: ValueError: no"),
         "exit": (InfraError, "SystemExit"),
         "die": (InfraError, "exited with status 0"),
         "kill": (InfraError, "SIGKILL"),
-        "hang": (InfraError, r"longer than 1 s and was killed (it had printed: thinking hard)"),
-        "deaf": (InfraError, "longer than 1 s"),
+        "hang": (InfraError, r"longer than 2 s and was killed (it had printed: thinking hard)"),
+        "deaf": (InfraError, "longer than 2 s"),
         "memory": (InfraError, "MemoryError"),
         "nan": (Invalid, "nan"),
         "none": (Invalid, "None"),
@@ -490,7 +490,7 @@ def test_a_failing_function_is_never_scored(functions: Path) -> None:
         assert reason in why(judged[0]), (mode, judged)
         assert [type(o) for o in reward.inner([rollout("short")] * 2)] == [Invalid] * 2  # also without the guard
         assert values(reward(ok)) == [1.0, 1.0], mode
-        assert time.monotonic() - start < 8.0, mode
+        assert time.monotonic() - start < 40.0, mode  # it would hang for 60 s; a busy machine needs some for a child
 
 
 def test_a_function_that_forks_sends_one_reply(functions: Path) -> None:
@@ -504,7 +504,7 @@ def test_what_a_function_prints_does_not_reach_the_pipe(functions: Path) -> None
 
 
 def test_with_verls_signature_one_failure_affects_one_answer(functions: Path) -> None:
-    reward = user(functions, "verl_fragile", deadline_s=1.0)
+    reward = user(functions, "verl_fragile", deadline_s=2.0)
     judged = reward([rollout(t) for t in ("a", "hang", "b", "die", "c", "raise", "d")])
     assert [type(o).__name__ for o in judged] == [
         "Score",
@@ -540,7 +540,7 @@ os.kill(os.getpid(), 9)
     script = script.replace("\\\\n", "\\n")
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     stat = Path(f"/proc/{int(process.stdout)}/stat")
-    for _ in range(50):
+    for _ in range(300):
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.1)
@@ -576,6 +576,6 @@ def test_symbolic_equality_and_its_deadline() -> None:
 
 @needs_math
 def test_a_symbolic_hang_is_an_infra_error() -> None:
-    reward = build({"symbolic": {"deadline_s": 1.5}})
-    hung, judged = reward([rollout(r"\boxed{9^{9^{9^{9}}}}", "7"), rollout(r"\boxed{7}", "7")])
-    assert isinstance(hung, InfraError) and values([judged]) == [1.0]
+    reward = build({"symbolic": {"deadline_s": 5.0}})
+    hang, fine = reward([rollout(r"\boxed{9^{9^{9^{9}}}}", "7"), rollout(r"\boxed{7}", "7")])
+    assert isinstance(hang, InfraError) and values([fine]) == [1.0]

@@ -9,11 +9,12 @@ import pytest
 
 import families as fam
 import sampler_contract
+from drawn import same
 from ladder.base import rng
 from ladder.contract.rollouts import Completion, Request, Sampler, Sampling
 from ladder.decoding.sampler import NativeSampler
 from ladder.rollout.scripted import ScriptedSampler
-from sampler_contract import PROMISES, Case
+from sampler_contract import PROMISES, Case, Groups
 
 TOKENIZER = fam.tokenizer()
 ENDS = (fam.EOS, *range(5, 11))
@@ -30,10 +31,15 @@ def babble(prompt: str, i: int, key: int) -> list[int]:
     return [*draws.integers(20, fam.VOCAB, int(draws.integers(0, 20))).tolist(), fam.EOS]
 
 
+def alike(asked: Sequence[Request], mine: Groups, theirs: Groups) -> None:
+    assert [len(g) for g in mine] == [len(g) for g in theirs]
+    same(*([c for group in groups for c in group] for groups in (mine, theirs)), fam.cached("gemma3"), asked)
+
+
 CASES = [
-    Case("native", native(), PROMPTS, ENDS, TOKENIZER.decode),
-    Case("native, two slots", native(slots=2), PROMPTS, ENDS, TOKENIZER.decode),
-    Case("native, two workers", native(workers=2), PROMPTS, ENDS, TOKENIZER.decode),
+    Case("native", native(), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
+    Case("native, two slots", native(slots=2), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
+    Case("native, two workers", native(workers=2), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
     Case("scripted", lambda: ScriptedSampler(babble, TOKENIZER), PROMPTS, [fam.EOS], TOKENIZER.decode),
 ]
 

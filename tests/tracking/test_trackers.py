@@ -78,7 +78,7 @@ def mlflow(stage: Path) -> Logged:
 
 def settled(reader: Callable[[Path], Logged], stage: Path) -> Logged:
     """The metrics of a tracker after it wrote all of them: W&B's process runs on for a moment after close()."""
-    for _ in range(100):
+    for _ in range(300):
         logged = reader(stage)
         if len(logged) == len(EXPECTED):
             break

@@ -9,6 +9,10 @@ and release the interpreter while they run.
 
 A kernel is never the only way: callers have a path in torch's operators, which is the kernel's oracle in the tests.
 LADDER_KERNELS=0 in the environment chooses that path, and the plain operators on CUDA too.
+
+LADDER_MARCH in the environment names the processor that the compiler targets (its -march; `native` where nothing is
+said): `x86-64-v3` gives a library for any processor with AVX2. A library whose target has instructions that this
+processor lacks is not used, and `why` names them.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import torch  # first: its OpenMP runtime is the one that the kernels share
 
 HERE = Path(__file__).parent
 FLAGS = (
-    "-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
+    "-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wno-psabi",
 )  # fmt: skip
 
@@ -51,6 +55,11 @@ def why(name: str) -> str | None:
     return None if library(name) is not None else _reasons[name]
 
 
+def march() -> str:
+    """The processor that the compiler targets, as its -march names it."""
+    return os.environ.get("LADDER_MARCH", "native")
+
+
 def wanted() -> bool:
     """Whether anything but general operators is."""
     return os.environ.get("LADDER_KERNELS") != "0"
@@ -67,12 +76,19 @@ def library(name: str) -> ctypes.CDLL | None:
         _reasons[name] = "there is no C compiler (cc), so general operators are used; gcc or clang mends it"
         return None
     try:
-        return ctypes.CDLL(str(_compiled(name, compiler)))
+        loaded = ctypes.CDLL(str(_compiled(name, compiler)))
     except (subprocess.CalledProcessError, OSError) as err:
         said = err.stderr.strip() if isinstance(err, subprocess.CalledProcessError) else ""
-        last = (said or str(err)).splitlines()[-1]
+        lines = (said or str(err)).splitlines()
+        last = next((line for line in lines if "error" in line), lines[-1])
         _reasons[name] = f"{compiler} could not make {name}.c ({last}), so general operators are used"
         return None
+    loaded.lacks.restype = ctypes.c_char_p
+    if lacks := loaded.lacks():
+        target = f"{name}.c is compiled for {march()}, and this processor has no {lacks.decode()}"
+        _reasons[name] = f"{target}, so general operators are used"
+        return None
+    return loaded
 
 
 def declared(lib: ctypes.CDLL | None, arguments: Types, results: Mapping[str, Any] = NONE) -> ctypes.CDLL | None:
@@ -89,12 +105,13 @@ def _compiled(name: str, compiler: str) -> Path:
     """The compiled file, made anew unless it is in the cache."""
     sources = [HERE / f"{name}.c", *sorted(HERE.glob("*.h"))]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256("\0".join([version, _processor(), *FLAGS, *(s.read_text() for s in sources)]).encode())
+    flags = (f"-march={march()}", *FLAGS)
+    digest = hashlib.sha256("\0".join([version, _processor(), *flags, *(s.read_text() for s in sources)]).encode())
     path = _cache() / f"{name}-{digest.hexdigest()[:20]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made = Path(directory) / path.name
-            command = [compiler, *FLAGS, str(sources[0]), "-o", str(made), "-lm"]
+            command = [compiler, *flags, str(sources[0]), "-o", str(made), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True)
             os.replace(made, path)  # whole, or not there
     return path

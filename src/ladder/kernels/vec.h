@@ -19,6 +19,55 @@ static inline int64_t thread_number(void) { return 0; }
 #define VL 4
 #endif
 
+/* The first instruction set that this file was compiled for and the processor lacks; null where it has them all. */
+const char *lacks(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+#define HAS(set, name) if (!__builtin_cpu_supports(set)) return name;
+#ifdef __SSE4_2__
+  HAS("sse4.2", "SSE4.2")
+#endif
+#ifdef __AVX__
+  HAS("avx", "AVX")
+#endif
+#ifdef __AVX2__
+  HAS("avx2", "AVX2")
+#endif
+#ifdef __FMA__
+  HAS("fma", "FMA")
+#endif
+#ifdef __BMI2__
+  HAS("bmi2", "BMI2")
+#endif
+#ifdef __AVX512F__
+  HAS("avx512f", "AVX-512")
+#endif
+#ifdef __AVX512BW__
+  HAS("avx512bw", "AVX-512 BW")
+#endif
+#ifdef __AVX512DQ__
+  HAS("avx512dq", "AVX-512 DQ")
+#endif
+#ifdef __AVX512VL__
+  HAS("avx512vl", "AVX-512 VL")
+#endif
+#ifdef __AVX512VBMI__
+  HAS("avx512vbmi", "AVX-512 VBMI")
+#endif
+#ifdef __AVX512VNNI__
+  HAS("avx512vnni", "AVX-512 VNNI")
+#endif
+#ifdef __AVX512BF16__
+  HAS("avx512bf16", "AVX-512 BF16")
+#endif
+#ifdef __AVX512FP16__
+  HAS("avx512fp16", "AVX-512 FP16")
+#endif
+#undef HAS
+#endif
+  return 0;
+}
+
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
