@@ -14,7 +14,7 @@ from drawn import TOKENIZER, TOLERANCE, draw, requests, same
 from ladder.attention.packed import PackedPlan
 from ladder.contract.rollouts import Request, Sampling, Task
 from ladder.credit.base import to_sample
-from ladder.decoding import llama, llama_torch
+from ladder.decoding import llama, llama_cpu, llama_torch
 from ladder.decoding import sampler as decoding_sampler
 from ladder.decoding.llama_weights import Effective, Matrix, effective, packable
 from ladder.decoding.sampler import NativeSampler
