@@ -242,7 +242,7 @@ def test_the_diagnose_command_prints_the_findings(hacked: tuple[Path, str], caps
 
 def test_the_report_shows_the_findings(hacked: tuple[Path, str]) -> None:
     html = page.write(hacked[0] / "out").read_text()
-    assert "What the alarms found" in html and "of the variance of the rewards" in html
+    assert "Findings of the alarms" in html and "of the variance of the rewards" in html
 
 
 def test_a_resumed_run_continues_and_no_alarm_fires_twice(hacked: tuple[Path, str]) -> None:
