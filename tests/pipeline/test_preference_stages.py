@@ -20,8 +20,9 @@ from ladder.contract.training import Pair, Reference, Sample
 from ladder.engine.engine import Engine
 from ladder.pipeline import loop
 from ladder.pipeline.build import models
-from ladder.pipeline.kinds.preferences import agreement, split_by_prompt, stage_pairs
+from ladder.pipeline.kinds.preferences import agreement, split_by_prompt
 from ladder.pipeline.stage import Interrupted
+from ladder.signals import rows
 from ladder.tracking.log import RunLog
 
 RECIPE = small_run.ROOT / "recipes" / "preferences.yaml"
@@ -64,13 +65,12 @@ def test_annotators_err_at_their_rate_and_keep_the_gold_out(done: Path) -> None:
     wrong = sum(r["margin"] < 0 for r in rows)
     assert summary["agreement"] == pytest.approx(1 - wrong / len(rows), abs=1e-4)
     assert 0 < wrong / len(rows) < 0.3
-    assert set(rows[0]) == {
-        "task", "prompt", "chosen", "rejected", "prompt_tokens", "chosen_tokens", "rejected_tokens", "margin"
-    }  # fmt: skip
+    sides = {f"{side}{what}" for side in ("chosen", "rejected") for what in ("", "_tokens", "_mask", "_logps")}
+    assert set(rows[0]) == {"task", "prompt", "prompt_tokens", "margin"} | sides
 
 
 def test_pairs_are_held_out_by_prompt(done: Path) -> None:
-    pairs = stage_pairs(done / "annotate" / "data.jsonl")
+    pairs = rows.pairs(done / "annotate" / "data.jsonl")
     kept, held = split_by_prompt(pairs, 0.3)
 
     def prompts(some: list) -> set[tuple[int, ...]]:

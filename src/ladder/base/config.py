@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -191,7 +191,15 @@ def _field_names(types: Sequence[Any]) -> list[str]:
     return names
 
 
-def near(word: str, words: Sequence[str]) -> str:
+def check_known(cls: Any, options: Mapping[str, Any], field: str) -> None:
+    """Raises UserError for a key that is no field of a dataclass: pydantic may ignore it without a word."""
+    known = [f.name for f in fields(cls) if f.init]
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown key{near(str(name), known)}", field=f"{field}.{name}")
+
+
+def near(word: str, words: Collection[str]) -> str:
     """The end of a message about an unknown word: the nearest known word, else all known words."""
     close = difflib.get_close_matches(word, list(words), 1)
     if close:
@@ -201,13 +209,13 @@ def near(word: str, words: Sequence[str]) -> str:
 
 def validated(cls: Any, options: Any, field: str) -> Any:
     """An instance of `cls` from plain data. Raises UserError naming the invalid field below `field`."""
+    if is_dataclass(cls) and isinstance(options, Mapping):
+        check_known(cls, options, field)
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as err:
         first = err.errors()[0]
         path = ".".join([field, *map(str, first["loc"])])
         if first["type"] in UNKNOWN:
-            is_config = isinstance(cls, type) and issubclass(cls, Config)
-            known = [*cls.model_fields] if is_config else [f.name for f in fields(cls)]
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), known)}", field=path) from err
+            raise UserError(f"unknown key{near(str(first['loc'][-1]), _fields([cls]))}", field=path) from err
         raise UserError(first["msg"].removeprefix("Value error, "), field=path) from err

@@ -5,13 +5,13 @@ Strict: an unknown kind or key is an error that suggests the nearest known one, 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ladder.base.config import check_known, near
 from ladder.base.errors import UserError
 
 
@@ -39,23 +39,14 @@ def kind_of(
 def validate(cls: type, options: Mapping[str, Any], field: str) -> Any:
     """`cls(**options)` under pydantic's strict JSON rules (a list is a tuple, a string is no number). Raises UserError.
 
-    cls: a pydantic dataclass, or a dataclass whose `__pydantic_config__` forbids extra keys.
+    cls: a dataclass, pydantic's or plain.
     """
+    check_known(cls, options, field)
     try:
         return TypeAdapter(cls).validate_json(json.dumps(options), strict=True)
     except TypeError as err:
         raise UserError(f"not plain data: {err}", field=field) from err
     except ValidationError as err:
-        unknown = ("unexpected_keyword_argument", "extra_forbidden")
-        first = min(err.errors(), key=lambda e: e["type"] not in unknown)  # a misspelt key also explains a missing one
+        first = err.errors()[0]
         path = ".".join([field, *map(str, first["loc"])])
-        if first["type"] in unknown:
-            names = list(cls.__dataclass_fields__)
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), names)}", field=path) from err
         raise UserError(first["msg"].removeprefix("Value error, "), field=path) from err
-
-
-def near(word: str, words: Collection[str]) -> str:
-    """The end of a message about an unknown word: the nearest known word, else all known words."""
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f", did you mean {close[0]!r}?" if close else f" (there are: {', '.join(sorted(words))})"
