@@ -21,7 +21,7 @@ import yaml
 from ladder.base.jsonl import read_lines
 from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
-from ladder.diagnose.series import Series
+from ladder.diagnose.series import History, Series
 from ladder.diagnose.watch import replay
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.run import run
@@ -85,7 +85,7 @@ def perform(model: Path, name: str, seed: int, stage: dict[str, Any], out: Path,
 
 def fallen(stage: Path, step: int) -> float:
     """How far the honest check was below its initial value at a step, in percentage points."""
-    held = Series([r for r in read_lines(stage / "metrics.jsonl") if r["step"] <= step], "watched/held")
+    held = Series(History(r for r in read_lines(stage / "metrics.jsonl") if r["step"] <= step), "watched/held")
     return 100 * (held.start - held.now)
 
 
@@ -102,7 +102,7 @@ def draw(out: Path, path: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
         rows = read_lines(out / name / name / "metrics.jsonl")
         for key, colour, words in (("reward/mean", "#c05a12", "reward"), ("watched/held", "#2a62c8", "honest check")):
-            axes.plot(*zip(*Series(rows, key).curve, strict=True), color=colour, label=words)
+            axes.plot(*zip(*Series(History(rows), key).curve, strict=True), color=colour, label=words)
         one = first(replay(out / name / name, Alarms()))
         if one is not None:
             axes.axvline(one.step, color="#66686f", linestyle="--", linewidth=1, label=f"{one.name}, step {one.step}")

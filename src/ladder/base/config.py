@@ -209,13 +209,15 @@ def near(word: str, words: Collection[str]) -> str:
 
 def validated(cls: Any, options: Any, field: str) -> Any:
     """An instance of `cls` from plain data. Raises UserError naming the invalid field below `field`."""
-    if is_dataclass(cls) and isinstance(options, Mapping):
-        check_known(cls, options, field)
+    kind: Any = cls
+    if is_dataclass(kind) and isinstance(options, Mapping):
+        check_known(kind, options, field)
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as err:
         first = err.errors()[0]
         path = ".".join([field, *map(str, first["loc"])])
         if first["type"] in UNKNOWN:
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), _fields([cls]))}", field=path) from err
+            word = str(first["loc"][-1])
+            raise UserError(f"unknown key{near(word, _field_names([cls]))}", field=path) from err
         raise UserError(first["msg"].removeprefix("Value error, "), field=path) from err
