@@ -210,6 +210,7 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_flex_attention_takes(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(between, "tiled", lambda: tiles)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flex.fits(q, v) == fits  # pyright: ignore
@@ -281,6 +282,7 @@ def test_lines_give_what_the_buckets_do(pack: str, heads: tuple[int, int], monke
 def test_what_flash_attention_takes(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(between, "tiled", lambda: tiles)
     monkeypatch.setattr(flash, "able", lambda _: True)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
