@@ -211,6 +211,7 @@ def test_the_cpu_never_uses_flex_or_flash_attention(monkeypatch: pytest.MonkeyPa
 def test_which_inputs_flex_attention_supports(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flex.fits(q, v) == fits  # pyright: ignore
@@ -284,6 +285,7 @@ def test_flash_attention_equals_bucket_attention(
 def test_which_inputs_flash_attention_supports(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
     monkeypatch.setattr(flash, "able", lambda _: True)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
