@@ -127,6 +127,9 @@ def test_a_reference_that_is_another_model_stops_the_run() -> None:
     loop.check_reference(0.693147, 0.6931472)
     with pytest.raises(UserError, match="the reference's log-probabilities are of another model"):
         loop.check_reference(0.69315, 0.6931472)
+    loop.check_reference(0.69315, 0.6931472, 27.0)  # float32 knows sums of 27 nats to a few millionths
+    with pytest.raises(UserError, match="the reference's log-probabilities are of another model"):
+        loop.check_reference(0.7, 0.6931472, 3000.0)
 
 
 def test_the_check_is_made_in_a_run(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
