@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from ladder.base.config import Document, near
 from ladder.base.errors import UserError
-from ladder.base.files import sha256
-from ladder.engine import checkpoint
 from ladder.pipeline import evaluate, gates, identity
+from ladder.pipeline.artifacts import ARTIFACTS, Makes
 from ladder.pipeline.kinds import build
 from ladder.pipeline.lineage import read_stage
 from ladder.pipeline.recipe import Recipe
@@ -83,29 +82,27 @@ def located(document: Document) -> Iterator[None]:
         raise document.error(err.message, place, err.hint) from err
 
 
-MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
-
-
 def _check_scorer(document: Document, field: str, stage: str, planned: Sequence[Planned]) -> None:
     """The stage that an evaluation set is judged by makes a reward model."""
-    makes = {p.name: p.config.makes for p in planned}
-    if stage not in makes:
-        raise document.error(f"there is no stage {stage!r}{near(stage, list(makes))}", field.split("."))
-    if makes[stage] != "scorer":
-        message = f"stage {stage!r} makes {MADE[makes[stage]]}, and {MADE['scorer']} is wanted"
-        raise document.error(message, field.split("."))
+    made = {p.name: p.config for p in planned}
+    if stage not in made:
+        raise document.error(f"there is no stage {stage!r}{near(stage, list(made))}", field.split("."))
+    if made[stage].makes != "scorer":
+        raise document.error(_other(made[stage], stage, "scorer"), field.split("."))
 
 
 def _check_makes(
     recipe: Recipe, document: Document, name: str, config: StageConfig, before: Sequence[Planned]
 ) -> None:
     """Every stage that this one reads has made what is read from it."""
-    makes = {p.name: p.config.makes for p in before}
+    made = {p.name: p.config for p in before}
     for parent, wanted in config.needs(recipe):
-        if makes[parent] != wanted:
-            field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
-            message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"
-            raise document.error(message, ["stages", name, field])
+        if made[parent].makes != wanted:
+            raise document.error(_other(made[parent], parent, wanted), ["stages", name, ARTIFACTS[wanted].field])
+
+
+def _other(config: StageConfig, stage: str, wanted: Makes) -> str:
+    return f"stage {stage!r} makes {config.artifact.text}, and {ARTIFACTS[wanted].text} is wanted"
 
 
 def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tuple[Status, str]:
@@ -116,23 +113,11 @@ def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tu
         return "stale", "its configuration, inputs, parents or the code have changed"
     if found["status"] != "done":
         return "resume", "was interrupted"
-    wrong = damaged(directory, found, config)
+    wrong = config.artifact.damage(directory, found)
     if wrong:
         return "new", f"its result is damaged: {wrong}"
-    if config.makes in ("model", "figures") and found.get("measured") != measured:
+    if config.artifact.due and found.get("measured") != measured:
         return "resume", "what is measured has changed"
     if not (directory / "summary.json").exists():
         return "resume", "its summary is missing"
     return "done", f"took {found['seconds']:.0f} s"
-
-
-def damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
-    """What is wrong with a result that once was whole; None when it still is what it was."""
-    if config.makes in ("model", "scorer"):
-        return checkpoint.verify(directory / "model")
-    if config.makes == "figures":
-        return None
-    path = directory / "data.jsonl"
-    if not path.exists():
-        return "data.jsonl is missing"
-    return None if sha256(path) == found["output"] else "data.jsonl has changed"

@@ -25,13 +25,13 @@ from rich.markup import escape
 from ladder.base import files
 from ladder.base.config import Document
 from ladder.base.errors import UserError
-from ladder.base.files import sha256, write_json
+from ladder.base.files import write_json
 from ladder.base.jsonl import read_lines
 from ladder.kernels import dispatch, library
 from ladder.pipeline import evaluate, gates
 from ladder.pipeline.build import models
 from ladder.pipeline.lineage import read_stage
-from ladder.pipeline.plan import Planned, damaged, plan, prepare
+from ladder.pipeline.plan import Planned, plan, prepare
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
 from ladder.tracking import trackers
@@ -115,12 +115,12 @@ def _run_stage(
     ctx = Context(one.name, directory, recipe, parents, base, log, console, stop, before)
     try:
         extra = found.get("trained")
-        if not extra or one.config.makes == "figures":
+        if not extra or one.config.artifact.measures:
             extra = one.config.run(ctx)
             found |= {"trained": extra, "trained_seconds": ctx.seconds}
             write_json(directory / "stage.json", found)
         summary = dict(extra)
-        if one.config.makes == "model" and recipe.eval is not None:
+        if one.config.artifact.evaluated and recipe.eval is not None:
             last = _last_step(directory)
             log.cut_evals(last)
             summary |= evaluate.evaluate_stage(ctx, models.load(recipe, str(directory / "model")), last)
@@ -128,8 +128,8 @@ def _run_stage(
         write_json(directory / "summary.json", summary)
         found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
         found["measured"] = one.measured
-        if one.config.makes != "figures":
-            found["output"] = sha256(directory / ("data.jsonl" if one.config.makes == "data" else "model"))
+        output = one.config.artifact.digest(directory)
+        found |= {} if output is None else {"output": output}
         write_json(directory / "stage.json", found)
     finally:
         log.close()
@@ -173,7 +173,7 @@ def _make_room(one: Planned, directory: Path, console: Console) -> Path:
 def _broken(kept: Path, config: StageConfig) -> bool:
     """Whether what was moved aside is done and no longer what it was."""
     found = read_stage(kept)
-    return found is None or (found["status"] == "done" and damaged(kept, found, config) is not None)
+    return found is None or (found["status"] == "done" and config.artifact.damage(kept, found) is not None)
 
 
 def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None:

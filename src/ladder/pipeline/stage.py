@@ -13,11 +13,10 @@ from ladder.base.config import Config
 from ladder.base.errors import UserError
 from ladder.engine.optim import Optim
 from ladder.models.lora import LoRA
+from ladder.pipeline.artifacts import ARTIFACTS, Artifact, Makes
 from ladder.pipeline.recipe import Recipe
 from ladder.tracking.console import Console
 from ladder.tracking.log import RunLog
-
-Makes = Literal["model", "data", "figures", "scorer"]
 
 
 class StageConfig(Config):
@@ -34,6 +33,11 @@ class StageConfig(Config):
     """Whether its model is where a chain of models begins: the base that a KL is measured from."""
     makes: ClassVar[Makes] = "model"
     """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """What it leaves behind."""
+        return ARTIFACTS[self.makes]
 
     def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
         """Stages whose results this one reads, and what they have to have made."""
