@@ -39,7 +39,8 @@ def collector(
 
 
 def test_one_group_per_task_in_order() -> None:
-    collect, _ = collector(n=3)
+    collect, sampler = collector(n=3)
+    sampler.load(lambda: iter(()), 9)
     groups = collect(TASKS, step=4, version=9)
     assert [[r.task for r in g] for g in groups] == [[t] * 3 for t in TASKS]
     assert [[r.group for r in g] for g in groups] == [[0] * 3, [1] * 3, [2] * 3]
@@ -122,12 +123,12 @@ def test_a_sampler_that_loses_a_group_is_noticed() -> None:
 
 def test_to_rollout_masks_forced_tokens_only() -> None:
     c = Completion([40, 41, EOS], [-1.0, 0.0, -3.0], [False, True, False], "eos", "w40 w41")
-    r = to_rollout(TASKS[0], (20, 21), c, 5, 2)
+    r = to_rollout(TASKS[0], (20, 21), replace(c, version=2), 5)
     assert r == Rollout(
         TASKS[0], [20, 21, 40, 41, EOS], [False, False, True, False, True], [0.0, 0.0, -1.0, 0.0, -3.0],
         "w40 w41", "eos", 5, 2,
     )  # fmt: skip
-    assert to_rollout(TASKS[0], (20,), replace(c, forced=[False] * 3), 0, 0).length == 3
+    assert to_rollout(TASKS[0], (20,), replace(c, forced=[False] * 3), 0).length == 3
 
 
 def test_after_an_update_the_same_prompt_is_answered_by_the_new_weights() -> None:
