@@ -10,7 +10,7 @@ import pytest
 import families as fam
 from families import CLOSE, DOUBLE, EOS
 from ladder.base import rng
-from ladder.contract.rollouts import Completion, Request, Rollout, Sampling, Task
+from ladder.contract.rollouts import Completion, Request, Rollout, Sampling, Score, Task
 from ladder.credit.base import to_sample
 from ladder.data.chat import encode_prompt
 from ladder.decoding.sampler import NativeSampler
@@ -19,6 +19,7 @@ from ladder.engine.optim import Optim
 from ladder.losses import CrossEntropy
 from ladder.rollout.collect import Collector, to_rollout
 from ladder.rollout.scripted import Answer, ScriptedSampler
+from ladder.signals.rewards import Rewards
 
 TOKENIZER = fam.tokenizer()
 SAMPLING = Sampling(max_tokens=6)
@@ -97,6 +98,16 @@ def test_the_version_changes_no_draw() -> None:
     collect(TASKS, step=1, version=1)
     collect(TASKS, step=1, version=7)
     assert sampler.asked[:3] == sampler.asked[3:]
+
+
+def test_a_resumed_signal_tells_the_sampler_its_version() -> None:
+    """The weights are restored where they lie, so nothing but the version is handed over."""
+    collect, sampler = collector()
+    again = Rewards(lambda _: TASKS, collect, lambda group: [Score(float(i)) for i, _ in enumerate(group)])
+    again.load = sampler.load
+    again.restore({"step": 3, "version": 3, "credit": {}})
+    units = next(again.batches())
+    assert {unit.meta["version"] for unit in units} == {3}
 
 
 def test_messages_reach_the_encoder_as_they_are() -> None:

@@ -140,6 +140,8 @@ def test_answers_are_cut_at_the_limit_and_completions_pass_untouched() -> None:
     cut, same = sampler.generate([Request([7], 2, Sampling(2))])[0]
     assert (cut.tokens, cut.stop, cut.text) == ([9, 10], "length", "w9 w10")
     assert same == whole
+    sampler.load(lambda: iter(()), 3)
+    assert sampler.generate([Request([7], 2, Sampling(2))])[0][1] == replace(whole, version=3)
 
 
 def test_an_unknown_prompt_is_named() -> None:
