@@ -166,7 +166,7 @@ def test_who_decodes_what_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatc
     same(draw(odd), draw(odd, packed=False), odd)
     wide = build("llama")
     with monkeypatch.context() as few:
-        few.setattr(backend, "PACK_STEPS", 10**6)
+        few.setattr(backend, "PACK_TOKENS", 10**6)
         oracle = draw(wide, slots=backend.PACK_ROWS - 1)
     assert not steps
     monkeypatch.setattr(llama_cpu, "obstacle", lambda _: "no compiler")

@@ -240,6 +240,32 @@ def test_weights_are_laid_out_once_while_requests_come_and_go(monkeypatch: pytes
     assert len(laid) == 2, "weights may have changed since"
 
 
+@needs_c
+@pytest.mark.parametrize(("rows", "limit", "compiled"), [(1, 7, False), (1, 8, True), (3, 2, False), (4, 1, True)])
+def test_few_tokens_are_not_worth_packing_weights(rows: int, limit: int, compiled: bool) -> None:
+    sampler = NativeSampler(fam.build("llama", **WIDE), TOKENIZER, eos=ENDS, frozen=True)
+    sampler.generate([Request([20, 21], rows, Sampling(limit))])
+    laid = sampler.backend.laid
+    assert laid is not None and (laid.compiled is not None) == laid.packed == compiled
+
+
+def test_frozen_weights_are_laid_out_once_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid: list[int] = []
+    plain = backend.Llama.of
+    monkeypatch.setattr(backend.Llama, "of", lambda *a, **how: laid.append(1) or plain(*a, **how))
+    model = fam.build("qwen3").requires_grad_(False)
+    sampler, request = NativeSampler(model, TOKENIZER, eos=ENDS, frozen=True), Request([20, 21], 4, Sampling(6))
+    for _ in range(3):
+        sampler.generate([request])
+    assert len(laid) == 1
+    for p in model.parameters():
+        p.mul_(1.2)
+    sampler.load(lambda: iter(()), 1)
+    for completion in sampler.generate([request])[0]:
+        check_logps(sampler, request.prompt, completion)
+    assert len(laid) == 2
+
+
 # ------------------------------------------------------------ slots, lines, samplers that share a state
 
 

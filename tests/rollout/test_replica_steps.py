@@ -1,4 +1,4 @@
-"""A replica takes new weights between steps only, once the sequences in flight have ended, whoever loads them and when."""
+"""A replica takes new weights between steps only, when no sequence is in flight, whoever loads them and when."""
 
 from __future__ import annotations
 

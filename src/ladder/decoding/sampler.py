@@ -34,6 +34,7 @@ class NativeSampler:
     each, for models too small to fill a processor's cores. context: most tokens of prompt and answer (default: the
     model's own). packed: decode over packed weights where the family is known; False: through the modules, whatever it
     is. dtype: bfloat16 decodes a float32 model in half of the memory (`llama_cpu.py`), where the kernels know it.
+    frozen: the weights change only where `load` says so, so packed ones are held from call to call.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class NativeSampler:
         context: int | None = None,
         packed: bool = True,
         dtype: torch.dtype = torch.float32,
+        frozen: bool = False,
         progress: Progress | None = None,
     ) -> None:
         if not eos:
@@ -68,6 +70,7 @@ class NativeSampler:
             packed=packed,
             dtype=dtype,
             workers=workers,
+            frozen=frozen,
         )
         self.stepper = self._stepper(self.backend)
 
@@ -103,6 +106,7 @@ class NativeSampler:
 
     def reweighted(self, version: int) -> None:
         """The modules' weights are others than before. For whoever changes them while nothing is in flight."""
+        self.backend.reweighted()
         self.stepper.reweighted(version)
 
     def when_idle(self, action: Callable[[], None]) -> None:
