@@ -1,11 +1,12 @@
-"""Alarms on planted faults and on healthy runs.
+"""Measures the alarms of `ladder.diagnose` on planted reward hacks and on healthy runs.
 
     ladder run r1 --out runs/r1
     python benchmarks/alarms.py runs/r1 --out runs/alarms --write docs/figures
 
-Planted: from a model that solves its tasks, three rewards with a fault (`planted.py`); watched is the honest one. For
-each alarm: the step at which it fired and how far the honest check had fallen by then, smoothed over three steps. An
-alarm is in time when that is less than 20 points. Healthy: ten runs of seven kinds, which must raise none.
+Planted: GRPO from a model that solves its tasks, with three faulty rewards (`planted.py`); the honest reward is
+watched. For each alarm it reports the step at which the alarm fired and how far the honest check had fallen by then,
+smoothed over three steps. An alarm is in time when that is less than 20 points. Healthy: ten runs of seven kinds,
+which must raise no alarm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 from ladder.base.jsonl import read_lines
 from ladder.diagnose.detectors import Alarms
 from ladder.diagnose.finding import Finding
-from ladder.diagnose.series import Series
+from ladder.diagnose.series import History, Series
 from ladder.diagnose.watch import replay
 from ladder.pipeline import recipe as recipes
 from ladder.pipeline.run import run
@@ -42,7 +43,7 @@ def planted(names: tuple[str, ...] = ("token", "length", "tag")) -> dict[str, di
 
 
 def healthy() -> dict[str, tuple[str, int, dict[str, Any]]]:
-    """name: (what it starts from, seed, the stage). What it starts from is a stage of the r1 run."""
+    """{name: (the stage of the r1 run whose model it starts from, seed, the stage's configuration)}."""
     zero = {"kind": "rl", **ZERO, **SAMPLING}
     hard = {"task": {"chain": {"steps": [4, 12]}}, "steps": 36, "prompts_per_step": 32, "sampling": {"max_tokens": 80}}
     ppo = {"steps": 40, "prompts_per_step": 256, "epochs": 2, "minibatches": 2, "optim": STEADY, "kl_coef": 0.02}
@@ -63,7 +64,7 @@ def healthy() -> dict[str, tuple[str, int, dict[str, Any]]]:
 
 
 def perform(model: Path, name: str, seed: int, stage: dict[str, Any], out: Path, workers: int) -> Path:
-    """Runs one stage from a model, and returns its directory."""
+    """Runs one stage from a model; returns the stage's directory."""
     recipe = {
         "name": name,
         "seed": seed,
@@ -83,8 +84,8 @@ def perform(model: Path, name: str, seed: int, stage: dict[str, Any], out: Path,
 
 
 def fallen(stage: Path, step: int) -> float:
-    """How far the honest check lay below its start, in points, when an alarm fired."""
-    held = Series([r for r in read_lines(stage / "metrics.jsonl") if r["step"] <= step], "watched/held")
+    """How far the honest check was below its initial value at a step, in percentage points."""
+    held = Series(History(r for r in read_lines(stage / "metrics.jsonl") if r["step"] <= step), "watched/held")
     return 100 * (held.start - held.now)
 
 
@@ -93,7 +94,7 @@ def first(found: list[Finding]) -> Finding | None:
 
 
 def draw(out: Path, path: Path) -> None:
-    """Reward and honest check of the planted runs, with the step of the first alarm."""
+    """Draws trained reward and honest check of the planted runs, with the step of the first alarm."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.8), layout="constrained", facecolor="white")
@@ -101,7 +102,7 @@ def draw(out: Path, path: Path) -> None:
     for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
         rows = read_lines(out / name / name / "metrics.jsonl")
         for key, colour, words in (("reward/mean", "#c05a12", "reward"), ("watched/held", "#2a62c8", "honest check")):
-            axes.plot(*zip(*Series(rows, key).curve, strict=True), color=colour, label=words)
+            axes.plot(*zip(*Series(History(rows), key).curve, strict=True), color=colour, label=words)
         one = first(replay(out / name / name, Alarms()))
         if one is not None:
             axes.axvline(one.step, color="#66686f", linestyle="--", linewidth=1, label=f"{one.name}, step {one.step}")
@@ -120,8 +121,11 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
-    lines = ["| planted | first alarm | at step | held-out check had fallen by then | other alarms | it fell in all |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| planted | first alarm | at step | fall of the held-out check by then | other alarms "
+        "| total fall of the check |",
+        "|---|---|---|---|---|---|",
+    ]
     rows: dict[str, Any] = {}
     for name, stage in planted().items():
         if args.only and args.only != name:

@@ -1,4 +1,4 @@
-"""Curves of a run for the docs: each stage's figures over its steps.
+"""Draws metrics of a run's stages over their steps, for the documentation.
 
     python benchmarks/curves.py runs/gsm8k_smollm2 docs/figures/gsm8k_smollm2.svg loss reward/mean length/mean
     python benchmarks/curves.py runs/r1 docs/figures/r1_loss.svg pretrain:loss sft:loss      (one stage only)
@@ -24,7 +24,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def of(rows: Rows, asked: str) -> dict[str, list[tuple[int, float]]]:
-    """The points of each stage; `asked` is a figure's name, or STAGE:NAME."""
+    """The points of each stage for one panel; `asked` is a metric's name, or STAGE:NAME."""
     stage, colon, key = asked.rpartition(":")
     chosen = {stage: rows[stage]} if colon else rows
     points = {name: [(r["step"], r[key]) for r in each if r.get(key) is not None] for name, each in chosen.items()}

@@ -1,12 +1,13 @@
-"""How cost grows: tokens/s of updates and rollouts against batch, context, group, vocabulary, model size and threads.
+"""How cost grows: tokens/s of updates and rollouts against batch, context, group size, vocabulary, model size, threads.
 
     python benchmarks/growth.py measure growth.json [--threads 1] [--only context ...]
     python benchmarks/growth.py draw growth.json docs/figures/growth.svg
 
-Random weights in the shape of a Llama, by default 6 layers of SmolLM2-135M's widths (576, 9 heads, 3 of keys, 1536)
-with 49,152 tokens: rates do not depend on what the weights are. One thing is varied at a time. Each point is the median
-of a few rounds; `share` is the rate times the multiply-adds that a token needs (6 N or 2 N, with what attention adds),
-over the processor's own rate for matrix products, measured in between.
+The models are Llamas with random weights, by default 6 layers of SmolLM2-135M's widths (hidden size 576, 9 heads, 3
+key-value heads, MLP size 1536) and 49,152 vocabulary tokens; rates do not depend on the weights' values. One quantity
+is varied at a time. Each point is the median of a few rounds. `share` is the rate times the operations that a token
+needs (6 N or 2 N, plus attention's), divided by the processor's rate for matrix products, measured between the
+points.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ladder.losses import PolicyGradient
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's widths."""
+    """The sizes of a model."""
 
     layers: int = 6
     hidden: int = 576
@@ -47,7 +48,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Update:
-    """prompts of `prompt` tokens, `group` answers of `answer` tokens to each; all one optimiser step."""
+    """One optimiser step: `prompts` prompts of `prompt` tokens, `group` answers of `answer` tokens to each."""
 
     prompts: int = 8
     group: int = 1
@@ -58,7 +59,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """`prompts` prompts of `prompt` tokens, `group` answers of `answer` tokens to each."""
+    """One sampler call: `prompts` prompts of `prompt` tokens, `group` answers of `answer` tokens to each."""
 
     prompts: int = 4
     group: int = 16
@@ -68,7 +69,7 @@ class Rollouts:
 
 
 LONG = 5.0
-"""Seconds from which warming up does not show, so that the first round counts."""
+"""Seconds from which on a round is so long that its warm-up is negligible and the first round counts."""
 
 SIZES = (
     Shape(2, 64, 4, 4, 168), Shape(4, 128, 4, 2, 352), Shape(6, 256, 4, 2, 704), Shape(),
@@ -77,7 +78,7 @@ SIZES = (
 
 
 def cases() -> Iterator[tuple[str, str, float, Update | Rollouts]]:
-    """(what is varied, of what, its value, the work)."""
+    """(quantity varied, "update" or "rollouts", its value, the workload)."""
     u, r = Update(), Rollouts()
     for n in (1, 2, 4, 8, 16, 32):
         yield "tokens of a step", "update", n * 256, replace(u, prompts=n)
@@ -119,7 +120,7 @@ def build(shape: Shape) -> Any:
 
 
 def matrices(shape: Shape) -> int:
-    """Weights of the layers' matrices."""
+    """Number of weights in the layers' matrices."""
     width = shape.hidden // shape.heads
     attention = shape.hidden * width * (2 * shape.heads + 2 * shape.key_heads)
     return shape.layers * (attention + 3 * shape.hidden * shape.inner)
@@ -134,7 +135,7 @@ def prompt(n: int, key: int, shape: Shape) -> list[int]:
 
 
 def updating(case: Update) -> tuple[Callable[[], None], int, float]:
-    """One step; the tokens of all answers with their prompts; its arithmetic."""
+    """(a function that runs one step, the tokens of all answers with their prompts, the step's operations)."""
     engine = Engine(build(case.shape), Optim(lr=1e-6), budget=8192)
     units: list[Unit] = []
     for p in range(case.prompts):
@@ -154,8 +155,8 @@ def updating(case: Update) -> tuple[Callable[[], None], int, float]:
 
 
 def rolling(case: Rollouts) -> tuple[Callable[[], None], int, float]:
-    """All answers; their tokens; the arithmetic (with that of reading the prompts)."""
-    sampler = NativeSampler(build(case.shape), _NoText(), eos=[case.shape.vocab + 1])  # which is never drawn
+    """(a function that samples all answers, their tokens, the operations including prefill)."""
+    sampler = NativeSampler(build(case.shape), _NoText(), eos=[case.shape.vocab + 1])  # this id is never sampled
     starts = [prompt(case.prompt, p, case.shape) for p in range(case.prompts)]
     asked = [Request(start, case.group, Sampling(case.answer), p) for p, start in enumerate(starts)]
     drawn = case.prompts * case.group * case.answer
@@ -167,16 +168,16 @@ def rolling(case: Rollouts) -> tuple[Callable[[], None], int, float]:
 
 
 def _seen(prompts: int, group: int, prompt: int, answer: int) -> float:
-    """Pairs of a query of an answer and what it sees."""
+    """Number of (query, key) pairs of the answers' tokens."""
     return prompts * group * (answer * prompt + answer**2 / 2)
 
 
 def _nothing(_: Any) -> None:
-    """Drops what it is given."""
+    """Discards a result, so that the timed function returns None."""
 
 
 class _NoText:
-    """A tokenizer for tokens that nobody reads."""
+    """A tokenizer whose text is always empty: the answers' texts are not used."""
 
     def decode(self, *_: Any, **__: Any) -> str:
         return ""
@@ -186,7 +187,7 @@ class _NoText:
 
 
 def peak() -> float:
-    """GFLOP/s of a matrix product, the best of some."""
+    """GFLOP/s of a matrix product, the best of six."""
     x, w = torch.randn(1536, 1536), torch.randn(1536, 1536)
     times = []
     for _ in range(6):
@@ -235,7 +236,7 @@ def main() -> None:
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
-    """One panel for each thing that is varied: rates above, shares of the processor below."""
+    """One panel per varied quantity: rates above, shares of the processor's rate below."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""Kill -9 at random instants, across all stages of the r1 recipe, and compare: weights bit for bit.
+"""Kills runs of the r1 recipe with SIGKILL at random instants, in all stages, and compares the results bit for bit.
 
     python benchmarks/kill_test.py [--kills 50] [--seed 0]
 
-A run of a small version of the recipe is left alone; then others are killed again and again, at instants drawn at
-random, and started anew until they are through. Each result must have the same bytes: every model, every harvest,
-every metric but the times. Prints one line a kill and a verdict.
+One run of a small version of the recipe is undisturbed. Other runs of it are killed repeatedly, at random instants,
+and restarted until they finish. Each must end with the same bytes as the undisturbed one: every model, every data
+file, every metric except times. Prints one line per kill and a verdict.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SMALL = [
     "eval.sets.easy.n=32",
     "eval.sets.hard.n=32",
 ]
-"""The whole recipe, each stage cut short."""
+"""Overrides that shorten every stage of the recipe."""
 
 SAVE_EVERY = 0.3
-"""Seconds between checkpoints: every killed run must get somewhere."""
+"""Seconds between checkpoints: short, so that every killed run makes progress."""
 
 
 def child(recipe: str, overrides: list[str], out: str) -> None:
-    """The whole of `ladder run`, in a process of its own."""
+    """What `ladder run` does; the target of the process that is killed."""
     from ladder.pipeline import recipe as recipes
     from ladder.pipeline.run import run
     from ladder.tracking.console import Console
@@ -54,7 +54,7 @@ def child(recipe: str, overrides: list[str], out: str) -> None:
 
 
 def start(recipe: str, overrides: list[str], out: Path) -> multiprocessing.process.BaseProcess:
-    """A server that has imported everything already forks it, so that kills hit the work and not the imports."""
+    """Starts the run in a process forked from a server with all imports done, so that kills never hit the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ladder.commands.runs"])
     process = context.Process(target=child, args=(recipe, overrides, str(out)))
@@ -63,7 +63,7 @@ def start(recipe: str, overrides: list[str], out: Path) -> multiprocessing.proce
 
 
 def finish(recipe: str, overrides: list[str], out: Path) -> float:
-    """Runs to the end; returns the seconds. Raises RuntimeError when the run fails."""
+    """Runs to the end; returns the seconds taken. Raises RuntimeError when the run fails."""
     begun = time.monotonic()
     process = start(recipe, overrides, out)
     process.join()
@@ -73,7 +73,7 @@ def finish(recipe: str, overrides: list[str], out: Path) -> float:
 
 
 def killed(recipe: str, overrides: list[str], out: Path, after: float) -> tuple[bool, str]:
-    """Starts the run and kills it `after` so many seconds; (whether it was still at work, where it stood)."""
+    """Starts the run and kills it `after` so many seconds; returns (whether it was still running, its stage)."""
     process = start(recipe, overrides, out)
     process.join(after)
     alive = process.is_alive()
@@ -88,13 +88,13 @@ def killed(recipe: str, overrides: list[str], out: Path, after: float) -> tuple[
 
 
 def where_it_stands(out: Path) -> str:
-    """The stage a run is in, for people."""
+    """The name of the stage that a run is in, or "start"."""
     stages = [p.parent.name for p in sorted(out.glob("*/stage.json"), key=lambda p: p.stat().st_mtime)]
     return stages[-1] if stages else "start"
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """Hashes of everything that training made, and the metrics without what the clock had a part in."""
+    """Hashes of everything that the stages wrote, and of the metrics without times and rates."""
     found: dict[str, str] = {}
     for stage in sorted(p.parent for p in out.glob("*/stage.json")):
         assert read_json(stage / "stage.json")["status"] == "done", stage
@@ -117,7 +117,7 @@ def differences(a: dict[str, str], b: dict[str, str]) -> list[str]:
 
 
 def trial(recipe: str, overrides: list[str], out: Path, r: random.Random, mean: float, most: int) -> list[str]:
-    """One run, killed at most so many times; the places where it was."""
+    """One run, killed at most `most` times; returns the stages in which it was killed."""
     places: list[str] = []
     while len(places) < most:
         alive, where = killed(recipe, overrides, out, r.expovariate(1 / mean))

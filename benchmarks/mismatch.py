@@ -1,10 +1,10 @@
-"""How far the sampler's log-probabilities are from the engine's, in float32 and in bfloat16.
+"""Measures the difference between the sampler's and the engine's log-probabilities, in float32 and in bfloat16.
 
     python benchmarks/mismatch.py MODEL PROMPTS.jsonl      a model's directory or GGUF file; rows with "question"
 
-16 answers of at most 128 tokens to each of 4 prompts. With d = engine - sampler for each token drawn: the mean and the
-largest |d|; the k3 estimate of KL(sampler || engine), mean of exp(d) - 1 - d; the mean importance weight exp(d), 1 but
-for noise; the share of weights that a cap of 2 cuts off.
+16 answers of at most 128 tokens to each of 4 prompts. With d = engine - sampler for each sampled token it prints the
+mean and the largest |d|; the k3 estimate of KL(sampler || engine), the mean of exp(d) - 1 - d; the mean importance
+weight exp(d), which is 1 up to noise; and the share of weights that a cap of 2 truncates.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def difference(engine: Engine, requests: list[Request], sampler: NativeSampler) -> torch.Tensor:
-    """Engine's less sampler's log-probability of every token drawn."""
+    """d = engine's minus sampler's log-probability of every sampled token, [N]."""
     samples, drawn = [], []
     for request, group in zip(requests, sampler.generate(requests), strict=True):
         for c in group:

@@ -1,12 +1,12 @@
-"""hh-rlhf harmless-base on SmolLM2-135M: reward model and DPO, all weights and LoRA, beside TRL's trainers.
+"""hh-rlhf harmless-base on SmolLM2-135M: reward model and DPO, all weights and LoRA, compared with TRL's trainers.
 
     python benchmarks/preferences_real.py prepare WORK --data hh_harmless_pairs.jsonl --model SmolLM2-135M.gguf
     python benchmarks/preferences_real.py train WORK rm full          (rm or dpo; full or lora)
     .venv-peers/bin/python benchmarks/peers/trl_preferences.py WORK rm full
-    python benchmarks/preferences_real.py table WORK                   evaluates what is there, prints the tables
+    python benchmarks/preferences_real.py table WORK                   evaluates the finished runs, prints the tables
 
-What makes the two comparable: `prepare` writes token ids, their order, the held-out pairs, the first weights of the
-score and of the adapters; both sides read them. Same AdamW, same learning rate, same clipping, one thread, float32.
+Both sides read what `prepare` writes: token ids, their order, the held-out pairs, the initial weights of the score
+head and of the adapters. They use the same AdamW, learning rate and gradient clipping, one thread, float32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KINDS = [(k, w) for k in ("rm", "dpo") for w in ("full", "lora")]
 
 
 def prepare(work: Path, data: str, model: str) -> None:
-    """Token ids in the order of training, the held-out pairs, and everybody's first weights."""
+    """Writes token ids in training order, the held-out pairs, and the initial weights for both sides."""
     loaded = load_model(model)
     report = Report()
     rows = list(Data(path=data, layout="hh", on_bad_row="skip").examples(report))
@@ -68,7 +68,7 @@ def prepare(work: Path, data: str, model: str) -> None:
 
 
 def _dealt(pairs: list[Pair], steps: int) -> list[list[Any]]:
-    """The batches of an epoch as the signal deals them."""
+    """The first `steps` batches of an epoch, in the order of the signal `Examples`."""
     batches = Examples(pairs, BATCH, epochs=1, seed=0).batches()
     return [next(batches) for _ in range(steps)]
 
@@ -97,7 +97,7 @@ def _side(row: dict[str, Any], name: str) -> Sample:
 
 
 def run(work: Path, kind: str, weights: str, data: str, name: str) -> None:
-    """Trains one of the four and writes its model, losses and times."""
+    """Trains one of the four variants and writes its model, losses and times."""
     scalar = kind == "rm"
     loaded = load_model(str(work / ("scorer" if scalar else "policy")), scalar=scalar)
     without = None
@@ -139,11 +139,11 @@ def run(work: Path, kind: str, weights: str, data: str, name: str) -> None:
     write_json(work / name / "run.json", {"steps": rows, "pairs_per_s": pairs_a_second, "peak_gb": peak})
 
 
-# ---------------------------------------------------------------- what became of it
+# ---------------------------------------------------------------- evaluation
 
 
 def evaluate(work: Path, name: str) -> dict[str, Any]:
-    """Held-out accuracy of a trained model, ours or theirs; kept beside it."""
+    """Held-out accuracy of a trained model, ours or TRL's; cached in its directory."""
     path = work / name / "held_out.json"
     if path.exists():
         return read_json(path)
@@ -179,7 +179,7 @@ def _base_logps(work: Path, held: list[Pair]) -> list[float]:
 
 
 def table(work: Path) -> str:
-    """The two tables, in Markdown."""
+    """The tables of losses and of results, in Markdown."""
     head = [f"{side} {k} {w}" for k, w in KINDS for side in ("ours", "TRL") if _run(work, side, k, w)]
     lines = ["| step | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     runs = [r for k, w in KINDS for side in ("ours", "TRL") if (r := _run(work, side, k, w))]

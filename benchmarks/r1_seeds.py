@@ -1,11 +1,11 @@
-"""The figures of `ladder run r1` over seeds, and of its controls: run, gather, check, write.
+"""Runs `ladder run r1` and its controls over seeds, checks the figures against targets, and writes them as a page.
 
     python benchmarks/r1_seeds.py                      # seeds 0 1 2 of r1
     python benchmarks/r1_seeds.py --controls --seeds 0 # its controls
     python benchmarks/r1_seeds.py --write docs/r1_results.md
 
-What is done is not done again (`ladder run` keeps it), so --write after a run only gathers. Seconds are measured
-while nothing else should be running: they are the run's own.
+Finished runs are not repeated (`ladder run` keeps them), so --write after the runs only collects their figures.
+Seconds are each run's own; run nothing else on the machine while measuring.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODELS = ["pretrain", "r1_zero", "harvest", "sft", "rl"]
 
 
 def run_command(recipe: str, seed: int, out: Path, more: Sequence[str] = ()) -> dict[str, Any]:
-    """`ladder run` in a process of its own; its summary."""
+    """Runs `ladder run` in a subprocess; returns the run's summary.json."""
     command = [sys.executable, "-m", "ladder.cli", "run", recipe, "--seed", str(seed), "--out", str(out), *more]
     done = subprocess.run(command, check=False)
     if done.returncode:
@@ -36,14 +36,14 @@ def run_command(recipe: str, seed: int, out: Path, more: Sequence[str] = ()) -> 
 
 
 def lend(base: Path, out: Path) -> None:
-    """A control begins with the very base of the r1 run of its seed; `ladder run` checks that it is the same stage."""
+    """Copies the base model of the seed's r1 run into a control's run; `ladder run` checks the stage's identity."""
     if (base / "pretrain").is_dir() and not out.exists():
         out.mkdir(parents=True)
         shutil.copytree(base / "pretrain", out / "pretrain")
 
 
 def verdict(summary: dict[str, Any]) -> list[str]:
-    """What the figures of a seed should hold and do not."""
+    """The targets that a seed's figures miss."""
     s = summary["stages"]
     base, zero, sft, rl = s["pretrain"], s["r1_zero"], s["sft"], s["rl"]
     wanted = {
@@ -61,7 +61,7 @@ def verdict(summary: dict[str, Any]) -> list[str]:
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> list[str]:
-    """Markdown: one row a stage, the runs' figures side by side."""
+    """Markdown table: one row per stage and evaluation set, one column per run."""
     names = list(summaries)
     rows = [f"| stage | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     stages = list(dict.fromkeys(s for summary in summaries.values() for s in summary["stages"]))
@@ -105,20 +105,21 @@ def main() -> None:
 
 
 def write(out: Path, seeds: list[int], path: Path) -> None:
-    """All that is there, as one page."""
+    """Writes the figures of all finished runs as one Markdown page."""
     r1 = {f"seed {s}": read_json(out / f"r1-{s}" / "summary.json") for s in seeds if (out / f"r1-{s}").exists()}
     lines = [
         "# What `ladder run r1` reaches",
         "",
         f"Made by `python benchmarks/r1_seeds.py` and `--controls` on {os.cpu_count()} cores ({platform.machine()}). "
-        "1,024 problems each, sampled at temperature 1; greedy accuracy in brackets; tokens of an answer; share of "
-        "worked answers in both notations. The harvest's row is of the answers it kept.",
+        "1,024 problems each, sampled at temperature 1; greedy accuracy in brackets; tokens per answer; mixed: share "
+        "of worked answers that use both notations. The rows of harvest (rejection sampling) describe the answers it "
+        "kept.",
         "",
         *table(r1),
         "",
         "## Controls",
         "",
-        "From the base of the same seed, each at about the time that the R1 stages take.",
+        "Each starts from the base model of the same seed and takes about as long as the R1 stages.",
     ]
     for control in CONTROLS:
         found = {f"seed {s}": out / f"{control}-{s}" / "summary.json" for s in seeds}

@@ -1,9 +1,9 @@
-"""R1-Zero with each policy loss and advantage, from one base: which of them works, and how it looks.
+"""R1-Zero with each policy loss and advantage, from one base model: does each work, and how do the curves differ?
 
     python benchmarks/r1_zero_variants.py [--seed 0] [--out runs/variants] [--write docs/techniques]
 
-Everything but loss and advantage is as in the r1 recipe, the learning rate too (chosen for PPO's clip), so this shows
-that each works, not which is best when tuned. Prints a table and draws the curves.
+Everything except loss and advantage is as in the r1 recipe, including the learning rate (chosen for PPO's clip), so
+this shows that each variant works, not which is best when tuned. Prints a table and draws the curves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VARIANTS: dict[str, tuple[str, str]] = {
     "RLOO": ("{kind: PolicyGradient, unit: padded, length: 20}", "leave_one_out"),
     "REINFORCE++": ("{kind: PolicyClip}", "reinforce_pp"),
 }
-"""name -> (loss, advantage). PolicyGradient has no ratio, so it takes one optimiser step for each batch of answers."""
+"""{name: (loss, advantage)}. PolicyGradient has no ratio, so it takes one optimiser step per batch of answers."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def table(runs: dict[str, Path]) -> list[str]:
 
 
 def draw(runs: dict[str, Path], path: Path) -> None:
-    """Reward, length and entropy over the steps, one line a variant."""
+    """Draws reward, length and entropy over the steps, one line per variant."""
     import matplotlib
 
     matplotlib.use("Agg")

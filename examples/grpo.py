@@ -1,7 +1,7 @@
-"""GRPO through the Python API, in a dozen lines: what `ladder run` does for a stage of kind rl.
+"""GRPO through the Python API: what `ladder run` does for a stage of kind rl, without checkpoints and logs.
 
-    ladder run r1                                  # once, for a base model
-    python examples/grpo.py runs/r1/pretrain/model out
+    ladder run r1 --until pretrain                 # once, for a base model
+    python examples/grpo.py runs/r1/pretrain/model out     # writes the trained model to out/
 """
 
 import sys
@@ -25,7 +25,7 @@ from ladder.train import Learner, train
 
 def show(step: int, figures: dict[str, float]) -> bool:
     print(f"step {step}: reward {figures['reward/mean']:.3f}, {figures['length/mean']:.1f} tokens")
-    return False  # True would end the run
+    return False  # returning True ends the run
 
 
 def main(source: str, out: str, steps: int = 20) -> None:

@@ -1,6 +1,6 @@
 """SFT through the Python API: any model on a file of rows (text, messages, prompt/completion, Alpaca, ShareGPT).
 
-    python examples/sft.py MODEL rows.jsonl out
+    python examples/sft.py MODEL rows.jsonl out            # writes the trained model to out/
 """
 
 import sys

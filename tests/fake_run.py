@@ -1,4 +1,4 @@
-"""A made-up run with plausible numbers, for tests of what reads runs (to look at: `python fake_run.py DIR`)."""
+"""Writes made-up runs with plausible numbers, for tests of the report (to look at one: `python fake_run.py DIR`)."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ SMALL: dict[str, Any] = {
     "eval": {"sets": {"test": {"task": {"gym": {"name": "chain_sum"}}}}, "samples": 4},
     "stages": {"tune": {"kind": "sft", "from": None}, "improve": {"kind": "rl", "from": "tune"}},
 }
-"""Another recipe: a model from elsewhere, one set, no stage of harvest, nothing about notations."""
+"""A second recipe: an external model, one evaluation set, no rejection sampling, no notations."""
 
 
 def write_small(path: Path) -> Path:
-    """A finished run of SMALL."""
+    """Writes a finished run of SMALL; returns its directory."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "recipe.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False), encoding="utf-8")
     r, stages = random.Random(0), {}
@@ -64,12 +64,12 @@ def write_small(path: Path) -> Path:
         sample["reward"] = 0.7
         unjudged = {"set": "test", "task": "sum/2", "prompt": "1 + 1 =", "answer": 2, "text": "", "reward": None}
         (path / name / "samples.json").write_text(json.dumps([sample, unjudged]), encoding="utf-8")
-    _lines(path / "tune" / "metrics.jsonl", _imitation(r, "sft"))
+    _write_jsonl(path / "tune" / "metrics.jsonl", _supervised_metrics(r, "sft"))
     keys = {"reward/mean": 0.6, "reward/exact": 0.4, "reward/format": 0.9, "length/mean": 118.0, "entropy": 0.7}
     rows = [{"step": s, **{k: v + s * 0.001 + r.gauss(0, 0.02) * v for k, v in keys.items()}} for s in range(1, 201)]
-    _lines(path / "improve" / "metrics.jsonl", rows)
+    _write_jsonl(path / "improve" / "metrics.jsonl", rows)
     evals = [{"step": s, "set": "test", "temperature": 0.7, "accuracy": 0.41 - s * 0.00015} for s in range(0, 201, 50)]
-    _lines(path / "improve" / "evals.jsonl", evals)
+    _write_jsonl(path / "improve" / "evals.jsonl", evals)
     (path / "summary.json").write_text(json.dumps({"stages": stages, "seed": 7, "seconds": 4722.0}), encoding="utf-8")
     return path
 
@@ -95,45 +95,47 @@ PREFERENCES: dict[str, Any] = {
         "kto": {"kind": "preference", "from": None, "data": {"stage": "annotate"}, "loss": "KTO"},
     },
 }  # fmt: skip
-"""Alternatives that all start from the recipe's model; the figures are mean scores from 0 to 2."""
+"""A third recipe: alternative stages that all start from the recipe's model; accuracy is a mean score from 0 to 2."""
+# stage -> score, greedy score
 SCORES = {"base": (0.7189, 0.707), "ppo": (1.4898, 1.7884), "dpo": (1.5664, 1.8276), "kto": (1.5339, 1.826)}
 
 
 def write_preferences(path: Path) -> Path:
-    """A finished run of PREFERENCES."""
+    """Writes a finished run of PREFERENCES; returns its directory."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "recipe.yaml").write_text(yaml.safe_dump(PREFERENCES, sort_keys=False), encoding="utf-8")
-    held = {"accuracy": 0.6054, "low": 0.5519, "high": 0.6565, "ece": 0.0526, "length_correlation": 0.6621, "n": 332.0}
+    held_out = {"accuracy": 0.6054, "low": 0.5519, "high": 0.6565, "n": 332.0}
+    held_out |= {"ece": 0.0526, "length_correlation": 0.6621}
     stages: dict[str, Any] = {
         "annotate": {"pairs": 3563, "equal": 4629, "agreement": 0.8689},
-        "reward_model": {"pairs": 3231, "steps": 60, "held_out": held},
+        "reward_model": {"pairs": 3231, "steps": 60, "held_out": held_out},
         "dpo": {"pairs": 3231, "held_out": {"accuracy": 0.7139, "n": 332.0}},
     }
     for name, (score, greedy) in SCORES.items():
         parts = {"score/right": score / 2, "score/form": 0.31, "score/brevity": 0.96}
         length = 6.0 if name == "base" else 22.0
         figures = {"accuracy": score, "low": score - 0.04, "high": score + 0.04, "length": length}
-        known = {"graded": True, "n": 512, "samples": 1, "temperature": 1.0, "greedy": {"accuracy": greedy}}
-        stages.setdefault(name, {})["test"] = figures | parts | known
+        settings = {"graded": True, "n": 512, "samples": 1, "temperature": 1.0, "greedy": {"accuracy": greedy}}
+        stages.setdefault(name, {})["test"] = figures | parts | settings
     for name in PREFERENCES["stages"]:
         (path / name).mkdir(exist_ok=True)
         summary = stages[name] | {"seconds": 30.0}
         (path / name / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        _lines(path / name / "metrics.jsonl", _preferring(name))
+        _write_jsonl(path / name / "metrics.jsonl", _preference_metrics(name))
     for name, reward, right in (("base", 0.5, 0.0), ("dpo", 1.85, 1.0)):
         sample = {"set": "test", "task": "chain/1", "prompt": "1 a +1 =", "answer": "2", "text": "# 2", "length": 3}
         sample |= {"reward": reward, "parts": {"right": right, "form": 0.0}}
         (path / name / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
     bins, rows = [[0.52, 0.5, 120], [0.77, 0.74, 23]], [[0.02, 0.46, 0.602, 83], [0.46, 1.63, 0.759, 83]]
-    fine = json.dumps(held | {"bins": bins, "by_margin": rows})
-    (path / "reward_model" / "held_out.json").write_text(fine, encoding="utf-8")
-    whole = {"stages": {n: stages[n] for n in PREFERENCES["stages"]}, "seed": 0, "seconds": 410.0}
-    (path / "summary.json").write_text(json.dumps(whole), encoding="utf-8")
+    detailed = json.dumps(held_out | {"bins": bins, "by_margin": rows})
+    (path / "reward_model" / "held_out.json").write_text(detailed, encoding="utf-8")
+    summary = {"stages": {n: stages[n] for n in PREFERENCES["stages"]}, "seed": 0, "seconds": 410.0}
+    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return path
 
 
-def _preferring(name: str) -> list[dict[str, Any]]:
-    """Curves of a stage of PREFERENCES: straight lines."""
+def _preference_metrics(name: str) -> list[dict[str, Any]]:
+    """Metrics of a stage of PREFERENCES: straight lines from 0."""
     ends = {
         "reward_model": {"loss": 0.6, "accuracy": 0.7, "margin": 0.2},
         "ppo": {"reward/mean": 0.9, "watched/gold": 1.5, "kl/response": 4.6, "critic/explained": 0.56},
@@ -156,61 +158,67 @@ PROBLEMS = 1024
 
 
 def write(path: Path, recipe: dict[str, Any] = R1, seed: int = 0) -> Path:
-    """The whole of a finished run."""
+    """Writes a finished run of `recipe`; returns its directory."""
     r = random.Random(seed)
     path.mkdir(parents=True, exist_ok=True)
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    stages = {name: _stage(r, path / name, name, spec["kind"]) for name, spec in recipe["stages"].items()}
-    whole = {"stages": stages, "seed": recipe["seed"], "seconds": round(sum(SECONDS.values()), 1)}
-    (path / "summary.json").write_text(json.dumps(whole), encoding="utf-8")
+    stages = {name: _write_stage(r, path / name, name, spec["kind"]) for name, spec in recipe["stages"].items()}
+    summary = {"stages": stages, "seed": recipe["seed"], "seconds": round(sum(SECONDS.values()), 1)}
+    (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return path
 
 
-def _stage(r: random.Random, path: Path, name: str, kind: str) -> dict[str, Any]:
+def _write_stage(r: random.Random, path: Path, name: str, kind: str) -> dict[str, Any]:
     path.mkdir(exist_ok=True)
     summary: dict[str, Any] = {"seconds": SECONDS[name]}
     if kind == "rejection_sampling":
         summary |= {"funnel": FUNNEL, "easy": {"accuracy": 1.0, "length": 20.61, "mixed": 0.0, "n": 371}}
     else:
         summary |= {s: _figures(*MEASURED[name][s]) for s in MEASURED[name]}
-        _lines(path / "metrics.jsonl", _rl(r, name) if kind == "rl" else _imitation(r, name))
+        _write_jsonl(path / "metrics.jsonl", _rl_metrics(r, name) if kind == "rl" else _supervised_metrics(r, name))
         (path / "samples.json").write_text(json.dumps(_samples(name), ensure_ascii=False), encoding="utf-8")
         evals = [{"step": 36, "set": s, "temperature": 1.0, **summary[s]} for s in MEASURED[name]]
-        _lines(path / "evals.jsonl", evals)
+        _write_jsonl(path / "evals.jsonl", evals)
     (path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return summary
 
 
 def _figures(accuracy: float, greedy: float, length: float, mixed: float) -> dict[str, Any]:
-    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / PROBLEMS) + 0.001
-    base = {"n": PROBLEMS, "samples": 1, "unjudged": 0, "temperature": 1.0}
+    half_width = 1.96 * math.sqrt(accuracy * (1 - accuracy) / PROBLEMS) + 0.001
+    settings = {"n": PROBLEMS, "samples": 1, "unjudged": 0, "temperature": 1.0}
     return {
         "accuracy": accuracy,
-        "low": round(accuracy - half, 4),
-        "high": round(min(1.0, accuracy + half), 4),
+        "low": round(accuracy - half_width, 4),
+        "high": round(min(1.0, accuracy + half_width), 4),
         "length": length,
         "mixed": mixed,
         "truncated": 0.001,
-        **base,
-        "greedy": {"accuracy": greedy, "length": round(length - 0.2, 2), "mixed": mixed, **base, "temperature": 0.0},
+        **settings,
+        "greedy": {
+            "accuracy": greedy,
+            "length": round(length - 0.2, 2),
+            "mixed": mixed,
+            **settings,
+            "temperature": 0.0,
+        },
     }
 
 
-def _lines(path: Path, records: list[dict[str, Any]]) -> None:
+def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(x) + "\n" for x in records), encoding="utf-8")
 
 
-def _imitation(r: random.Random, name: str) -> list[dict[str, Any]]:
+def _supervised_metrics(r: random.Random, name: str) -> list[dict[str, Any]]:
     steps, low, high = (1050, 0.86, 3.93) if name == "pretrain" else (90, 0.11, 0.74)
     losses = [low + (high - low) * math.exp(-9 * s / steps) + r.gauss(0, 0.02) for s in range(1, steps + 1)]
     return [{"step": s, "time": 1e9 + s, "loss": round(loss, 4)} for s, loss in enumerate(losses, 1)]
 
 
-def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
-    """Sigmoid curves from one value to another."""
+def _rl_metrics(r: random.Random, name: str) -> list[dict[str, Any]]:
+    """Metrics that follow a noisy sigmoid from a first to a last value."""
     first = name == "r1_zero"
     steps = 34 if first else 36
-    ways = {
+    ends = {
         "reward/mean": (0.24, 0.965) if first else (0.93, 0.992),
         "length/mean": (5.9, 22.1) if first else (30.2, 31.4),
         "worked": (0.21, 1.0) if first else (1.0, 1.0),
@@ -226,7 +234,7 @@ def _rl(r: random.Random, name: str) -> list[dict[str, Any]]:
     for s in range(1, steps + 1):
         at = 1 / (1 + math.exp(-(s - steps * 0.4) / 3))
         row: dict[str, Any] = {"step": s, "time": 1e9 + s, "loss": r.gauss(0, 0.01), "tokens_per_s": r.gauss(2e4, 900)}
-        for key, (a, b) in ways.items():
+        for key, (a, b) in ends.items():
             value = a + (b - a) * at + r.gauss(0, 0.012) * max(a, b)
             row[key] = round(max(0.0, value if key == "length/mean" else min(value, 1.0)), 4)
         records.append(row)
@@ -239,7 +247,7 @@ def _samples(stage: str) -> list[dict[str, Any]]:
     for name, steps in (("easy", (3, 6)), ("hard", (8, 12))):
         for i, task in enumerate(Chain(steps=steps).tasks("test", 5)):
             r = random.Random(f"{name}{i}{stage}")
-            text = _text(r, str(task.prompt), stage)
+            text = _answer_text(r, str(task.prompt), stage)
             right = text.split()[-1] == task.answer
             rows.append(
                 {
@@ -256,8 +264,8 @@ def _samples(stage: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(r: random.Random, prompt: str, stage: str) -> str:
-    """An answer in the stage's manner: off-hand, worked in mixed notation, worked in one."""
+def _answer_text(r: random.Random, prompt: str, stage: str) -> str:
+    """An answer in the stage's style: without working, worked in mixed notations, or worked in one notation."""
     words = prompt.split()
     if stage == "pretrain" and r.random() < 0.8:
         return f"# {r.randrange(10)}"

@@ -1,4 +1,4 @@
-"""The whole r1 recipe in a few seconds, for tests of the pipeline and of what stands on it."""
+"""Runs a tiny version of the r1 recipe in a few seconds, for tests of the pipeline and of its users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = ("pretrain", "r1_zero", "harvest", "sft", "rl")
 
 
 def kill_test() -> ModuleType:
-    """benchmarks/kill_test.py, which is no package. On the path, because the processes it starts import it too."""
+    """The module benchmarks/kill_test.py. Its directory goes on sys.path: the processes it starts import it by name."""
     if str(ROOT / "benchmarks") not in sys.path:
         sys.path.append(str(ROOT / "benchmarks"))
     return importlib.import_module("kill_test")
@@ -42,11 +42,11 @@ TINY = [
     "eval.sets.hard.n=8",
     "eval.show=3",
 ]
-"""kill_test's small version, smaller still."""
+"""Overrides that reduce kill_test's SMALL further."""
 
 
 class Listening(Console):
-    """Keeps what is said."""
+    """A console that records its messages instead of printing them."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -61,14 +61,14 @@ class Listening(Console):
 
 
 def load(*changes: str, recipe: str | Path | None = None) -> tuple[Recipe, Document]:
-    """A recipe, with its changes; r1 made tiny when none is given."""
+    """A recipe with overrides `changes`; without `recipe`, r1 with the TINY overrides."""
     if recipe is None:
         return recipes.load(str(ROOT / "recipes" / "r1.yaml"), [*TINY, *changes])
     return recipes.load(str(recipe), [f"threads={threads.NUMBER}", *changes])
 
 
 def run(out: Path, *changes: str, recipe: str | Path | None = None, until: str | None = None) -> Listening:
-    """Runs it into `out`; what was said."""
+    """Runs a recipe into `out`; returns the console with its messages."""
     console = Listening()
     threads.settle()
     loaded, document = load(*changes, recipe=recipe)
@@ -77,10 +77,10 @@ def run(out: Path, *changes: str, recipe: str | Path | None = None, until: str |
 
 
 def plan(out: Path, *changes: str, recipe: str | Path | None = None) -> dict[str, str]:
-    """{stage: its status}."""
+    """{stage: status} of a planned run."""
     return {p.name: p.status for p in running.plan(*load(*changes, recipe=recipe), out)}
 
 
 def keys(*changes: str, recipe: str | Path | None = None) -> dict[str, str]:
-    """{stage: its identity}."""
+    """{stage: identity hash} of a planned run."""
     return {p.name: p.key for p in running.plan(*load(*changes, recipe=recipe), Path("nowhere"))}

@@ -1,4 +1,4 @@
-"""The command line as people use it: what it prints, its exit codes, and what it says of mistakes."""
+"""The command line: output, exit codes and error messages of every command."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def ladder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 
 
 def refused(result: tuple[int, str, str]) -> str:
-    """The one paragraph that a mistake gets."""
+    """The error message of a command that must fail with exit code 2 and one paragraph."""
     code, _, err = result
     assert code == 2, err
     assert err.startswith("ladder: ") and err.count("\n") == 1 and "Traceback" not in err
     return err.removeprefix("ladder: ").strip()
 
 
-# ---------------------------------------------------------------- processes of their own
+# ---------------------------------------------------------------- in a separate process
 
 
-def test_help_answers_without_loading_torch() -> None:
+def test_help_does_not_load_torch() -> None:
     code = "import sys; from ladder.cli import main; sys.argv = ['ladder', '--help']\n"
     code += "try: main()\nexcept SystemExit as e: "
     code += "print(e.code, [m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
@@ -64,7 +64,7 @@ def test_help_answers_without_loading_torch() -> None:
         assert f" {command} " in done.stdout
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_an_error_in_a_separate_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ladder.cli", "run", "no.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")
@@ -88,7 +88,7 @@ def test_plan(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     assert out.count("to do again") == 5
 
 
-def test_run_ends_with_a_table_and_a_page(ladder: Ladder, copy: Path) -> None:
+def test_run_ends_with_a_table_and_a_report(ladder: Ladder, copy: Path) -> None:
     code, out, err = ladder("run", R1, *small_run.TINY, "rl.steps=3", "--out", copy)
     assert (code, err) == (0, "")
     assert out.count("done before") == 4 and "rl 3/3" in out and "greedy" in out
@@ -97,7 +97,7 @@ def test_run_ends_with_a_table_and_a_page(ladder: Ladder, copy: Path) -> None:
     assert (code, out, err) == (0, "", "")
 
 
-def test_until_and_a_place_of_its_own(ladder: Ladder, tmp_path: Path) -> None:
+def test_until_and_the_default_directory(ladder: Ladder, tmp_path: Path) -> None:
     code, _, _ = ladder("run", R1, *small_run.TINY, "name=mine", "eval=null", "--until", "pretrain", "-q")
     assert code == 0 and (tmp_path / "runs" / "mine" / "pretrain" / "model").is_dir()
     assert not (tmp_path / "runs" / "mine" / "r1_zero").exists()
@@ -112,7 +112,7 @@ def test_an_interrupted_run(ladder: Ladder, copy: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Context, "check_stop", stop)
     code, _, err = ladder("run", R1, *small_run.TINY, "rl.steps=3", "--out", copy)
-    assert code == 130 and err == "ladder: stopped; the same command goes on from here\n"
+    assert code == 130 and err == "ladder: stopped; the same command resumes from here\n"
 
 
 def test_lineage(ladder: Ladder, copy: Path) -> None:
@@ -139,32 +139,31 @@ def test_eval(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     task = "{chain: {steps: [3, 6]}}"
     code, out, err = ladder(
         *("eval", "-m", small / "rl", "--task", task, "--reward", "chain", "--n", 4, "--samples", 4),
-        *("--pass-at", "1,4", "--max-tokens", 12, "--out", tmp_path / "made.json"),
+        *("--pass-at", "1,4", "--max-tokens", 12, "--out", tmp_path / "eval.json"),
     )
     assert (code, err) == (0, "") and "% right" in out and "pass@4" in out and "thinking 0" in out
-    (result,) = read_json(tmp_path / "made.json")["results"]
+    (result,) = read_json(tmp_path / "eval.json")["results"]
     assert result["set"] == "test" and len(result["answers"]) == 16 and result["thinking"] == 0
     assert result["low"] <= result["accuracy"] <= result["high"] and result["accuracy"] == result["pass@1"]
     assert result["accuracy"] == pytest.approx(sum(a["reward"] for a in result["answers"]) / 16, abs=1e-4)
 
 
-def test_eval_as_a_recipe_measures(ladder: Ladder, small: Path, tmp_path: Path) -> None:
-    """The stage's own figures come out again."""
+def test_eval_with_a_recipe_reproduces_the_stages_figures(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     resolved = small / "recipe.yaml"
-    code, _, _ = ladder("eval", "-m", small / "rl", "--recipe", resolved, "--out", tmp_path / "made.json")
+    code, _, _ = ladder("eval", "-m", small / "rl", "--recipe", resolved, "--out", tmp_path / "eval.json")
     assert code == 0
-    made = {(r["set"], r["temperature"]): r for r in read_json(tmp_path / "made.json")["results"]}
+    results = {(r["set"], r["temperature"]): r for r in read_json(tmp_path / "eval.json")["results"]}
     for name in ("easy", "hard"):
-        kept = read_json(small / "rl" / "summary.json")[name]
-        for temperature, figures in ((1.0, kept), (0.0, kept["greedy"])):
+        of_stage = read_json(small / "rl" / "summary.json")[name]
+        for temperature, figures in ((1.0, of_stage), (0.0, of_stage["greedy"])):
             for key in ("accuracy", "length", "mixed", "thinking"):
-                assert made[name, temperature][key] == figures[key]
+                assert results[name, temperature][key] == figures[key]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--task: say what to measure on"),
+        ([], "--task: no task to evaluate on"),
         (["--task", "chain", "--recipe", R1], "give --task or --recipe, one of the two"),
         (["--task", "chian"], "did you mean 'chain'?"),
         (["--task", "[a"], "--task: '[a' is not YAML"),
@@ -176,11 +175,11 @@ def test_eval_as_a_recipe_measures(ladder: Ladder, small: Path, tmp_path: Path) 
         (["--task", "chain", "--samples", "0"], "--samples: input should be greater than or equal to 1"),
         (["--task", "chain", "--temperature", "-1"], "--temperature: input should be greater than or equal to 0"),
         (["--task", "chain", "--pass-at", "4"], "--pass-at: pass@4 needs at least 4 answers to each problem"),
-        (["--task", "chain", "--pass-at", "x"], "--pass-at: 'x' is no number of answers"),
+        (["--task", "chain", "--pass-at", "x"], "--pass-at: 'x' is not a positive integer"),
         (["--task", "chain", "--pass-at", "2", "--samples", "2", "--temperature", "0"], "set a temperature above 0"),
     ],
 )
-def test_eval_options_that_cannot_be(ladder: Ladder, small: Path, options: list[str], message: str) -> None:
+def test_invalid_eval_options(ladder: Ladder, small: Path, options: list[str], message: str) -> None:
     assert message in refused(ladder("eval", "-m", small / "rl", "--max-tokens", 4, *options))
 
 
@@ -193,18 +192,17 @@ def test_sample(ladder: Ladder, small: Path) -> None:
     assert greedy[0] == greedy[1]
 
 
-def test_sample_of_brackets(ladder: Ladder, small: Path) -> None:
-    """Markup in a prompt is text."""
+def test_rich_markup_in_a_prompt_is_plain_text(ladder: Ladder, small: Path) -> None:
     assert "[/bold] [red]" in ladder("sample", "-m", small / "rl", "--max-tokens", 1, "[/bold] [red] 1")[1]
 
 
 def test_export(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     code, out, _ = ladder("export", "-m", small / "rl", tmp_path / "plain")
-    assert code == 0 and "reloaded; largest difference of a logit" in out.replace("\n", " ")
+    assert code == 0 and "reloaded; largest logit difference" in out.replace("\n", " ")
     a, b = load_model(str(small / "rl" / "model")).model, load_model(str(tmp_path / "plain")).model
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    assert "is there already" in refused(ladder("export", "-m", small / "rl", tmp_path / "plain"))
-    assert "is no dtype" in refused(ladder("export", "-m", small / "rl", tmp_path / "b", "--dtype", "int8"))
+    assert "already exists" in refused(ladder("export", "-m", small / "rl", tmp_path / "plain"))
+    assert "is not an export dtype" in refused(ladder("export", "-m", small / "rl", tmp_path / "b", "--dtype", "int8"))
     assert not (tmp_path / "b").exists()
 
 
@@ -216,10 +214,10 @@ def test_inspect(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     assert "tokens 8 · trained 3 · BOS 1" in out and "# 2" in out and "# 3" not in out
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- errors
 
 
-def test_models_that_cannot_be_had(ladder: Ladder, small: Path, tmp_path: Path, copy: Path) -> None:
+def test_models_that_cannot_be_loaded(ladder: Ladder, small: Path, tmp_path: Path, copy: Path) -> None:
     for model, message in (
         ("nobody/nothing-at-all", "neither a local directory nor reachable on the hub"),
         (tmp_path / "no.gguf", "there is no such file"),
@@ -255,7 +253,7 @@ def test_data_that_cannot_be_read(ladder: Ladder, small: Path, tmp_path: Path, d
     assert not (tmp_path / "runs" / "mine" / "sft" / "model").exists()
 
 
-def test_other_mistakes(ladder: Ladder, small: Path, tmp_path: Path) -> None:
+def test_other_errors(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     long = "1 a " * 200
     assert "tokens leaves no room in a context of 256" in refused(ladder("sample", "-m", small / "rl", long))
     assert "is no run" in refused(ladder("lineage", tmp_path))
@@ -275,11 +273,11 @@ def test_debug_shows_the_traceback(ladder: Ladder) -> None:
     assert ladder("run", "--debug", "no.yaml")[2].startswith("Traceback")
 
 
-def test_what_nobody_foresaw_is_a_notice_too(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_becomes_a_message(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("oh")
 
     monkeypatch.setattr("ladder.commands.runs.list_recipes", broken)
     code, _, err = ladder("recipes")
-    assert code == 1 and err == "ladder: RuntimeError: oh\nRun it again with --debug for the traceback.\n"
+    assert code == 1 and err == "ladder: RuntimeError: oh\nRun the command again with --debug for the traceback.\n"
     assert "Traceback" in ladder("recipes", "--debug")[2]

@@ -40,7 +40,7 @@ def test_grpo_in_a_dozen_lines(model: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_grpo_with_nothing_hidden(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     flat = script("grpo_flat")
-    flat.P, flat.G, flat.MOST = 2, 4, 8
+    flat.P, flat.G, flat.MAX_TOKENS = 2, 4, 8
     flat.main(model, 2)
     assert "step 2: reward" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The one loop: batch, every learner's update, the signal observes, the step is reported; and what ends it."""
+"""The training loop: batch, every learner's update, the signal observes, `on_step`; and what ends the loop."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def sample(i: int) -> Sample:
 
 
 class Scripted:
-    """A signal with these batches; notes what happens to it in `events`."""
+    """A signal with the given batches; it records its calls in `events`."""
 
     def __init__(self, events: list[Any], batches: list[list[Unit]]) -> None:
-        self.events, self.given = events, batches
+        self.events, self.scripted_batches = events, batches
         self.versions: list[Callable[[], Weights]] = []
 
     def batches(self) -> Iterator[list[Unit]]:
-        for i, batch in enumerate(self.given):
+        for i, batch in enumerate(self.scripted_batches):
             self.events.append(f"batch {i}")
             yield batch
 
@@ -50,8 +50,8 @@ class Scripted:
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
-class Noting:
-    """Stands in for an engine: notes its updates."""
+class RecordingEngine:
+    """A stand-in for an engine; it records its updates in `events`."""
 
     def __init__(self, events: list[Any], name: str) -> None:
         self.events, self.name = events, name
@@ -66,13 +66,13 @@ class Noting:
 
 
 def learner(events: list[Any], name: str = "policy", **options: Any) -> Learner:
-    return Learner(Noting(events, name), LOSS, name, **options)  # pyright: ignore[reportArgumentType]
+    return Learner(RecordingEngine(events, name), LOSS, name, **options)  # pyright: ignore[reportArgumentType]
 
 
 def run(
     batches: list[list[Unit]], names: tuple[str, ...] = ("policy",), **options: Any
 ) -> tuple[list[Any], int, Scripted]:
-    """A run of noting learners: what happened, the steps done, and the signal."""
+    """A run of recording learners: the events, the number of finished steps, and the signal."""
     events: list[Any] = []
     signal = Scripted(events, batches)
 
@@ -129,14 +129,14 @@ def test_an_empty_batch_trains_nothing_and_counts() -> None:
     assert "observe 1" in events and "observe 2" in events
 
 
-def test_a_batch_of_a_few_is_not_split_into_more_minibatches() -> None:
-    """Near the end of training most groups are silent; that must not end the run."""
+def test_a_batch_with_fewer_units_than_minibatches() -> None:
+    """Near the end of training most groups have zero variance and few units are left; that must not end the run."""
     events: list[Any] = []
     train(Scripted(events, [[sample(0)]]), [learner(events, minibatches=4)], steps=1, on_step=lambda *_: False)
     assert [e[2]["minibatches"] for e in events if isinstance(e, tuple)] == [1]
 
 
-def test_a_signal_that_runs_dry_ends_the_run() -> None:
+def test_the_run_ends_when_the_signal_has_no_more_batches() -> None:
     events, done, _ = run([[sample(0)]] * 2, steps=5)
     assert done == 2 and events[-1][0] == "step 2"
     assert run([], steps=5)[1] == 0
@@ -147,7 +147,7 @@ def test_on_step_can_stop() -> None:
     assert done == 2 and events[-1][0] == "step 2" and "batch 2" not in events
 
 
-def test_a_resumed_run_counts_on() -> None:
+def test_a_resumed_run_continues_the_step_count() -> None:
     events, done, _ = run([[sample(0)]] * 9, steps=5, start=3, seed=1)
     assert done == 5
     assert [e for e in events if isinstance(e, str) and e.startswith("observe")] == ["observe 4", "observe 5"]
@@ -157,13 +157,13 @@ def test_a_resumed_run_counts_on() -> None:
     assert done == 3 and events == []
 
 
-def test_nobody_to_train() -> None:
+def test_no_learner_raises() -> None:
     with pytest.raises(ValueError, match="no learner"):
         train(Scripted([], []), [], steps=1, on_step=lambda *_: False)
 
 
-def test_it_trains() -> None:
-    """With a real engine: what is repeated is learned, and a cut run ends in the same weights."""
+def test_a_real_engine_learns_and_a_resumed_run_gives_the_same_weights() -> None:
+    """Repeated samples are learned; an interrupted and resumed run ends with the same losses and weights."""
 
     def engine() -> Engine:
         return Engine(fam.build("llama"), Optim(lr=1e-2), total_steps=6)
@@ -180,9 +180,9 @@ def test_it_trains() -> None:
         assert train(Scripted([], batches), learners, steps=steps, start=start, on_step=on_step) == steps
         return losses
 
-    whole, cut = engine(), engine()
-    losses = go(whole, 0, 6)
+    uninterrupted, interrupted = engine(), engine()
+    losses = go(uninterrupted, 0, 6)
     assert losses[-1] < losses[0] / 2
-    assert go(cut, 0, 2) + go(cut, 2, 6) == losses
-    for (name, a), (_, b) in zip(whole.weights(), cut.weights(), strict=True):
+    assert go(interrupted, 0, 2) + go(interrupted, 2, 6) == losses
+    for (name, a), (_, b) in zip(uninterrupted.weights(), interrupted.weights(), strict=True):
         assert torch.equal(a, b), name

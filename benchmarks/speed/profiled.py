@@ -165,7 +165,7 @@ class Decoded:
     """Which matrices a decoding step multiplied with how many rows: what its one call of C does not tell."""
 
     def __init__(self, watch: Watch) -> None:
-        self.rows, self.packed = Counter[int](), list[decode.Packed]()
+        self.rows, self.packed = Counter[int](), list[decode.PackedMatrix]()
         step, begin, pack = decode.Step.__call__, decode.Arena.__init__, decode.Arena.pack
 
         def stepped(here: decode.Step, *args: Any) -> Any:
@@ -176,7 +176,7 @@ class Decoded:
             self.packed.clear()  # the weights of the call before
             begin(here, *args)
 
-        def packing(here: decode.Arena, *args: Any) -> decode.Packed:
+        def packing(here: decode.Arena, *args: Any) -> decode.PackedMatrix:
             self.packed.append(pack(here, *args))
             return self.packed[-1]
 

@@ -1,8 +1,8 @@
-"""What attends to packed segments on CUDA is what the padded buckets compute, forward and backward; its grid of blocks
-is exactly the mask's; another pack compiles nothing; and the processor never takes it.
+"""Attention over packed segments as on CUDA equals bucket attention, forward and backward; flex attention's block grid
+matches the mask; another packed row compiles nothing; and the CPU never uses flex or flash attention.
 
-None of this runs on CUDA: flex attention runs uncompiled (its own refusal of gradients on a processor is lifted; the
-computation in torch's operators is there), and `tiles.py` takes the place of flash attention's kernels.
+None of this runs on CUDA: flex attention runs uncompiled (torch's check against gradients on the CPU is disabled; its
+computation in torch's operators exists), and `tiles.py` replaces the kernels of flash attention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 
 
 def family(start: int, prompt: int, *answers: int) -> list[Segment]:
-    """A prompt and what continues it."""
+    """A prompt's segment and those of its answers."""
     root = Segment(start, prompt)
     out, at = [root], start + prompt
     for n in answers:
@@ -45,7 +45,7 @@ def flat(*lengths: int) -> list[Segment]:
 
 
 def forked() -> list[Segment]:
-    """Three storeys, and a second tree behind them."""
+    """A tree with three levels, followed by a second tree."""
     root = Segment(0, 140)
     low, high = Segment(140, 20, root), Segment(250, 140, root)
     more = [Segment(160, 90, low), high, Segment(390, 5, high), Segment(395, 130, high)]
@@ -66,12 +66,12 @@ PACKS = {
 
 def inputs(T: int, heads: int, key_heads: int, kind: torch.dtype = torch.float32) -> list[Tensor]:
     g = torch.Generator().manual_seed(T)
-    some = [torch.randn(1, n, T, 16, generator=g) for n in (heads, key_heads, key_heads)]
-    return [x.to(kind).requires_grad_() for x in some]
+    qkv = [torch.randn(1, n, T, 16, generator=g) for n in (heads, key_heads, key_heads)]
+    return [x.to(kind).requires_grad_() for x in qkv]
 
 
 def outcome(plan: PackedPlan, heads: tuple[int, int], kind: torch.dtype = torch.float32, **how: Any) -> list[Tensor]:
-    """What comes out, and the gradients of a mixture of it by queries, keys and values."""
+    """The attention output, and the gradients of a random projection of it with respect to queries, keys and values."""
     leaves = inputs(sum(s.length for s in plan.segments), *heads, kind)
     out = plan.attend(0, *leaves, scaling=0.4, **how)
     mix = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(kind)
@@ -83,14 +83,14 @@ def plan_of(name: str) -> PackedPlan:
 
 
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From here on the packed row is read as it lies; by whom."""
-    seen: list[str] = []
+    """Makes plans attend as on CUDA; returns a list to which each call adds the module that computes it."""
+    callers: list[str] = []
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex, "fits", lambda q, v: True)
     for module in (flex, flash):
         plain, name = module.attend, module.__name__
-        monkeypatch.setattr(module, "attend", lambda *a, _p=plain, _n=name, **k: seen.append(_n) or _p(*a, **k))
-    return seen
+        monkeypatch.setattr(module, "attend", lambda *a, _p=plain, _n=name, **k: callers.append(_n) or _p(*a, **k))
+    return callers
 
 
 CASES = [
@@ -101,15 +101,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("pack", "window", "softcap", "heads"), CASES)
-def test_it_is_what_the_buckets_compute(
+def test_flex_attention_equals_bucket_attention(
     pack: str, window: int, softcap: float, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = outcome(plan_of(pack), heads, window=window, softcap=softcap)
     taken = as_on_cuda(monkeypatch)
     got = outcome(plan_of(pack), heads, window=window, softcap=softcap)
     assert taken == ([] if pack == "one" and not window else ["ladder.attention.flex"])
-    for mine, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+    for flex_result, bucket_result in zip(got, want, strict=True):
+        torch.testing.assert_close(flex_result, bucket_result, atol=2e-5, rtol=1e-4)
 
 
 def test_short_segments_are_not_padded_to_long_ones() -> None:
@@ -120,24 +120,24 @@ def test_short_segments_are_not_padded_to_long_ones() -> None:
 
 @pytest.mark.parametrize("window", [0, 1, 7, 128, 200])
 @pytest.mark.parametrize("name", PACKS)
-def test_the_grid_of_blocks_is_the_masks(name: str, window: int) -> None:
+def test_the_block_grid_matches_the_dense_mask(name: str, window: int) -> None:
     row = plan_of(name).flexed
     n, mask = row.padded // flex.BLOCK, row.mask(window)
     dense = torch_flex.create_mask(mask.mask_mod, 1, 1, row.padded, row.padded, "cpu")[0, 0]
     tiles = dense.view(n, flex.BLOCK, n, flex.BLOCK)
-    some, whole = (torch.from_numpy(grid) for grid in row.blocks(window))
-    assert torch.equal(whole, tiles.all(3).all(1))
-    assert torch.equal(some, tiles.any(3).any(1))
-    assert torch.equal(mask.to_dense()[0, 0].bool(), some)
+    nonempty, full = (torch.from_numpy(grid) for grid in row.blocks(window))
+    assert torch.equal(full, tiles.all(3).all(1))
+    assert torch.equal(nonempty, tiles.any(3).any(1))
+    assert torch.equal(mask.to_dense()[0, 0].bool(), nonempty)
     assert mask.full_kv_num_blocks is not None
-    assert int(mask.full_kv_num_blocks.sum()) == int(whole.sum())
-    assert int(mask.kv_num_blocks.sum()) == int((some & ~whole).sum())  # or keys would count twice
-    assert bool(dense.any(1).all())  # pads see something as well
+    assert int(mask.full_kv_num_blocks.sum()) == int(full.sum())
+    assert int(mask.kv_num_blocks.sum()) == int((nonempty & ~full).sum())  # otherwise keys would count twice
+    assert bool(dense.any(1).all())  # padding queries see at least one key as well
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi3"])
-def test_models_train_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows, soft caps and grouped queries as the families have them, with shared prompts."""
+def test_model_gradients_equal_those_of_bucket_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sliding windows, soft caps and grouped queries of real model families, with shared prompts."""
     g = torch.Generator().manual_seed(2)
     prompt = torch.randint(20, fam.VOCAB, (60,), generator=g)
     samples = []
@@ -162,8 +162,9 @@ def gradients(model: Any, samples: list[Sample]) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_another_pack_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lengths, windows and caps vary within two programs and one for caps (the first is met with its own numbers)."""
+def test_another_packed_row_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths, windows and caps vary within three programs: the first call is specialised to its own sizes, the second
+    compiles one with dynamic sizes, and soft caps need one more."""
     programs: list[Any] = []
     compiled = torch.compile(
         torch_flex.flex_attention,
@@ -185,7 +186,7 @@ def test_another_pack_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts[1:5] == [counts[1]] * 4 and counts[5:] == [counts[1] + 1] * 3
 
 
-def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_never_uses_flex_or_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("chosen on a processor")
 
@@ -207,9 +208,10 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mps", torch.float32, (64, 64), False),
     ],
 )
-def test_what_flex_attention_takes(
+def test_which_inputs_flex_attention_supports(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
     assert flex.fits(q, v) == fits  # pyright: ignore
@@ -241,7 +243,7 @@ def halves(q: Any, v: Any) -> bool:
         ("one", torch.float32, 0, 0.0, []),
     ],
 )
-def test_flash_attention_takes_halves(
+def test_flash_attention_is_chosen_for_16_bit_inputs_without_mask(
     name: str, kind: torch.dtype, window: int, softcap: float, who: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = outcome(plan_of(name), (4, 2), kind, window=window, softcap=softcap)
@@ -250,20 +252,22 @@ def test_flash_attention_takes_halves(
     monkeypatch.setattr(flash, "fits", halves)
     got = outcome(plan_of(name), (4, 2), kind, window=window, softcap=softcap)
     assert taken == who
-    for mine, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=0.06, rtol=0.06)
+    for cuda_result, bucket_result in zip(got, want, strict=True):
+        torch.testing.assert_close(cuda_result, bucket_result, atol=0.06, rtol=0.06)
 
 
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("heads", [(4, 2), (3, 1), (2, 2)], ids=str)
-def test_lines_give_what_the_buckets_do(pack: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last digits: keys are gathered for each segment, and their gradients gathered back."""
+def test_flash_attention_equals_bucket_attention(
+    pack: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32: keys are gathered for each segment, and their gradients are summed back."""
     want = outcome(plan_of(pack), heads, torch.float32, window=0, softcap=0.0)
     tiles.in_place(monkeypatch)
     monkeypatch.setattr(flash, "fits", lambda q, v: True)
     got = outcome(plan_of(pack), heads, torch.float32, window=0, softcap=0.0)
-    for mine, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=3e-5, rtol=1e-5)
+    for flash_result, bucket_result in zip(got, want, strict=True):
+        torch.testing.assert_close(flash_result, bucket_result, atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +282,10 @@ def test_lines_give_what_the_buckets_do(pack: str, heads: tuple[int, int], monke
         ("cpu", torch.bfloat16, (64, 64), False),
     ],
 )
-def test_what_flash_attention_takes(
+def test_which_inputs_flash_attention_supports(
     device: str, kind: torch.dtype, widths: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
     monkeypatch.setattr(flash, "able", lambda _: True)
     q, v = (SimpleNamespace(device=torch.device(device), dtype=kind, shape=(1, 2, 9, w)) for w in widths)
@@ -303,7 +308,7 @@ def test_which_gpus_have_flash_attention(monkeypatch: pytest.MonkeyPatch) -> Non
     flash.able.cache_clear()
 
 
-def test_why_there_are_no_kernels_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_missing_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "find_spec", lambda _: object())
     monkeypatch.setattr(dispatch.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
     assert dispatch.untiled() is None

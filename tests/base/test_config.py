@@ -1,4 +1,4 @@
-"""Recipes read strictly: every mistake is said with file, line and field, and the likely hint."""
+"""Strict recipes: every error names file, line and field, and suggests the likely correction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ stages:
 
 
 def error(tmp_path: Path, text: str | bytes, overrides: Sequence[str] = ()) -> UserError:
-    """What planning the recipe raises."""
+    """The UserError that planning the recipe raises."""
     path = tmp_path / "mine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught:
@@ -50,7 +50,7 @@ def changed(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
-def test_a_good_recipe_is_read(tmp_path: Path) -> None:
+def test_a_valid_recipe_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     recipe, document = recipes.load(str(path))
@@ -58,7 +58,7 @@ def test_a_good_recipe_is_read(tmp_path: Path) -> None:
     assert [p.name for p in plan(recipe, document, tmp_path)] == ["pretrain", "rl"]
 
 
-def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
+def test_a_recipe_without_a_name_is_named_after_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(changed("name: small\n", ""))
     assert recipes.load(str(path))[0].name == "mine"
@@ -81,7 +81,10 @@ def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
         ('model: {source: "preset:chain"}', "seed: 1", None, "model", "required"),
         ("{web: {documents: 100}}", "{web: {documents: 100}, seeed: 1}", 11, "stages.pretrain.data.seeed", "'seed'?"),
         ("{web: {documents: 100}}", "{path: a.jsonl, layuot: text}", 11, "stages.pretrain.data.layuot", "'layout'?"),
-        ("{web: {documents: 100}}", "{web: {documents: 0}}", 11, "stages.pretrain.data.web", "must be positive"),
+        ("{web: {documents: 100}}", "{web: {documents: 0}}", 11, "stages.pretrain.data.web", "must be at least 1"),
+        ("name: small", "sampler: {kind: vllm, cache_tokens: 9}", 1, "sampler.cache_tokens", "unknown key"),
+        ("name: small", "sampler: {kind: native, cache_gb: 9}", 1, "sampler.cache_gb", "unknown key"),
+        ("name: small", "sampler: {kind: nativ}", 1, "sampler.kind", "input should be 'native'"),
         ("    steps: 2", "    loss: PolicyClp", 15, "stages.rl.loss", "did you mean 'PolicyClip'?"),
         ("    steps: 2", "    loss: {kind: PolicyClip, clip_hgh: 1}", 15, "stages.rl.loss.clip_hgh", "'clip_high'"),
         ("    steps: 2", "    task: {chian: {}}", 15, "stages.rl.task", "did you mean 'chain'?"),
@@ -90,13 +93,13 @@ def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
         ("    steps: 2", "    require: {easy.accuracy: 'many'}", 15, "stages.rl.require.easy.accuracy", "no bound"),
         ("    steps: 2", "    lora: {rank: 0}", 15, "stages.rl.lora.rank", "greater than or equal to 1"),
         ("{task: chain, n: 4}", "{task: chain, split: tset}", 7, "eval.sets.easy.split", "(there are: train, test)"),
-        ("{task: chain, n: 4}", "{task: {chain: {steps: [9, 2]}}}", 7, "eval.sets.easy.task", "fewest first"),
+        ("{task: chain, n: 4}", "{task: {chain: {steps: [9, 2]}}}", 7, "eval.sets.easy.task", "smaller one first"),
         ("  rl:\n", "  RL:\n", 8, "stages", "'RL' is no stage name"),
         ("stages:", "stages: {}\nstage:", 9, "stage", "unknown key, did you mean 'stages'?"),
         ("  rl:\n    kind: rl\n", "  rl: 3\n  x:\n    kind: rl\n", 12, "stages.rl", "dictionary"),
     ],
 )
-def test_mistakes_and_their_places(
+def test_errors_name_line_and_field(
     tmp_path: Path, old: str, new: str, line: int | None, field: str, message: str
 ) -> None:
     err = error(tmp_path, changed(old, new))
@@ -124,20 +127,20 @@ def test_a_key_given_twice(tmp_path: Path) -> None:
         (GOOD.encode()[:40] + "é".encode()[:1], None, "is not UTF-8 text (byte 40)"),
     ],
 )
-def test_what_is_no_yaml(tmp_path: Path, text: str | bytes, line: int | None, message: str) -> None:
+def test_invalid_yaml(tmp_path: Path, text: str | bytes, line: int | None, message: str) -> None:
     err = error(tmp_path, text)
     assert err.line == line and message in str(err)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    wrong = {tmp_path / "no.yaml": "there is no such file", tmp_path: "cannot be read: Is a directory"}
-    for path, message in wrong.items():
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    messages = {tmp_path / "no.yaml": "there is no such file", tmp_path: "cannot be read: Is a directory"}
+    for path, message in messages.items():
         with pytest.raises(UserError, match=message) as caught:
             read(path)
         assert caught.value.file == path
 
 
-def test_a_recipe_that_is_not_known() -> None:
+def test_an_unknown_recipe_name() -> None:
     with pytest.raises(UserError, match=r"no recipe is called 'gsm8k_smolm2', did you mean 'gsm8k_smollm2'\?"):
         recipes.find("gsm8k_smolm2")
 
@@ -145,13 +148,14 @@ def test_a_recipe_that_is_not_known() -> None:
 # ---------------------------------------------------------------- overrides
 
 
-def value(tmp_path: Path, override: str, *place: str) -> Any:
+def value(tmp_path: Path, override: str, *keys: str) -> Any:
+    """The value below `keys` after an override."""
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
-    at: Any = read(path, [override]).data
-    for part in place:
-        at = at[part]
-    return at
+    data: Any = read(path, [override]).data
+    for key in keys:
+        data = data[key]
+    return data
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -166,14 +170,14 @@ def test_overrides(tmp_path: Path) -> None:
     assert value(tmp_path, "reward=", "reward") is None
 
 
-def test_an_override_may_set_what_the_file_leaves_out(tmp_path: Path) -> None:
+def test_an_override_may_set_a_section_that_the_file_lacks(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     recipe, _ = recipes.load(str(path), ["engine.workers=2", "rl.optim.clip=3"])
     assert recipe.engine.workers == 2 and recipe.stages["rl"]["optim"]["clip"] == 3
 
 
-def test_a_number_in_yamls_own_notation_is_a_number(tmp_path: Path) -> None:
+def test_a_float_that_yaml_reads_as_text_becomes_a_float(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     planned = plan(*recipes.load(str(path), ["rl.optim.lr=1e-3"]), tmp_path)
@@ -183,9 +187,9 @@ def test_a_number_in_yamls_own_notation_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rl.steps", "'rl.steps' is no override. Hint: write stage.field=value"),
-        ("=3", "'=3' is no override"),
-        ("pertrain.steps=3", "there is nothing called 'pertrain' in this recipe, did you mean 'pretrain'?"),
+        ("rl.steps", "'rl.steps' is not an override. Hint: write stage.field=value"),
+        ("=3", "'=3' is not an override"),
+        ("pertrain.steps=3", "this recipe has no stage or section called 'pertrain', did you mean 'pretrain'?"),
         ("rl.optim=[1", "rl.optim: '[1' is not a YAML value"),
         ("name.deep=3", "'name' is a value, not a group of fields"),
         ("seed.deep=3", "seed: input should be a valid integer"),
@@ -195,14 +199,14 @@ def test_a_number_in_yamls_own_notation_is_a_number(tmp_path: Path) -> None:
         ("rl.stesp=3", "stages.rl.stesp: unknown key, did you mean 'steps'?"),
     ],
 )
-def test_overrides_that_cannot_be(tmp_path: Path, override: str, message: str) -> None:
+def test_invalid_overrides(tmp_path: Path, override: str, message: str) -> None:
     assert message in str(error(tmp_path, GOOD, [override]))
 
 
-def test_every_recipe_in_the_house_can_be_read() -> None:
+def test_every_recipe_of_the_project_can_be_read() -> None:
     names = [name for name, path in recipes.available().items() if small_run.ROOT in path.resolve().parents]
     assert "r1" in names
     for name in names:
         recipe, document = recipes.load(str(recipes.available()[name]))
-        assert recipe.about, f"{name} does not say what to expect"
+        assert recipe.about, f"{name} has no `about`"
         assert document.data["stages"]

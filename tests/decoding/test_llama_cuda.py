@@ -356,6 +356,7 @@ def test_the_processor_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graphed, "__init__", never)
     for kind in (torch.float32, torch.bfloat16):
         draw(build("llama").to(kind))
+    monkeypatch.delenv("LADDER_KERNELS", raising=False)
     monkeypatch.setattr(dispatch, "tiled", lambda: tiles)
     assert not llama_cuda.fits(torch.device("cpu")) and llama_cuda.fits(torch.device("cuda", 1))
     monkeypatch.setenv("LADDER_KERNELS", "0")

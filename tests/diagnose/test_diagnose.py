@@ -18,7 +18,7 @@ from ladder.contract.rollouts import Invalid, Rollout, Score, Task
 from ladder.diagnose import answers
 from ladder.diagnose.detectors import DETECTORS, Alarms
 from ladder.diagnose.finding import Finding
-from ladder.diagnose.series import Series
+from ladder.diagnose.series import History, Series
 from ladder.diagnose.watch import Watch, replay
 from ladder.report import page
 
@@ -151,10 +151,10 @@ def test_thresholds_come_from_the_recipe() -> None:
 
 
 def test_noise_ignores_the_trend() -> None:
-    series = Series(step_records(a=noisy(lambda x: 100 * x, 0.5)), "a")
+    series = Series(History(step_records(a=noisy(lambda x: 100 * x, 0.5))), "a")
     assert 0.3 < series.noise < 0.7
-    assert Series(step_records(a=lambda x: 100 * x), "a").noise == pytest.approx(0, abs=1e-9)
-    assert Series([{"step": 1, "a": 2.0}, {"step": 2, "a": None}], "a").curve == [(1, 2.0)]
+    assert Series(History(step_records(a=lambda x: 100 * x)), "a").noise == pytest.approx(0, abs=1e-9)
+    assert Series(History([{"step": 1, "a": 2.0}, {"step": 2, "a": None}]), "a").curve == [(1, 2.0)]
 
 
 def rollout(text: str, tokens: list[int], group: int) -> Rollout:
@@ -242,7 +242,7 @@ def test_the_diagnose_command_prints_the_findings(hacked: tuple[Path, str], caps
 
 def test_the_report_shows_the_findings(hacked: tuple[Path, str]) -> None:
     html = page.write(hacked[0] / "out").read_text()
-    assert "What the alarms found" in html and "of the variance of the rewards" in html
+    assert "Findings of the alarms" in html and "of the variance of the rewards" in html
 
 
 def test_a_resumed_run_continues_and_no_alarm_fires_twice(hacked: tuple[Path, str]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, whatever fails and whenever the process dies; damaged ones are told apart."""
+"""Checkpoints are complete or absent, whatever fails and whenever the process dies; damaged ones are recognised."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def names(root: Path) -> list[str]:
 # ---------------------------------------------------------------- writing
 
 
-def test_written_whole_with_a_manifest(tmp_path: Path) -> None:
+def test_a_written_directory_is_complete_and_has_a_manifest(tmp_path: Path) -> None:
     final = write_directory(tmp_path / "deep" / "model", writer())
     assert names(final) == ["a.txt", "manifest.json", "sub"] and names(final.parent) == ["model"]
     manifest = json.loads((final / "manifest.json").read_text())
@@ -58,7 +58,7 @@ def test_written_whole_with_a_manifest(tmp_path: Path) -> None:
     assert verify(final) is None
 
 
-def test_an_earlier_version_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_earlier_version_is_replaced_completely(tmp_path: Path) -> None:
     write_directory(tmp_path / "model", failing_only_after(writer("old"), "extra.txt"))
     write_directory(tmp_path / "model", writer("new"))
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["a.txt", "manifest.json", "sub"]
@@ -96,7 +96,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("kind", FULL)
-def test_a_disk_that_refuses_is_a_sentence_and_what_was_there_stays(tmp_path: Path, kind: str) -> None:
+def test_a_disk_error_is_a_user_error_and_the_earlier_version_stays(tmp_path: Path, kind: str) -> None:
     err, why = FULL[kind]
     write_directory(tmp_path / "model", writer("old"))
     with pytest.raises(UserError, match=rf"model: cannot write here: {why} \(123 bytes") as caught:
@@ -106,8 +106,8 @@ def test_a_disk_that_refuses_is_a_sentence_and_what_was_there_stays(tmp_path: Pa
     assert verify(tmp_path / "model") is None and (tmp_path / "model" / "a.txt").read_text() == "old"
 
 
-def test_safetensors_on_a_disk_that_refuses(tmp_path: Path) -> None:
-    """The real thing, in a process that may write no file beyond 1000 bytes."""
+def test_a_real_disk_error_in_safetensors(tmp_path: Path) -> None:
+    """In a process that may not write files larger than 1000 bytes."""
     code = f"""
 import numpy as np
 from pathlib import Path
@@ -132,7 +132,7 @@ except UserError as err:
     assert names(tmp_path) == []
 
 
-def test_a_rename_that_fails_brings_the_earlier_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_restores_the_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_directory(tmp_path / "model", writer("old"))
     rename = Path.rename
 
@@ -147,7 +147,7 @@ def test_a_rename_that_fails_brings_the_earlier_version_back(tmp_path: Path, mon
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "a.txt").read_text() == "old"
 
 
-def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_fsynced_before_the_final_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     fsync, rename = files.fsync, Path.rename
 
@@ -190,7 +190,7 @@ def test_verify_finds_every_damage(tmp_path: Path) -> None:
     assert verify(fresh()) is None
 
 
-def test_the_newest_whole_one(tmp_path: Path) -> None:
+def test_the_newest_undamaged_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, writer(str(step)), keep=9)
     said: list[str] = []
@@ -211,7 +211,7 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert newest(tmp_path, said.append) is None and not said
 
 
-def test_what_a_kill_leaves_is_cleared_away(tmp_path: Path) -> None:
+def test_partial_directories_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
     save(tmp_path, 1, writer("one"))
     (tmp_path / ".step-000002.partial").mkdir()
     (tmp_path / ".step-000002.partial" / "half").write_text("x")
@@ -234,7 +234,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "a.txt").read_text() == "old"
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 999_999, 1_000_000):
         save(tmp_path, step, writer(), keep=2)
     assert names(tmp_path) == ["step-1000000", "step-999999"]
@@ -255,7 +255,7 @@ def test_sha256_of_a_directory_is_of_names_and_contents(tmp_path: Path) -> None:
     first = sha256(a)
     assert first == sha256(b) and len(first) == 64
     (b / "manifest.json").write_text("{}")
-    assert sha256(b) == first  # the manifest is about the contents, not one of them
+    assert sha256(b) == first  # the manifest describes the contents and is not hashed
     (b / "a.txt").rename(b / "c.txt")
     assert sha256(b) != first
     (b / "c.txt").rename(b / "a.txt")
@@ -264,7 +264,7 @@ def test_sha256_of_a_directory_is_of_names_and_contents(tmp_path: Path) -> None:
     assert sha256(write_directory(tmp_path / "c", writer())) == first
 
 
-def test_write_json_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_json_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "x.json"
     write_json(path, {"a": "é"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"} and names(path.parent) == ["x.json"]

@@ -1,7 +1,7 @@
-"""The engine's promises: every split gives the same gradient, a bad step changes nothing, a resumed run is the same.
+"""The engine: every split gives the same gradient, a bad step changes nothing, a resumed run is identical.
 
-Gradients are compared in float64 on a model that keeps to it (GPT-2's norms do, a Llama's compute in float32), with an
-oracle that runs transformers' own attention over one sequence at a time.
+Gradients are compared in float64 on a model that computes in it throughout (GPT-2; a Llama's norms compute in float32),
+with an oracle that runs transformers' own attention over one sequence at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def engine(model: Any = None, optim: Optim | None = None, **options: Any) -> Eng
 
 
 def oracle(model: Any, units: Sequence[Unit], loss: Loss) -> dict[str, Tensor]:
-    """One sequence at a time through transformers' own attention; then the loss over all of them at once."""
+    """Gradients from one sequence at a time with transformers' own attention, and the loss over all of them at once."""
     logps, entropy, samples = [], [], list(sequences(units))
     for s in samples:
         logp = model(input_ids=s.tokens[None], use_cache=False).logits[0, :-1].log_softmax(-1)[s.mask[1:]]
@@ -45,11 +45,11 @@ def oracle(model: Any, units: Sequence[Unit], loss: Loss) -> dict[str, Tensor]:
     lengths = torch.tensor([len(x) for x in logps])
     cols = {name: torch.cat([s.cols[name][s.mask] for s in samples]) for name in loss.needs}
     batch = Batch(torch.repeat_interleave(torch.arange(len(lengths)), lengths), lengths, cols)
-    each, _ = loss(Out(torch.cat(logps), torch.cat(entropy)), batch)
-    divide = {"token": len(batch.seq_N), "sequence": len(samples), "pair": len(samples) // 2}
+    losses, _ = loss(Out(torch.cat(logps), torch.cat(entropy)), batch)
+    divisors = {"token": len(batch.seq_N), "sequence": len(samples), "pair": len(samples) // 2}
     if loss.unit == "padded":
-        divide["padded"] = len(samples) * loss.length  # pyright: ignore[reportAttributeAccessIssue]
-    (each.sum() / divide[loss.unit]).backward()
+        divisors["padded"] = len(samples) * loss.length  # pyright: ignore[reportAttributeAccessIssue]
+    (losses.sum() / divisors[loss.unit]).backward()
     return {n: p.grad for n, p in model.named_parameters()}
 
 
@@ -67,7 +67,7 @@ SPLITS = [(1, 1, True), (45, 1, False), (45, 1, True), (45, 2, True), (999, 1, F
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_split_gives_the_gradient_of_each_sequence_alone(name: str) -> None:
+def test_every_split_gives_the_gradient_of_unpacked_sequences(name: str) -> None:
     loss = LOSSES[name]
     units = units_of(loss)
     want = oracle(gpt2("eager"), units, loss)
@@ -80,15 +80,15 @@ def test_every_split_gives_the_gradient_of_each_sequence_alone(name: str) -> Non
 @pytest.mark.parametrize("name", ["token", "clip per sequence", "pair"])
 def test_every_split_leads_to_the_same_weights(name: str) -> None:
     loss = LOSSES[name]
-    units, ends, figures = units_of(loss), [], []
+    units, final_weights, figures = units_of(loss), [], []
     for budget, workers, share in SPLITS[::2]:
         e = engine(gpt2(), Optim(lr=1e-3), budget=budget, workers=workers, share_prefix=share)
         figures.append(e.update(units, loss, epochs=2, minibatches=2, key=5))
-        ends.append(weights(e))
-    for end, some in zip(ends[1:], figures[1:], strict=True):
-        close(end, ends[0], 1e-7)  # Adam's first steps divide by |g|, so rounding near 0 shows
+        final_weights.append(weights(e))
+    for other_weights, other_figures in zip(final_weights[1:], figures[1:], strict=True):
+        close(other_weights, final_weights[0], 1e-7)  # Adam's first steps divide by |g|, so rounding near 0 shows
         for key in ("loss", "grad_norm", "first/loss"):
-            assert some[key] == pytest.approx(figures[0][key], rel=1e-6)
+            assert other_figures[key] == pytest.approx(figures[0][key], rel=1e-6)
 
 
 def test_a_shared_prompt_changes_no_gradient_of_a_llama() -> None:
@@ -121,8 +121,8 @@ def test_more_workers_than_micro_batches() -> None:
 
 
 @dataclass(frozen=True)
-class Watching(CrossEntropy):
-    """Cross-entropy that notes which samples it meets (by their first target) and when."""
+class RecordingLoss(CrossEntropy):
+    """Cross-entropy that records the samples of each call (by the first entry of their column)."""
 
     seen: tuple[list[list[float]], ...] = ([],)
     needs: tuple[str, ...] = ("advantages",)  # pyright: ignore
@@ -144,7 +144,7 @@ def test_every_epoch_meets_every_unit_once() -> None:
     for key in (1, 1, 2):
         seen: list[list[float]] = []
         e = engine()
-        e.update(numbered(9), Watching(seen=(seen,)), epochs=3, minibatches=3, key=key)
+        e.update(numbered(9), RecordingLoss(seen=(seen,)), epochs=3, minibatches=3, key=key)
         assert e.optimizer is not None and e.optimizer.step_count == 9
         assert len(seen) == 9
         epochs = [[i for part in seen[at : at + 3] for i in part] for at in (0, 3, 6)]
@@ -155,7 +155,7 @@ def test_every_epoch_meets_every_unit_once() -> None:
     assert orders[1] != orders[2]
 
 
-def test_minibatches_are_optimiser_steps_of_their_own() -> None:
+def test_each_minibatch_is_one_optimiser_step() -> None:
     units = numbered(6)
     at_once, one_by_one = engine(), engine()
     at_once.update(units, CrossEntropy(), minibatches=2)
@@ -166,7 +166,7 @@ def test_minibatches_are_optimiser_steps_of_their_own() -> None:
         at_once.update(units, CrossEntropy(), minibatches=7)
 
 
-def test_first_figures_are_measured_before_any_weight_moves() -> None:
+def test_first_figures_are_measured_before_any_weight_changes() -> None:
     e = engine(optim=Optim(lr=0.05))
     units = units_of(PolicyClip())
     for s, columns in zip(sequences(units), e.forward(units), strict=True):
@@ -189,12 +189,12 @@ def test_figures() -> None:
     assert 0 < figures["entropy"] < 4.61  # ln 100
 
 
-# ---------------------------------------------------------------- steps that must not happen
+# ---------------------------------------------------------------- invalid steps
 
 
 @dataclass(frozen=True)
 class Steep(CrossEntropy):
-    """A finite loss (0) whose gradient is not."""
+    """A finite loss (0) with a gradient that is not finite."""
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return (out.logps - out.logps.detach()).abs().sqrt(), {}
@@ -202,7 +202,7 @@ class Steep(CrossEntropy):
 
 @dataclass(frozen=True)
 class Lost(CrossEntropy):
-    """An infinite loss whose gradient is finite."""
+    """An infinite loss with a finite gradient."""
 
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return float("inf") - out.logps, {}
@@ -226,18 +226,18 @@ BAD: dict[str, tuple[Loss, list[Unit], str]] = {
 @pytest.mark.parametrize("bad", BAD)
 def test_a_step_that_is_not_finite_changes_nothing(bad: str, workers: int) -> None:
     units = units_of(CrossEntropy())
-    e, undisturbed = (engine(budget=40, workers=workers) for _ in range(2))
+    e, unaffected = (engine(budget=40, workers=workers) for _ in range(2))
     e.update(units, CrossEntropy())
-    undisturbed.update(units, CrossEntropy())
+    unaffected.update(units, CrossEntropy())
     before = weights(e)
     loss, batch, why = BAD[bad]
     with pytest.raises(NotFinite, match=rf"{why} at optimiser step 1"):
         e.update(batch, loss)
     assert same(weights(e), before)
     assert all(p.grad is None for p in e.trained.values())
-    e.update(units, CrossEntropy())  # the moments and the step count did not move either
-    undisturbed.update(units, CrossEntropy())
-    assert same(weights(e), weights(undisturbed))
+    e.update(units, CrossEntropy())  # moments and step count were not changed either
+    unaffected.update(units, CrossEntropy())
+    assert same(weights(e), weights(unaffected))
 
 
 @dataclass(frozen=True)
@@ -253,19 +253,19 @@ class Failing(CrossEntropy):
         return CrossEntropy.__call__(self, out, batch)
 
 
-def test_micro_batches_are_of_the_devices_size_where_nothing_is_said() -> None:
+def test_the_default_budget_depends_on_the_device() -> None:
     assert engine().budget == PROCESSOR
     assert engine(budget=PROCESSOR + 1).budget == PROCESSOR + 1
 
 
-def test_half_a_step_leaves_no_gradient_behind() -> None:
+def test_an_incomplete_step_leaves_no_gradient() -> None:
     e = engine(budget=1)
     with pytest.raises(RuntimeError, match="out of memory"):
         e.update(numbered(3), Failing(calls=([],)))
     assert all(p.grad is None for p in e.trained.values())
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_moves() -> None:
+def test_invalid_batches_raise_before_any_weight_changes() -> None:
     e = engine()
     before = weights(e)
     lacking = [Sample(s.tokens, s.mask) for s in group(0, 2)]
@@ -322,16 +322,16 @@ def test_forward_of_nothing_and_without_entropy() -> None:
 # ---------------------------------------------------------------- weights
 
 
-def test_freeze_is_a_copy_that_stays() -> None:
+def test_a_frozen_copy_does_not_change() -> None:
     e = engine(temperature=0.7)
     units = units_of(CrossEntropy())
     frozen = e.freeze()
-    then = e.forward(units)
+    columns_before = e.forward(units)
     for _ in range(2):
         e.update(units, CrossEntropy())
-    for old, kept, new in zip(then, frozen.forward(units), e.forward(units), strict=True):
-        assert torch.equal(old["logps"], kept["logps"])
-        assert not torch.equal(old["logps"], new["logps"])
+    for before, copied, trained in zip(columns_before, frozen.forward(units), e.forward(units), strict=True):
+        assert torch.equal(before["logps"], copied["logps"])
+        assert not torch.equal(before["logps"], trained["logps"])
     assert not any(p.requires_grad for p in frozen.model.parameters())
     assert all(p.requires_grad for p in e.model.parameters())
     with pytest.raises(ValueError, match="frozen"):
@@ -342,7 +342,7 @@ def test_freeze_is_a_copy_that_stays() -> None:
         frozen.load(Path("nowhere"))
 
 
-def test_weights_are_the_models_own() -> None:
+def test_weights_are_the_models_live_parameters() -> None:
     e = engine()
     named = dict(e.weights())
     assert named.keys() == dict(e.model.named_parameters()).keys()
@@ -361,29 +361,29 @@ def test_a_resumed_run_is_the_same_run(kind: Any, dtype: torch.dtype, tmp_path: 
     def start(seed: int = 0) -> Engine:
         return engine(fam.build("llama", seed=seed).to(dtype), optim, total_steps=4)
 
-    def run(e: Engine, some: Sequence[list[Unit]]) -> float:
-        return [e.update(units, CrossEntropy())["lr"] for units in some][-1]
+    def run(e: Engine, batches: Sequence[list[Unit]]) -> float:
+        return [e.update(units, CrossEntropy())["lr"] for units in batches][-1]
 
     straight, first, second = start(), start(), start(seed=9)
     last = run(straight, batches)
     run(first, batches[:2])
     first.save(tmp_path)
-    kept = weights(first)
+    saved = weights(first)
     second.load(tmp_path)
-    assert same(weights(second), kept)
+    assert same(weights(second), saved)
     assert run(second, batches[2:]) == last
     assert same(weights(second), weights(straight))
-    assert not same(weights(second), kept)
+    assert not same(weights(second), saved)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["optim.json", "optim.safetensors", "trained.safetensors"]
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_or_optimiser_raises(tmp_path: Path) -> None:
     e = engine()
     e.update(numbered(2), CrossEntropy())
     e.save(tmp_path)
     others = {
         "model.layers": engine(fam.build("llama", num_hidden_layers=3)),
-        "model.embed_tokens.weight is": engine(fam.build("llama", vocab_size=101)),
+        "model.embed_tokens.weight has shape": engine(fam.build("llama", vocab_size=101)),
         "trained with adamw, not muon": engine(optim=Optim(kind="muon")),
     }
     for match, other in others.items():
@@ -393,7 +393,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         assert same(weights(other), before)
 
 
-def test_the_count_is_of_the_whole_step() -> None:
+def test_the_loss_divisor_counts_the_whole_step() -> None:
     units = units_of(CrossEntropy())
     trained = sum(int(s.mask.sum()) for s in sequences(units))
     assert count(units, CrossEntropy()) == trained

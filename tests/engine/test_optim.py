@@ -1,4 +1,4 @@
-"""The optimiser: schedules by hand, one norm for the whole gradient, what is decayed and what orthogonalised."""
+"""The optimiser: schedules by hand, one norm for the whole gradient, which parameters are decayed or orthogonalised."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def near(*values: float) -> Any:
 
 
 def test_constant_with_warmup() -> None:
-    # 0.3 of 10 steps rise: 1/4, 2/4, 3/4, so that the fourth step is the first at the top
+    # warmup over 0.3 of 10 steps: 1/4, 2/4, 3/4, so that the fourth step is the first at the peak
     assert factors(10, warmup=0.3) == near(0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1)
     assert factors(3) == [1, 1, 1]
     assert Optim().factor(17, 0) == 1
@@ -35,7 +35,7 @@ def test_constant_with_warmup() -> None:
 
 def test_linear() -> None:
     assert factors(4, schedule="linear") == near(1, 0.75, 0.5, 0.25)
-    # of 6 steps two rise, the other four fall from 1 by a quarter of the way to 0.2 each
+    # of 6 steps two are warmup; over the other four it falls from 1 towards 0.2, a quarter of the way each
     assert factors(6, schedule="linear", warmup=1 / 3, final=0.2) == near(1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4)
     assert Optim(schedule="linear", final=0.2).factor(99, 4) == pytest.approx(0.2)
 
@@ -44,7 +44,7 @@ def test_cosine() -> None:
     half = math.sqrt(0.5)
     assert factors(4, schedule="cosine") == near(1, (1 + half) / 2, 0.5, (1 - half) / 2)
     assert factors(4, schedule="cosine", final=0.1)[2] == pytest.approx(0.55)
-    # half of 4 steps rise (1/3, 2/3); two are left for the fall: cos(0), cos(pi / 2)
+    # half of 4 steps are warmup (1/3, 2/3); two are left for the decay: cos(0), cos(pi / 2)
     assert factors(4, schedule="cosine", warmup=0.5) == near(1 / 3, 2 / 3, 1, 0.5)
     assert Optim(schedule="cosine", final=0.1).factor(99, 4) == pytest.approx(0.1)
 
@@ -80,7 +80,7 @@ def test_wsd() -> None:
         ("schedule", "cosin"),
     ],
 )
-def test_values_that_cannot_be_meant(name: str, value: Any) -> None:
+def test_invalid_values(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^optim\.{name}: "):
         Optim(**{name: value})
 
@@ -95,7 +95,7 @@ def test_a_schedule_needs_the_number_of_steps(fields: dict[str, Any]) -> None:
 
 
 def optimizer(gradients: dict[str, Tensor], optim: Optim, total: int = 0) -> Optimizer:
-    """Parameters of ones under these names, with these gradients."""
+    """An optimiser of parameters that are 1, with these names and gradients."""
     params = {name: nn.Parameter(torch.ones_like(g)) for name, g in gradients.items()}
     for name, p in params.items():
         p.grad = gradients[name].clone()
@@ -121,23 +121,24 @@ def test_adamw_by_hand() -> None:
     assert o.params["hidden.weight"].tolist()[0] == pytest.approx([0.95 - 0.5, 0.95 + 0.5], abs=1e-6)
 
 
-def test_moments_are_there_from_the_start_as_torch_makes_them() -> None:
-    """Made at the first step they would lie between gradients, which leave holes that activations do not fit into."""
+def test_moments_are_allocated_at_the_start_and_equal_torchs() -> None:
+    """Allocated at the first step, the moments would lie between gradients, whose memory is freed: activations do not
+    fit into such holes."""
     w, plain = (nn.Parameter(torch.ones(3, 2)) for _ in range(2))
-    ours = Optimizer({"w": w}, Optim(weight_decay=0.1), 0)
-    theirs = torch.optim.AdamW([plain], lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    (part, _), there = ours.parts[0], theirs.state
-    assert part.state[w].keys() == {"step", "exp_avg", "exp_avg_sq"} and not there[plain]
-    places = {key: value.data_ptr() for key, value in part.state[w].items()}
+    ladder_optimizer = Optimizer({"w": w}, Optim(weight_decay=0.1), 0)
+    torch_optimizer = torch.optim.AdamW([plain], lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    (part, _), torch_state = ladder_optimizer.parts[0], torch_optimizer.state
+    assert part.state[w].keys() == {"step", "exp_avg", "exp_avg_sq"} and not torch_state[plain]
+    addresses = {key: value.data_ptr() for key, value in part.state[w].items()}
     for p in (w, plain):
         p.grad = torch.tensor([[0.1, 0.2], [0.3, -0.1], [0.0, 0.2]])
-    ours.step()
-    theirs.step()
+    ladder_optimizer.step()
+    torch_optimizer.step()
     assert torch.equal(w, plain)
-    assert part.state[w].keys() == there[plain].keys()
-    for key, value in there[plain].items():
-        mine = part.state[w][key]
-        assert torch.equal(mine, value) and mine.dtype == value.dtype and mine.data_ptr() == places[key]
+    assert part.state[w].keys() == torch_state[plain].keys()
+    for key, value in torch_state[plain].items():
+        moment = part.state[w][key]
+        assert torch.equal(moment, value) and moment.dtype == value.dtype and moment.data_ptr() == addresses[key]
 
 
 def test_the_schedule_moves_every_learning_rate() -> None:
@@ -164,7 +165,7 @@ def test_a_gradient_that_is_not_finite(bad: float) -> None:
 
 
 def decayed(model: nn.Module, kind: Any = "adamw") -> set[str]:
-    """The parameters that a step with the gradient 0 makes smaller."""
+    """The parameters that shrink in a step with gradient 0."""
     params = dict(model.named_parameters())
     with torch.no_grad():
         for p in params.values():
@@ -187,17 +188,17 @@ def test_weight_decay_leaves_out_vectors_and_embeddings(family: str, kind: str) 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_muon_takes_hidden_matrices_only(family: str) -> None:
+def test_muon_optimises_hidden_matrices_only(family: str) -> None:
     params = dict(fam.build(family).named_parameters())
     o = Optimizer(params, Optim(kind="muon"), 0)
     muon, adamw = (part for part, _ in o.parts)
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
-    of = {id(p): n for n, p in params.items()}
-    taken = {of[id(p)] for g in muon.param_groups for p in g["params"]}
-    rest = {of[id(p)] for g in adamw.param_groups for p in g["params"]}
-    assert taken | rest == params.keys() and not taken & rest
-    assert all(params[n].ndim == 2 for n in taken)
-    assert {n for n in rest if params[n].ndim == 2} == {
+    name_of = {id(p): n for n, p in params.items()}
+    by_muon = {name_of[id(p)] for g in muon.param_groups for p in g["params"]}
+    by_adamw = {name_of[id(p)] for g in adamw.param_groups for p in g["params"]}
+    assert by_muon | by_adamw == params.keys() and not by_muon & by_adamw
+    assert all(params[n].ndim == 2 for n in by_muon)
+    assert {n for n in by_adamw if params[n].ndim == 2} == {
         "llama": {"model.embed_tokens.weight", "lm_head.weight"},
         "gpt2": {"transformer.wte.weight", "transformer.wpe.weight"},
     }[family]
@@ -209,22 +210,22 @@ def test_muon_steps_by_an_orthogonal_matrix() -> None:
     o.step()
     step = 1 - o.params["q_proj.weight"].detach()
     values = torch.linalg.svdvals(step)
-    assert float(values.min()) > 0.3 and float(values.max()) < 1.5  # five Newton-Schulz steps come this near to 1
+    assert float(values.min()) > 0.3 and float(values.max()) < 1.5  # five Newton-Schulz steps get this close to 1
     u, _, vh = torch.linalg.svd(g)
     assert float((step * (u @ vh)).sum()) > 4
 
 
-# ------------------------------------------------------------ halves
+# ------------------------------------------------------------ bfloat16 weights
 
 
-def halved(kind: str = "adamw", **fields: Any) -> tuple[Optimizer, nn.Parameter]:
+def bfloat16_optimizer(kind: str = "adamw", **fields: Any) -> tuple[Optimizer, nn.Parameter]:
     w = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
     return Optimizer({"w": w}, Optim(kind=kind, clip=0.0, **fields), 0), w  # pyright: ignore[reportArgumentType]
 
 
-def test_steps_smaller_than_a_halfs_last_digit_add_up() -> None:
+def test_steps_below_bfloat16_precision_add_up() -> None:
     """Between 0.5 and 1 bfloat16 has steps of 1/256; AdamW with a constant gradient steps by lr."""
-    optimizer, w = halved(lr=1e-4)
+    optimizer, w = bfloat16_optimizer(lr=1e-4)
     for n in range(1, 41):
         (w * 3.0).sum().backward()
         optimizer.step()
@@ -233,9 +234,9 @@ def test_steps_smaller_than_a_halfs_last_digit_add_up() -> None:
         assert w[0, 0].item() == (1.0 if n < 20 else 1 - 1 / 256)  # rounded to the nearest
 
 
-def test_gradients_of_halves_are_summed_in_float32() -> None:
+def test_bfloat16_gradients_are_summed_in_float32() -> None:
     """256 + 1 + 1 is 256 in bfloat16, and 258 in float32."""
-    optimizer, w = halved(lr=1e-4)
+    optimizer, w = bfloat16_optimizer(lr=1e-4)
     for factor in (256.0, 1.0, 1.0):
         (w * factor).sum().backward()
         optimizer.gather()
@@ -243,8 +244,8 @@ def test_gradients_of_halves_are_summed_in_float32() -> None:
     assert optimizer.step() == pytest.approx(258.0 * 2)  # of four equal entries
 
 
-def test_micro_batches_of_halves_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However a step is split: many small gradients on top of a large one."""
+def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a step is split into many micro-batches, which add small gradients to a large sum."""
     units = units_of(LOSSES["token"])
     norms = []
     for budget in (9999, 30):
@@ -257,16 +258,16 @@ def test_micro_batches_of_halves_are_summed_in_float32(monkeypatch: pytest.Monke
     assert len(seen) > 3 and norms[0] == pytest.approx(norms[1], rel=5e-3)
 
 
-def test_one_optimiser_after_another_steps_the_same_halves() -> None:
-    """Nothing of the first is left at the parameters."""
-    first, w = halved(lr=1e-2)
+def test_a_second_optimiser_can_step_the_same_bfloat16_parameter() -> None:
+    """The first optimiser leaves no state on the parameters."""
+    first, w = bfloat16_optimizer(lr=1e-2)
     second = Optimizer({"w": w}, Optim(lr=1e-2, clip=0.0), 0)
     (w * 3.0).sum().backward()
     assert second.step() == pytest.approx(6.0) and not w.eq(1).any() and first.masters["w"].grad is None
 
 
-def test_a_gradient_of_a_half_that_is_not_finite_changes_nothing() -> None:
-    optimizer, w = halved(lr=1e-2)
+def test_a_bfloat16_gradient_that_is_not_finite_changes_nothing() -> None:
+    optimizer, w = bfloat16_optimizer(lr=1e-2)
     (w * math.inf).sum().backward()
     with pytest.raises(NotFinite):
         optimizer.step()
@@ -278,49 +279,49 @@ def test_a_gradient_of_a_half_that_is_not_finite_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_masters_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
-    (one, v), (other, w) = halved(kind, lr=1e-4, muon_lr=1e-4), halved(kind, lr=1e-4, muon_lr=1e-4)
+    (saved, v), (loaded, w) = (bfloat16_optimizer(kind, lr=1e-4, muon_lr=1e-4) for _ in range(2))
 
     def steps(optimizer: Optimizer, p: nn.Parameter, n: int) -> None:
         for _ in range(n):
             (p * torch.tensor([[3.0, 1.0], [-2.0, 0.5]])).sum().backward()
             optimizer.step()
 
-    steps(one, v, 5)
-    one.save(tmp_path)
-    other.load(tmp_path)
-    steps(one, v, 45)
-    steps(other, w, 45)
-    assert one.masters["w"].equal(other.masters["w"]) and v.equal(w) and not v.eq(1).all()
+    steps(saved, v, 5)
+    saved.save(tmp_path)
+    loaded.load(tmp_path)
+    steps(saved, v, 45)
+    steps(loaded, w, 45)
+    assert saved.masters["w"].equal(loaded.masters["w"]) and v.equal(w) and not v.eq(1).all()
 
 
-def test_a_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
-    halved()[0].save(tmp_path)
-    whole = Optimizer({"w": nn.Parameter(torch.ones(2, 2))}, Optim(), 0)
-    with pytest.raises(UserError, match="another type") as found:
-        whole.load(tmp_path)
-    assert found.value.field == "model.dtype"
-    whole.save(tmp_path)
-    with pytest.raises(UserError, match="another type"):
-        halved()[0].load(tmp_path)
+def test_a_checkpoint_of_another_dtype_raises(tmp_path: Path) -> None:
+    bfloat16_optimizer()[0].save(tmp_path)
+    float32_optimizer = Optimizer({"w": nn.Parameter(torch.ones(2, 2))}, Optim(), 0)
+    with pytest.raises(UserError, match=r"another dtype: w has float32 master weights in the checkpoint only") as error:
+        float32_optimizer.load(tmp_path)
+    assert error.value.field == "model.dtype"
+    float32_optimizer.save(tmp_path)
+    with pytest.raises(UserError, match=r"another dtype: w has float32 master weights in this run only"):
+        bfloat16_optimizer()[0].load(tmp_path)
 
 
-def test_a_checkpoint_that_is_refused_changes_nothing(tmp_path: Path) -> None:
-    """Neither weights nor moments: the engine goes on with what it has."""
+def test_a_checkpoint_of_another_dtype_changes_nothing(tmp_path: Path) -> None:
+    """Neither weights nor moments change when loading fails."""
     Optimizer({"w": nn.Parameter(torch.full((2, 2), 5.0))}, Optim(), 0).save(tmp_path)
-    optimizer, w = halved()
-    with pytest.raises(UserError, match="another type"):
+    optimizer, w = bfloat16_optimizer()
+    with pytest.raises(UserError, match="another dtype"):
         optimizer.load(tmp_path)
     assert w.eq(1).all() and optimizer.masters["w"].eq(1).all()
 
 
 def test_float16_is_not_trained() -> None:
-    with pytest.raises(UserError, match="too narrow") as found:
+    with pytest.raises(UserError, match="too narrow") as error:
         Optimizer({"w": nn.Parameter(torch.ones(2, 2, dtype=torch.float16))}, Optim(), 0)
-    assert found.value.field == "model.dtype" and "bfloat16" in str(found.value)
+    assert error.value.field == "model.dtype" and "bfloat16" in str(error.value)
 
 
-def test_the_engine_trains_halves_like_float32() -> None:
-    """A learning rate whose steps would be lost in the weights."""
+def test_the_engine_trains_bfloat16_like_float32() -> None:
+    """With a learning rate whose steps are below bfloat16's precision."""
     units = units_of(LOSSES["token"])
     curves = []
     for dtype in (torch.float32, torch.bfloat16):

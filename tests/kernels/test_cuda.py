@@ -1,7 +1,7 @@
-"""On a GPU, for real: what is written for CUDA computes what the general path computes there.
+"""On a real GPU: the CUDA paths compute the same as torch's operators.
 
-Skipped where there is none. The same code runs on the processor with stand-ins in test_fused.py, test_flex.py,
-test_graphed_sampler.py and in Triton's interpreter in test_tiled.py.
+Skipped without a GPU. The same code runs on the CPU with stand-ins for the kernels in models/test_fused_llama.py,
+attention/test_flex.py and decoding/test_llama_cuda.py, and in Triton's interpreter in test_triton.py.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
 
 
 def build(name: str, kind: torch.dtype, **changes: Any) -> Any:
-    some = {"sliding_window": None} if name == "mistral" else {}
-    return fam.build(name, **some, **SIZES | changes).to(DEVICE, kind)
+    window = {"sliding_window": None} if name == "mistral" else {}
+    return fam.build(name, **window, **SIZES | changes).to(DEVICE, kind)
 
 
 def error(got: Tensor, truth: Tensor) -> float:
@@ -52,8 +52,8 @@ def error(got: Tensor, truth: Tensor) -> float:
 # ------------------------------------------------------------ attention
 
 
-def forest() -> list[Segment]:
-    """Plain segments, a prompt with answers, and a chain of three."""
+def prefix_trees() -> list[Segment]:
+    """Root segments, a prompt with answers, and a chain of three segments."""
     opening = Segment(300, 130)
     prompt = Segment(430, 70, opening)
     return [
@@ -69,33 +69,33 @@ BY_FLEX = [
 
 
 @pytest.mark.parametrize(("kind", "heads", "window", "softcap"), BY_FLASH + BY_FLEX, ids=str)
-def test_a_packed_row_is_attended_to_as_in_buckets(
+def test_attention_on_cuda_equals_bucket_attention(
     kind: torch.dtype, heads: tuple[int, int], window: int, softcap: float
 ) -> None:
-    segments = forest()
+    segments = prefix_trees()
     T = segments[-1].end
     g = torch.Generator().manual_seed(0)
     q, k, v, out = (torch.randn(1, h, T, 64, generator=g) for h in (heads[0], heads[1], heads[1], heads[0]))
 
     def run(plan: PackedPlan, how: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-        some = [x.clone().requires_grad_() for x in inputs]
-        attended = how(plan, 0, *some, scaling=0.125, window=window, softcap=softcap)
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        attended = how(plan, 0, *leaves, scaling=0.125, window=window, softcap=softcap)
         attended.backward(out.transpose(1, 2).to(attended))
-        return [attended, *(x.grad for x in some)]  # pyright: ignore
+        return [attended, *(x.grad for x in leaves)]  # pyright: ignore
 
-    by_buckets = lambda plan, _, *a, **o: plan._by_buckets(*a, *o.values())  # noqa: E731
+    by_buckets = lambda plan, _, *a, **o: plan._attend_by_buckets(*a, *o.values())  # noqa: E731
     truth = run(PackedPlan.of(segments, T), by_buckets, *(x.double() for x in (q, k, v)))
     plan = PackedPlan.of(segments, T).to(DEVICE)
-    torch._dynamo.reset()  # a process compiles flex attention for a few kinds of heads at most
+    torch._dynamo.reset()  # dynamo limits how many head configurations one process compiles flex attention for
     got = run(plan, PackedPlan.attend, *(x.to(DEVICE, kind) for x in (q, k, v)))
     assert (plan._lines is not None) == ((kind, heads, window, softcap) in BY_FLASH)
     assert (plan._flexed is not None) == (plan._lines is None) and plan._rows is None
-    for mine, true in zip(got, truth, strict=True):
-        assert error(mine.cpu(), true) < (2e-3 if kind == torch.float32 else 8e-3)
+    for result, exact in zip(got, truth, strict=True):
+        assert error(result.cpu(), exact) < (2e-3 if kind == torch.float32 else 8e-3)
 
 
-def test_the_kernels_read_causal_from_the_right() -> None:
-    """Queries that continue keys: the first sees all but those of the queries behind it."""
+def test_flash_attention_aligns_the_causal_mask_to_the_right() -> None:
+    """Fewer queries than keys: the first query sees all keys but those of the queries after it."""
     plan = PackedPlan.of([(p := Segment(0, 5)), Segment(5, 3, p)], 8).to(DEVICE)
     q, k, v = (torch.zeros(8, 1, 64, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
     v[:, 0, 0] = 2.0 ** torch.arange(8)
@@ -110,8 +110,8 @@ def test_the_kernels_read_causal_from_the_right() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("name", "loss"), product(("llama", "qwen2", "qwen3"), ("token", "pair")))
-def test_gradients_are_as_exact_as_the_modules(name: str, loss: str, tied: bool, kind: torch.dtype) -> None:
-    """Against float64 on the processor, from the same weights."""
+def test_gradients_are_as_exact_as_those_of_the_modules(name: str, loss: str, tied: bool, kind: torch.dtype) -> None:
+    """Compared with float64 on the CPU, from the same weights."""
     units = units_of(LOSSES[loss])
 
     def gradients(model: Any, by_modules: bool) -> dict[str, Tensor]:
@@ -126,15 +126,15 @@ def test_gradients_are_as_exact_as_the_modules(name: str, loss: str, tied: bool,
         return build(name, kind, tie_word_embeddings=tied)
 
     truth = gradients(make().cpu().double(), True)
-    mine, theirs = gradients(make(), False), gradients(make(), True)
-    assert mine.keys() == truth.keys()
-    for n, true in truth.items():
-        assert error(mine[n], true) < max(1.6 * error(theirs[n], true), 4e-3), n
+    fused, modules = gradients(make(), False), gradients(make(), True)
+    assert fused.keys() == truth.keys()
+    for n, exact in truth.items():
+        assert error(fused[n], exact) < max(1.6 * error(modules[n], exact), 4e-3), n
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
-def test_it_learns_in_halves_as_in_float32(kind: torch.dtype) -> None:
-    """With a learning rate whose steps halves alone could not hold."""
+def test_training_in_bfloat16_learns_like_float32(kind: torch.dtype) -> None:
+    """With a learning rate whose steps are below bfloat16's precision."""
     units = units_of(LOSSES["token"])
     curves = []
     for k, device in ((torch.float32, "cpu"), (kind, "cuda")):
@@ -144,7 +144,7 @@ def test_it_learns_in_halves_as_in_float32(kind: torch.dtype) -> None:
     assert all(abs(a - b) < 1.0 for a, b in zip(*curves, strict=True)) and abs(curves[0][-1] - curves[1][-1]) < 0.15
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+def test_save_and_load_are_bit_exact(tmp_path: Path) -> None:
     units = units_of(LOSSES["token"])
 
     def engine() -> Engine:
@@ -177,10 +177,10 @@ def test_log_probabilities_of_a_large_vocabulary(entropy: bool, monkeypatch: pyt
     for keep in (True, False):
         monkeypatch.setattr("ladder.models.logprobs.KEEP", 1 << 26 if keep else 0)
         monkeypatch.setattr("ladder.models.logprobs.CHUNK", 1 << 24 if keep else 1 << 18)
-        for mine, true in zip(run(torch.bfloat16, "cuda"), truth, strict=True):
-            assert error(mine, true) < 1e-2
-        for mine, true in zip(run(torch.float32, "cuda"), truth, strict=True):
-            assert error(mine, true) < 1e-4
+        for result, exact in zip(run(torch.bfloat16, "cuda"), truth, strict=True):
+            assert error(result, exact) < 1e-2
+        for result, exact in zip(run(torch.float32, "cuda"), truth, strict=True):
+            assert error(result, exact) < 1e-4
 
 
 # ------------------------------------------------------------ decoding
@@ -198,19 +198,19 @@ def logits(state: Any, steps: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_a_replayed_step_is_the_modules(name: str, kind: torch.dtype) -> None:
+def test_a_replayed_decoding_step_equals_the_modules(name: str, kind: torch.dtype) -> None:
     model = build(name, kind).requires_grad_(False)
     exact = build(name, kind).cpu().double().requires_grad_(False)
     truth = logits(Modules(exact.get_decoder(), Head.of(exact), 6, 64))
     with torch.no_grad():
         base, head = model.get_decoder(), Head.of(model)
         state = Graphed(Llama.of(base, head, 64, pack=False), 6, 64)
-        mine, theirs = logits(state), logits(Modules(base, head, 6, 64))
+        graphed, modules = logits(state), logits(Modules(base, head, 6, 64))
     assert len(state.graphs) == 1
-    assert error(mine, truth) < max(1.3 * error(theirs, truth), 2e-3)
+    assert error(graphed, truth) < max(1.3 * error(modules, truth), 2e-3)
 
 
-def test_whole_calls_draw_what_the_modules_draw_and_graphs_outlive_them() -> None:
+def test_generate_samples_the_same_tokens_as_the_modules_and_keeps_its_graphs() -> None:
     model = build("qwen3", torch.float32).requires_grad_(False)
     sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
     oracle = NativeSampler(model, TOKENIZER, eos=[fam.EOS], packed=False)
@@ -218,35 +218,35 @@ def test_whole_calls_draw_what_the_modules_draw_and_graphs_outlive_them() -> Non
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(scale)
-        mine, theirs = (
+        tokens, oracle_tokens = (
             [c.tokens for group in s.generate(requests()) for c in group] for s in (sampler, oracle)
         )
-        alike = sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine)
-        assert alike > 0.8  # float32 products differ in their last bits, and a draw can lie between them
+        equal_share = sum(a == b for a, b in zip(tokens, oracle_tokens, strict=True)) / len(tokens)
+        assert equal_share > 0.8  # float32 products differ in their last bits, which can change a sampled token
     assert sampler.state is not None and sampler.state.graphs
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16], ids=str)
-def test_drawn_log_probabilities_are_the_engines(kind: torch.dtype) -> None:
+def test_sampled_logps_equal_the_engines(kind: torch.dtype) -> None:
     from ladder.contract.training import Sample
 
     model = build("qwen2", kind)
     engine = Engine(model, Optim(lr=1e-3))
     sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
     for _ in range(2):
-        units, drawn = [], []
+        units, sampled_logps = [], []
         for r, group in zip(requests(), sampler.generate(requests()), strict=True):
             for c in group:
                 if r.sampling.temperature == 1 and not r.sampling.top_k and r.sampling.top_p == 1:
                     tokens = torch.tensor([*r.prompt, *c.tokens])
                     units.append(Sample(tokens, torch.arange(len(tokens)) >= len(r.prompt)))
-                    drawn += c.logps
-        found = torch.cat([c["logps"][u.mask] for c, u in zip(engine.forward(units), units, strict=True)])
-        assert (found - torch.tensor(drawn)).abs().mean() < 0.05
+                    sampled_logps += c.logps
+        engine_logps = torch.cat([c["logps"][u.mask] for c, u in zip(engine.forward(units), units, strict=True)])
+        assert (engine_logps - torch.tensor(sampled_logps)).abs().mean() < 0.05
         engine.update(units_of(LOSSES["token"]), CrossEntropy())
 
 
-def test_an_adapter_in_halves_trains_and_draws() -> None:
+def test_a_bfloat16_adapter_trains_and_samples() -> None:
     wrapped = attach(build("qwen2", torch.bfloat16), LoRA(rank=4, targets="all-linear"), seed=1)
     engine = Engine(wrapped, Optim(lr=1e-2))
     losses = [engine.update(units_of(LOSSES["token"]), CrossEntropy())["loss"] for _ in range(8)]
@@ -254,12 +254,12 @@ def test_an_adapter_in_halves_trains_and_draws() -> None:
     assert NativeSampler(wrapped, TOKENIZER, eos=[fam.EOS]).generate(requests())
 
 
-# ------------------------------------------------------------ all of it
+# ------------------------------------------------------------ whole pipelines
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_pipeline_runs_and_resumes(dtype: str, tmp_path: Path) -> None:
-    """Pretraining, R1-Zero, harvest, SFT and RL of the tiny recipe; a second call finds everything done."""
+    """Pretraining, R1-Zero, rejection sampling, SFT and RL of the tiny recipe; then the plan shows every stage done."""
     changes = "model.device=cuda", f"model.dtype={dtype}"
     small_run.run(tmp_path / "r1", *changes)
     assert set(small_run.plan(tmp_path / "r1", *changes).values()) == {"done"}

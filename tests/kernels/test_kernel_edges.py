@@ -1,5 +1,5 @@
-"""Where the kernels could be wrong and every other test right: matrices of more than one block of the first cache,
-largest numbers in odd places, and memory that belongs to somebody else."""
+"""Errors in the kernels that the other tests would miss: matrices larger than one cache block, the largest number at
+unusual positions, and writes outside a kernel's memory."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("K", [1, 192, 193, 592])
 @pytest.mark.parametrize("N", [1, 48, 101])
-def test_a_product_of_several_blocks(N: int, K: int) -> None:
-    """Blocks of unequal size too, with rows that fill register tiles and rows that are left over."""
+def test_a_matrix_product_of_several_blocks(N: int, K: int) -> None:
+    """With blocks of unequal size, full register tiles and partial ones."""
     g = torch.Generator().manual_seed(N * K)
     weight, bias = torch.randn(N, K, generator=g), torch.randn(N, generator=g)
     packed = decode.Arena([weight.shape], torch.float32).pack(weight)
@@ -50,38 +50,38 @@ def test_a_product_of_several_blocks(N: int, K: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 4095, 4096, 4991, 4992, 5002])
 def test_one_logit_far_above_the_others(at: int) -> None:
-    """Wherever it is: in a whole vector, at a stretch's end, in what is left behind the last vector."""
+    """At any position: in a whole vector, at the end of a block of the vocabulary, after the last whole vector."""
     z = torch.zeros(1, 5003)
     z[0, at] = 300.0
     for target, want in ((at, 0.0), (1, -300.0)):
-        lse, found, entropy = layers.logps(z, torch.tensor([target]), 1.0, True)
-        assert float(lse) == 300.0 and float(found) == want
+        lse, logp, entropy = layers.logps(z, torch.tensor([target]), 1.0, True)
+        assert float(lse) == 300.0 and float(logp) == want
         assert entropy is not None and abs(float(entropy)) < 1e-6
 
 
-def test_what_is_small_beside_the_largest_is_not_lost() -> None:
-    """Twelve stretches of e^-20 each and a last one of 1: added up in float32 they would be off by a part in 1,000."""
+def test_many_small_probabilities_are_not_lost_in_the_sum() -> None:
+    """Twelve blocks of terms e^-20 and a last term 1: summed in float32, they would be off by one part in 1,000."""
     z = torch.full((1, 12 * 4096 + 1), -20.0)
     z[0, -1] = 0.0
     exact = z.double().log_softmax(-1)
-    found = layers.logps(z, torch.tensor([z.shape[1] - 1]), 1.0, False)[1]
-    assert float(found) == pytest.approx(float(exact[0, -1]), rel=2e-5)
+    logp = layers.logps(z, torch.tensor([z.shape[1] - 1]), 1.0, False)[1]
+    assert float(logp) == pytest.approx(float(exact[0, -1]), rel=2e-5)
 
 
-# ------------------------------------------------------------ whose memory
+# ------------------------------------------------------------ scratch memory
 
 
 CANARY = 12345.0
 
 
 def attended(families: Families, q: Tensor, k: Tensor) -> None:
-    """Forward and backward."""
+    """Runs attention forward and backward."""
     out, lse = attend.attend(q, k, k, families, 0.25)
     attend.attend_backward(q, k, k, out, lse, out, families, 0.25)
 
 
 def row(answers: int, length: int, width: int, spare: int) -> tuple[Families, Tensor, Tensor]:
-    """Answers to one-token prompts, and scratch with `spare` more numbers than asked for."""
+    """Answers to one-token prompts, and scratch with `spare` more floats than needed."""
     segments: list[Segment] = []
     for i in range(answers):
         root = Segment(i * (length + 1), 1)
@@ -104,7 +104,7 @@ def test_attention_stays_within_its_scratch(width: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("width", [12, 16])
-def test_what_scratch_held_before_changes_nothing(width: int) -> None:
+def test_the_earlier_content_of_scratch_changes_nothing(width: int) -> None:
     torch.set_num_threads(1)
     results = []
     for before in (0.0, float("nan")):
@@ -118,20 +118,20 @@ def test_what_scratch_held_before_changes_nothing(width: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_more_threads_than_before_get_more_scratch() -> None:
+def test_scratch_grows_with_the_number_of_threads() -> None:
     families = PackedPlan.of([Segment(0, 37)], 37).families
     for threads in (1, 3):
         scratch, each = families.room(16, threads)
         assert len(scratch) >= threads * each
 
 
-def test_every_thread_has_scratch_of_its_own() -> None:
+def test_every_thread_has_its_own_scratch() -> None:
     torch.set_num_threads(2)
     families, q, k = row(48, 320, 16, spare=0)  # longer than one thread has a core to itself
     assert families.scratch is not None
     half = len(families.scratch) // 2
     end = time.monotonic() + 60
-    while time.monotonic() < end:  # pieces go to whoever is free, and a thread may come too late for any
+    while time.monotonic() < end:  # pieces of work go to any free thread, and a thread that starts late may get none
         attended(families, q, k)
         if (families.scratch[half:] != CANARY).any():
             return

@@ -1,5 +1,5 @@
-"""Every training kernel against float64, whatever the sizes leave over at a vector's end, and the same bits whatever
-the number of threads where it says so."""
+"""Every training kernel against float64, also for sizes that are no multiple of the vector width; attention is
+bit-identical for any number of threads."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def test_norm(T: int, D: int, added: bool) -> None:
     close(y, want)
     assert torch.equal(layers.norm_again(s, w, r, torch.empty_like(s)), y)
     got = torch.empty_like(s)
-    found = layers.norm_backward(s, w, r, dy, more, got, True)
-    assert found is not None
+    weight_grad = layers.norm_backward(s, w, r, dy, more, got, True)
+    assert weight_grad is not None
     close(got, dx + more)
-    close(found, dw)
-    for into in (dy, more):  # in place of either
+    close(weight_grad, dw)
+    for into in (dy, more):  # the gradient may overwrite either
         alias = into.clone()
-        some = [alias if z is into else z for z in (dy, more)]
-        assert layers.norm_backward(s, w, r, some[0], some[1], alias, False) is None
+        inputs = [alias if z is into else z for z in (dy, more)]
+        assert layers.norm_backward(s, w, r, inputs[0], inputs[1], alias, False) is None
         assert torch.equal(alias, got)
-    over = (delta if added else x).clone()  # the norm may be written over what was added
+    over = (delta if added else x).clone()  # the norm may overwrite delta
     assert torch.equal(layers.norm(x, over if added else None, w, 1e-5, over)[1], y) and over.data_ptr() != y.data_ptr()
 
 
 @pytest.mark.parametrize("T, heads, W", [(1, 1, 2), (5, 3, 16), (33, 9, 64), (4, 2, 12)])
-def test_rotation_and_back(T: int, heads: int, W: int) -> None:
+def test_rotation_and_its_gradient(T: int, heads: int, W: int) -> None:
     x, angle = draws((T, heads, W), (T, W // 2))
     cos, sin = (torch.cat([1.3 * f(angle)] * 2, -1) for f in (torch.cos, torch.sin))
     leaf = x.double().requires_grad_()
@@ -78,7 +78,7 @@ def test_rotation_and_back(T: int, heads: int, W: int) -> None:
 @pytest.mark.parametrize("T, D", SIZES)
 def test_gate(T: int, D: int) -> None:
     g, u, dy = draws(*[(T, D)] * 3)
-    g = g * 30  # exp must neither overflow nor turn into nan
+    g = g * 30  # exp must neither overflow nor give NaN
     leaves = [x.double().requires_grad_() for x in (g, u)]
     want = torch.nn.functional.silu(leaves[0]) * leaves[1]
     close(layers.gate(g, u), want)
@@ -112,7 +112,7 @@ def grouped(*groups: tuple[int, tuple[int, ...]]) -> list[Segment]:
 
 
 def forked() -> list[Segment]:
-    """Two trees, one of them of four storeys, and a plain segment."""
+    """Two trees, one of them with four levels, and a root segment without children."""
     root = Segment(0, 9)
     left = Segment(9, 20, root)
     top = Segment(33, 1, left)
@@ -132,17 +132,17 @@ PACKS = {
 
 
 def by_torch(segments: list[Segment], q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One mask over the packed row."""
+    """Attention with one dense mask over the packed row."""
     T = len(q)
-    seen = torch.zeros(T, T, dtype=torch.bool)
+    visible = torch.zeros(T, T, dtype=torch.bool)
     for s in segments:
-        own = slice(s.start, s.start + s.length)
-        seen[own, own] = torch.ones(s.length, s.length).tril().bool()
-        for below in list(s.chain())[1:]:
-            seen[own, below.start : below.end] = True
+        queries = slice(s.start, s.start + s.length)
+        visible[queries, queries] = torch.ones(s.length, s.length).tril().bool()
+        for ancestor in list(s.chain())[1:]:
+            visible[queries, ancestor.start : ancestor.end] = True
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = torch.einsum("thw,shw->hts", q, k) * scale
-    return torch.einsum("hts,shw->thw", scores.masked_fill(~seen, float("-inf")).softmax(-1), v)
+    return torch.einsum("hts,shw->thw", scores.masked_fill(~visible, float("-inf")).softmax(-1), v)
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -161,7 +161,7 @@ def test_attention(pack: str, H: int, KH: int, W: int) -> None:
         close(got, expected, 5e-6)
 
 
-def test_attention_is_the_same_to_the_bit_with_any_number_of_threads() -> None:
+def test_attention_is_bit_identical_with_any_number_of_threads() -> None:
     segments = PACKS["shared"]
     T = sum(s.length for s in segments)
     q, k, v, go = draws((T, 4, 16), (T, 2, 16), (T, 2, 16), (T, 4, 16))
@@ -171,11 +171,11 @@ def test_attention_is_the_same_to_the_bit_with_any_number_of_threads() -> None:
         families = PackedPlan.of(segments, T).families
         out, lse = attend.attend(q, k, v, families, 0.25)
         results.append((out, lse, *attend.attend_backward(q, k, v, out, lse, go, families, 0.25)))
-    for some in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(some, results[0], strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-def test_large_scores_are_no_trouble() -> None:
+def test_attention_with_large_scores() -> None:
     q, k, v = draws((40, 1, 16), (40, 1, 16), (40, 1, 16))
     segments = flat(40)
     out, _ = attend.attend(100 * q, 100 * k, v, PackedPlan.of(segments, 40).families, 1.0)

@@ -1,4 +1,4 @@
-"""The Triton kernels compute what torch's operators do: in Triton's interpreter, or for real where there is a GPU."""
+"""The Triton kernels compute the same as torch's operators: in Triton's interpreter, or on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from ladder.kernels import triton_draw, triton_layers  # noqa: E402
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Relative to the largest number."""
+"""Tolerated error by dtype, relative to the largest number."""
 
 
 @pytest.fixture
 def random() -> Any:
     g = torch.Generator().manual_seed(0)
 
-    def made(*shape: int, kind: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    def normal(*shape: int, kind: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=g) * scale).to(DEVICE, kind)
 
-    return made
+    return normal
 
 
 def close(got: Any, want: Any, kind: torch.dtype | None = None) -> None:
-    """As far as the type of the result allows, or that of what was rounded on the way."""
+    """Asserts equality up to the rounding of the result's dtype, or of `kind` where intermediate values have it."""
     if want is None:
         assert got is None
         return
     assert got.shape == want.shape and got.dtype == want.dtype and bool(got.isfinite().all())
-    apart = float((got.double() - want.double()).abs().max()) / max(1e-9, float(want.double().abs().max()))
-    assert apart <= ROUNDING[kind or want.dtype], apart
+    difference = float((got.double() - want.double()).abs().max()) / max(1e-9, float(want.double().abs().max()))
+    assert difference <= ROUNDING[kind or want.dtype], difference
 
 
 def both(name: str, *arguments: Any, written: tuple[int, ...] = ()) -> None:
-    """The kernel and its oracle, on copies; their results, and the arguments that they write to."""
-    here, there = ([a.clone() if isinstance(a, Tensor) else a for a in arguments] for _ in range(2))
-    got, want = getattr(triton_layers, name)(*here), getattr(tiles, name)(*there)
+    """Compares a kernel with its oracle, each on copies of the arguments: the results, and the arguments (by index)
+    that they write to."""
+    kernel_args, oracle_args = ([a.clone() if isinstance(a, Tensor) else a for a in arguments] for _ in range(2))
+    got, want = getattr(triton_layers, name)(*kernel_args), getattr(tiles, name)(*oracle_args)
     for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (got, want)), strict=True):
         close(a, b, arguments[0].dtype)
     for i in written:
-        close(here[i], there[i])
+        close(kernel_args[i], oracle_args[i])
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
@@ -65,14 +66,14 @@ def test_norms(kind: torch.dtype, shape: tuple[int, ...], added: bool, random: A
         both("norm_backward", x, w, r, random(*shape, kind=kind), more, torch.empty_like(x), weighted, written=(5,))
 
 
-def test_norms_of_more_rows_than_one_program_takes(random: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_with_more_rows_than_one_program_processes(random: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_layers, "PROGRAMS", 3)
     x, w = random(301, 64), random(64)
     _, _, r = tiles.norm(x, None, w, 1e-5, None)
     both("norm_backward", x, w, r, random(301, 64), random(301, 64), torch.empty_like(x), True, written=(5,))
 
 
-def test_a_norm_may_be_written_over_what_is_added_and_a_gradient_over_either(random: Any) -> None:
+def test_norm_kernels_may_overwrite_their_inputs(random: Any) -> None:
     x, delta, w = random(9, 32), random(9, 32), random(32)
     want = tiles.norm(x, delta, w, 1e-5, None)
     for got, wanted in zip(triton_layers.norm(x, delta, w, 1e-5, delta), want, strict=True):
@@ -119,13 +120,13 @@ def test_log_probabilities(
     both("logps_backward_", z, t, 0.7, lse, random(6), ge, ents, written=(0,))
 
 
-def test_nothing_asked_for_is_nothing(random: Any) -> None:
-    lse, found, ents = triton_layers.logps(random(0, 40), torch.zeros(0, dtype=torch.int64, device=DEVICE), 1.0, True)
-    assert len(lse) == len(found) == 0 and ents is not None and len(ents) == 0
+def test_logps_of_zero_rows(random: Any) -> None:
+    lse, logps, ents = triton_layers.logps(random(0, 40), torch.zeros(0, dtype=torch.int64, device=DEVICE), 1.0, True)
+    assert len(lse) == len(logps) == 0 and ents is not None and len(ents) == 0
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_rows_that_several_lines_hold_are_summed(kind: torch.dtype, random: Any) -> None:
+def test_gradients_of_shared_keys_are_summed(kind: torch.dtype, random: Any) -> None:
     index = torch.tensor([0, 1, 2, 0, 1, 3, 4, 0, 1, 5])
     order = index.argsort(stable=True).to(DEVICE)
     offsets = torch.tensor([0, *index.bincount(minlength=7).cumsum(0)]).to(DEVICE)
@@ -139,48 +140,49 @@ SHAPES = [(4, 2, 16, 40), (7, 1, 64, 300), (3, 3, 24, 20), (8, 2, 128, 600)]
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("normed", [False, True])
-def test_a_step_of_decoding(kind: torch.dtype, shape: tuple[int, ...], normed: bool, random: Any) -> None:
+def test_a_decoding_step(kind: torch.dtype, shape: tuple[int, ...], normed: bool, random: Any) -> None:
     heads, key_heads, width, room = shape
     positions = torch.tensor([room - 1, 0, room // 2, 3]).to(DEVICE)
     stores = tuple(random(6, key_heads, room, width, kind=kind) for _ in range(2))
     qkv = random(4, (heads + 2 * key_heads) * width, kind=kind)
     norms = (random(width, kind=kind), random(width, kind=kind)) if normed else None
     tables = random(room, width, kind=kind), random(room, width, kind=kind)
-    here, there = ([s.clone() for s in stores] for _ in range(2))
-    q = triton_layers.enter(qkv, positions, tables, norms, 1e-5, (here[0], here[1]))
-    close(q, tiles.enter(qkv, positions, tables, norms, 1e-5, (there[0], there[1])))
-    for a, b in zip(here, there, strict=True):
+    kernel_cache, oracle_cache = ([s.clone() for s in stores] for _ in range(2))
+    q = triton_layers.enter(qkv, positions, tables, norms, 1e-5, (kernel_cache[0], kernel_cache[1]))
+    close(q, tiles.enter(qkv, positions, tables, norms, 1e-5, (oracle_cache[0], oracle_cache[1])))
+    for a, b in zip(kernel_cache, oracle_cache, strict=True):
         close(a, b)
         assert a[4:].equal(b[4:])
     if DEVICE == "cpu" and kind == torch.bfloat16:
-        return  # the interpreter keeps these as integers, and multiplies those
-    read = (there[0], there[1])
-    close(triton_layers.attend(q, read, positions, 0.3), tiles.attend(q, read, positions, 0.3))
+        return  # Triton's interpreter stores bfloat16 as integers, and would multiply those
+    cache = (oracle_cache[0], oracle_cache[1])
+    close(triton_layers.attend(q, cache, positions, 0.3), tiles.attend(q, cache, positions, 0.3))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 @pytest.mark.parametrize("V", [50, 700])
-def test_draws(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling(kind: torch.dtype, V: int, random: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_draw, "STRETCH", 128)
-    z = random(40, V + 3, kind=kind, scale=3.0)[:, :V]  # rows that do not lie end to end
+    z = random(40, V + 3, kind=kind, scale=3.0)[:, :V]  # rows that are not adjacent in memory
     z[0, : V // 2] = float("-inf")
     z[1, V // 2 :] = float("-inf")
     z[2, 7] = 500.0
     u = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u[:4] = torch.tensor([0.0, 1 - 2**-53, 0.5, 0.0])
-    (tokens, logps), (want, wanted) = triton_layers.draw(z, u, 0.7), tiles.draw(z, u, 0.7)
+    (tokens, logps), (oracle_tokens, oracle_logps) = triton_layers.draw(z, u, 0.7), tiles.draw(z, u, 0.7)
     assert int(tokens[0]) == V // 2 and V // 2 - 9 < int(tokens[1]) < V // 2 and int(tokens[2]) == 7
-    apart = (logps - wanted).abs()
-    tokens[1], apart[1] = want[1], 0.0  # at the very end float32 cannot tell the last few
+    difference = (logps - oracle_logps).abs()
+    tokens[1], difference[1] = oracle_tokens[1], 0.0  # at the very end float32 cannot separate the last few tokens
     ends = (z.double() / 0.7).softmax(-1).cumsum(-1).cpu()
-    between = ends.gather(1, torch.minimum(tokens, want)[:, None])[:, 0]
-    parted = tokens != want  # by rounding: neighbours, and the number at their boundary
-    assert not (parted & (((tokens - want).abs() > 1) | ((u - between).abs() > 1e-5))).any() and int(parted.sum()) < 3
+    boundary = ends.gather(1, torch.minimum(tokens, oracle_tokens)[:, None])[:, 0]
+    parted = tokens != oracle_tokens  # by rounding: neighbours, and the number lies at their boundary
+    rounded = ((tokens - oracle_tokens).abs() <= 1) & ((u - boundary).abs() <= 1e-5)
+    assert rounded[parted].all() and int(parted.sum()) < 3
     assert tokens.dtype == torch.int64 and tokens.device.type == "cpu"
-    assert logps.dtype == torch.float32 and float(apart[~parted].max()) < 1e-4  # 700 in float32 is known to 6e-5
+    assert logps.dtype == torch.float32 and float(difference[~parted].max()) < 1e-4  # float32 represents 700 to 6e-5
 
 
-def test_draws_follow_the_distribution(random: Any) -> None:
+def test_samples_follow_the_distribution(random: Any) -> None:
     z, n = random(1, 40), 200
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     tokens, _ = triton_layers.draw(z.expand(n, -1), u, 1.0)

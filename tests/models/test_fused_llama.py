@@ -1,5 +1,5 @@
-"""The fused decoder computes what the model's own modules do: the loss and every gradient, for every family that it
-knows, with adapters, shared prompts, pairs, scalar heads, frozen parts; and it really runs, or says why not.
+"""The fused decoder computes the same loss and gradients as transformers' modules: for every supported family, with
+adapters, shared prompts, pairs, scalar heads and frozen parameters; and it is really used, or the reason is given.
 """
 
 from __future__ import annotations
@@ -50,25 +50,26 @@ def build(name: str, **changes: Any) -> Any:
 
 @pytest.fixture(params=["C", "CUDA"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kernels of the processor, or the path that CUDA takes, by operators that stand for its kernels."""
+    """The CPU's kernels, or the CUDA path with torch operators in place of its kernels."""
     if request.param == "CUDA":
         tiles.in_place(monkeypatch)
-        monkeypatch.setattr(fused_llama, "_kind", lambda base: True)
+        monkeypatch.setattr(fused_llama, "_has_kernels", lambda base: True)
     elif fused_llama.missing() is not None:
         pytest.skip(str(fused_llama.missing()))
     return request.param
 
 
 def pair(make: Any, **options: Any) -> tuple[Engine, Engine]:
-    """The same model twice: fused, and by its modules."""
-    ours, theirs = (Engine(make(), Optim(lr=1e-3), **options) for _ in range(2))
-    assert ours.fused is not None, "not fused"
-    theirs.fused = None
-    return ours, theirs
+    """Two engines of the same model: one with the fused decoder, one with transformers' modules."""
+    fused, modules = (Engine(make(), Optim(lr=1e-3), **options) for _ in range(2))
+    assert fused.fused is not None, "not fused"
+    modules.fused = None
+    return fused, modules
 
 
-def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance: float = 1e-5) -> dict[str, Tensor]:
-    (got, a), (want, b) = (fam.gradients(e, units, loss) for e in (ours, theirs))
+def agree(fused: Engine, modules: Engine, units: list[Unit], loss: Loss, tolerance: float = 1e-5) -> dict[str, Tensor]:
+    """Asserts equal losses and gradients, and returns the gradients."""
+    (got, a), (want, b) = (fam.gradients(e, units, loss) for e in (fused, modules))
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # sums of some hundred log-probabilities in float32
     assert got.keys() == want.keys() and got
     for name in want:
@@ -83,7 +84,9 @@ def agree(ours: Engine, theirs: Engine, units: list[Unit], loss: Loss, tolerance
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("loss", ["token", "everything", "pair"])
 @pytest.mark.parametrize("split", [(40, 1, True), (999, 1, True), (999, 1, False), (999, 2, True)])
-def test_loss_and_gradients_are_the_modules(name: str, tied: bool, loss: str, split: tuple[int, int, bool]) -> None:
+def test_loss_and_gradients_equal_those_of_the_modules(
+    name: str, tied: bool, loss: str, split: tuple[int, int, bool]
+) -> None:
     options = dict(zip(("budget", "workers", "share_prefix"), split, strict=True))
     got = agree(*pair(lambda: build(name, tie_word_embeddings=tied), **options), units_of(LOSSES[loss]), LOSSES[loss])
     assert ("lm_head.weight" in got) != tied
@@ -99,12 +102,12 @@ def test_other_shapes_of_llama(shape: str) -> None:
 
 @either
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_pads_row_gets_no_gradient_where_it_is_read(tied: bool) -> None:
+def test_the_pad_tokens_embedding_gets_no_gradient(tied: bool) -> None:
     samples = group(0, 3, prompt=6)
     for s in samples:
         s.tokens[2] = fam.PAD
-    ours, theirs = pair(lambda: build("llama", tie_word_embeddings=tied))
-    got = agree(ours, theirs, list(samples), LOSSES["token"])
+    fused, modules = pair(lambda: build("llama", tie_word_embeddings=tied))
+    got = agree(fused, modules, list(samples), LOSSES["token"])
     assert tied or not got["model.embed_tokens.weight"][fam.PAD].any()
 
 
@@ -121,18 +124,17 @@ def test_adapters(targets: str, name: str) -> None:
                     p.copy_(0.3 * torch.randn(p.shape, generator=g))
         return wrapped
 
-    ours, theirs = pair(make, budget=60)
-    got = agree(ours, theirs, units_of(LOSSES["everything"]), LOSSES["everything"])
+    fused, modules = pair(make, budget=60)
+    got = agree(fused, modules, units_of(LOSSES["everything"]), LOSSES["everything"])
     assert all("lora_" in n for n in got)
-    for e in (ours, theirs):
+    for e in (fused, modules):
         e.without = lambda e=e: adapter_off(e.model)  # pyright: ignore[reportArgumentType]
     units = units_of(LOSSES["token"])
-    off, on, plain = (ours.forward(units, reference=r) for r in (True, False)), None, None
-    off, on = off
-    plain = Engine(build(name)).forward(units)
-    for a, b, c in zip(off, plain, on, strict=True):
-        torch.testing.assert_close(a["logps"], b["logps"], atol=1e-6, rtol=1e-6)
-        assert not torch.allclose(a["logps"], c["logps"], atol=1e-3)
+    adapter_off_columns, adapter_on_columns = (fused.forward(units, reference=r) for r in (True, False))
+    base_columns = Engine(build(name)).forward(units)
+    for off, base, on in zip(adapter_off_columns, base_columns, adapter_on_columns, strict=True):
+        torch.testing.assert_close(off["logps"], base["logps"], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(off["logps"], on["logps"], atol=1e-3)
 
 
 @either
@@ -155,7 +157,7 @@ def test_a_scalar_head() -> None:
 
 @either
 @pytest.mark.parametrize("frozen", FROZEN, ids=" ".join)
-def test_what_is_frozen_gets_nothing_and_costs_the_rest_nothing(frozen: tuple[str, ...]) -> None:
+def test_frozen_parameters_get_no_gradient_and_change_no_other(frozen: tuple[str, ...]) -> None:
     def make() -> Any:
         model = build("llama")
         for n, p in model.named_parameters():
@@ -168,7 +170,7 @@ def test_what_is_frozen_gets_nothing_and_costs_the_rest_nothing(frozen: tuple[st
 
 @either
 def test_one_token_answers_and_repeated_positions() -> None:
-    """Every answer's first token is predicted by the one hidden state of the shared prompt's end."""
+    """The first token of every answer is predicted from one hidden state, that of the shared prompt's last token."""
     prompt = torch.arange(10, 20)
     units: list[Unit] = [Sample(torch.cat([prompt, torch.tensor([t])]), torch.arange(11) >= 10) for t in (30, 31, 32)]
     agree(*pair(lambda: build("llama")), units, LOSSES["token"])
@@ -176,18 +178,18 @@ def test_one_token_answers_and_repeated_positions() -> None:
 
 @either
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_steps_lead_to_the_same_bytes(workers: int) -> None:
-    ends = []
+def test_the_same_steps_give_bit_identical_weights(workers: int) -> None:
+    final_weights = []
     for _ in range(2):
         e = Engine(build("llama"), Optim(lr=1e-2), budget=60, workers=workers)
         for _ in range(3):
             e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
-        ends.append(weights(e))
-    assert same(*ends)
+        final_weights.append(weights(e))
+    assert same(*final_weights)
 
 
 @either
-def test_what_backward_needs_is_used_up_by_it() -> None:
+def test_a_second_backward_raises() -> None:
     e = Engine(build("llama"), Optim())
     assert e.fused is not None
     from ladder.packing.pack import pack
@@ -200,9 +202,9 @@ def test_what_backward_needs_is_used_up_by_it() -> None:
         states.sum().backward()
 
 
-def test_what_is_not_known_goes_through_the_modules() -> None:
-    others = ("gemma2", "gemma3", "phi3", "gpt2", "smollm3", "mistral")  # this mistral has a window
-    assert not any(Engine(fam.build(n)).fused for n in others)
+def test_unsupported_models_use_the_modules() -> None:
+    unsupported = ("gemma2", "gemma3", "phi3", "gpt2", "smollm3", "mistral")  # this mistral has a sliding window
+    assert not any(Engine(fam.build(n)).fused for n in unsupported)
     assert Engine(fam.build("llama").double()).fused is None
     assert Engine(fam.build("llama").bfloat16()).fused is None
     assert Engine(fam.build("llama"), Optim(), checkpointing=True).fused is None
@@ -214,7 +216,7 @@ def test_what_is_not_known_goes_through_the_modules() -> None:
     assert Engine(dropout).fused is None
 
 
-def test_without_kernels_it_says_why_and_the_modules_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_the_reason_is_given_and_the_modules_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     library.library.cache_clear()
     monkeypatch.setenv("LADDER_KERNELS", "0")
     try:
@@ -233,7 +235,7 @@ if sys.argv[1] == "keep":
     assert keep_pages()
 def step():
     [torch.ones(1 << 24) for _ in range(2)]
-for _ in range(8):  # aligned blocks do not fit the holes of the first few
+for _ in range(8):  # the first few steps leave holes into which aligned blocks do not fit
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
@@ -243,13 +245,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr("ladder.engine.engine.keep_pages", lambda: told.append(1))
+def test_a_training_engine_makes_the_allocator_keep_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("ladder.engine.engine.keep_pages", lambda: calls.append(1))
     Engine(build("llama"))
-    assert not told
+    assert not calls
     Engine(build("llama"), Optim())
-    assert told
+    assert calls
     faults = [
         int(subprocess.run([sys.executable, "-c", MEASURE, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "default")
@@ -257,16 +259,16 @@ def test_an_engine_that_trains_makes_the_allocator_keep_its_pages(monkeypatch: p
     assert faults[0] * 10 < faults[1]  # two blocks of 16,384 pages, four times; of 32 where pages are huge
 
 
-def test_gradients_are_summed_where_they_belong() -> None:
-    """One copy of a step's gradients: autograd, which would add a second to the first, sees none of them."""
+def test_gradients_are_accumulated_in_place() -> None:
+    """The fused decoder returns no gradient to autograd, which would hold a second copy."""
     e = Engine(build("llama", tie_word_embeddings=True), Optim(lr=1e-3), budget=40)
     if e.fused is None:
         pytest.skip(str(fused_llama.missing()))
-    seen: set[str] = set()
+    seen_by_autograd: set[str] = set()
     for name, p in e.trained.items():
-        p.register_hook(lambda grad, name=name: seen.add(name) if grad is not None else None)
+        p.register_hook(lambda grad, name=name: seen_by_autograd.add(name) if grad is not None else None)
     e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
-    assert not seen
+    assert not seen_by_autograd
     e.fused = None
     e.update(units_of(LOSSES["everything"]), LOSSES["everything"])
-    assert seen == e.trained.keys()
+    assert seen_by_autograd == e.trained.keys()

@@ -1,4 +1,4 @@
-"""Models come from everywhere and go back to plain directories: bit for bit, and any other tool reads them."""
+"""Loading models from every source and saving them as plain directories: bit for bit, and readable by other tools."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_presets_configuration_can_be_changed() -> None:
     assert embedding.weight.shape == (fam.VOCAB, 32) and embedding.weight.dtype == torch.bfloat16
 
 
-# ---------------------------------------------------------------- there and back
+# ---------------------------------------------------------------- saving and loading
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma2"])
@@ -94,7 +94,7 @@ def test_a_saved_model_comes_back_bit_for_bit(family: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma2"])
-def test_transformers_alone_reads_what_was_saved(family: str, tmp_path: Path) -> None:
+def test_transformers_without_ladder_loads_a_saved_model(family: str, tmp_path: Path) -> None:
     save_model(loaded(family), tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", local_files_only=True)
     assert torch.equal(logits(plain), logits(fam.cached(family, "eager")))
@@ -105,7 +105,7 @@ def test_transformers_alone_reads_what_was_saved(family: str, tmp_path: Path) ->
     assert default.config.use_cache and default.config._attn_implementation != IMPLEMENTATION
 
 
-def test_saving_again_what_was_trained(tmp_path: Path) -> None:
+def test_saving_a_trained_model_again_gives_the_same_files(tmp_path: Path) -> None:
     first = loaded()
     sample = Sample(torch.arange(5, 12), torch.tensor([False] + [True] * 6))
     Engine(first.model, Optim(lr=0.1)).update([sample], CrossEntropy())
@@ -120,7 +120,7 @@ def test_saving_again_what_was_trained(tmp_path: Path) -> None:
     assert not torch.allclose(logits(plain), logits(fam.cached("llama", "eager")), atol=0.1)
 
 
-# ---------------------------------------------------------------- what ends an answer
+# ---------------------------------------------------------------- end-of-answer tokens
 
 
 def test_eos_is_of_tokenizer_template_and_generation_config(tmp_path: Path) -> None:
@@ -133,14 +133,14 @@ def test_eos_is_of_tokenizer_template_and_generation_config(tmp_path: Path) -> N
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["eos_token_id"] == [2, 3, 9]
 
 
-def test_a_template_that_names_no_single_token_hinders_nothing(tmp_path: Path) -> None:
+def test_a_template_whose_turn_end_is_no_single_token_is_no_error(tmp_path: Path) -> None:
     first = loaded()
     first.tokenizer.chat_template = TEMPLATE.replace("<thinking>", " </thinking> </s>")
     save_model(first, tmp_path)
     assert load_model(str(tmp_path)).eos == (fam.EOS,)
 
 
-def test_transformers_alone_stops_at_every_one_of_them(tmp_path: Path) -> None:
+def test_transformers_generation_stops_at_every_eos_token(tmp_path: Path) -> None:
     model = fam.chain({5: 6, 6: 9, 9: 7, 7: 8})
     save_model(LoadedModel(model, fam.tokenizer(), "memory", (fam.EOS, 9)), tmp_path)
     plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
@@ -148,7 +148,7 @@ def test_transformers_alone_stops_at_every_one_of_them(tmp_path: Path) -> None:
     assert out.tolist() == [[5, 6, 9]]
 
 
-def test_nothing_that_ends_an_answer(tmp_path: Path) -> None:
+def test_a_model_without_any_eos_token_raises(tmp_path: Path) -> None:
     save_model(loaded(), tmp_path)
     for name, key in (("tokenizer_config.json", "eos_token"), ("generation_config.json", "eos_token_id")):
         config = json.loads((tmp_path / name).read_text())
@@ -182,16 +182,17 @@ def test_dropout_is_off_even_in_training(family: str, fields: dict[str, float], 
         torch.testing.assert_close(e.forward([sample])[0]["logps"], want["logps"])
 
 
-# ---------------------------------------------------------------- sources that do not work
+# ---------------------------------------------------------------- invalid sources
 
 
 def refused(source: str, **options: Any) -> str:
+    """The message of the UserError that loading raises."""
     with pytest.raises(UserError, match=r"Hint: ") as caught:
         load_model(source, **options)
     return str(caught.value)
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     assert "no such model directory" in refused(str(tmp_path / "nope"))
     assert "no such model directory" in refused("./nope") and "no such model directory" in refused("a/b/c")
     assert "config.json is missing" in refused(str(tmp_path))
@@ -235,23 +236,23 @@ def test_missing_weights_are_not_filled_with_noise(tmp_path: Path) -> None:
     assert "lack 1 of its weights (lm_head.weight" in refused(str(tmp_path))
 
 
-def test_options_that_cannot_be_meant(tmp_path: Path) -> None:
+def test_invalid_options(tmp_path: Path) -> None:
     tokenizer = fam.tokenizer()
-    assert "model.dtype: there is no 'float12'" in refused("preset:chain", tokenizer=tokenizer, dtype="float12")
+    assert "model.dtype: there is no dtype 'float12'" in refused("preset:chain", tokenizer=tokenizer, dtype="float12")
     assert "model.device: 'tpu9'" in refused("preset:chain", tokenizer=tokenizer, device="tpu9")
     with pytest.raises(UserError, match=r"model\.config: LlamaConfig has no field 'hiden_size'"):
         load_model("preset:chain", tokenizer=tokenizer, config={"hiden_size": 3})
     save_model(loaded(vocab_size=100), tmp_path)
     assert "only a preset's configuration" in refused(str(tmp_path), config={"hidden_size": 3})
     save_model(LoadedModel(fam.build("llama", vocab_size=50), tokenizer, "memory", (2,)), tmp_path / "small")
-    assert "the tokenizer knows 100 tokens and the model 50" in refused(str(tmp_path / "small"))
+    assert "the tokenizer has 100 tokens, but the model's embedding has 50" in refused(str(tmp_path / "small"))
 
 
 # ---------------------------------------------------------------- GGUF
 
 
 def write_gguf(path: Path, model: Any) -> None:
-    """A tiny Llama as llama.cpp lays it out: other names, and queries and keys in its rotary order."""
+    """Writes a tiny Llama in llama.cpp's layout: other names, and queries and keys in its rotary order."""
     gguf = pytest.importorskip("gguf")
     c = model.config
     w = gguf.GGUFWriter(str(path), "llama")
@@ -291,8 +292,8 @@ def write_gguf(path: Path, model: Any) -> None:
         if "q_proj" in name or "k_proj" in name:
             heads = c.num_attention_heads if "q_proj" in name else c.num_key_value_heads
             x = x.view(heads, 2, -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
-        for theirs, mine in names.items():
-            name = name.replace(theirs, mine)
+        for hf_name, gguf_name in names.items():
+            name = name.replace(hf_name, gguf_name)
         w.add_tensor(name, x.contiguous().numpy())
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -300,7 +301,7 @@ def write_gguf(path: Path, model: Any) -> None:
     w.close()
 
 
-def test_a_gguf_file_there_and_back(tmp_path: Path) -> None:
+def test_a_gguf_file_is_loaded_saved_and_loaded_again(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     model = fam.build("llama")
     write_gguf(tmp_path / "tiny.gguf", model)

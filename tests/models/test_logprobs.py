@@ -1,4 +1,4 @@
-"""The chunked log-probability function against plain autograd, for every option, in torch's operators and in C."""
+"""The chunked log-probability function against autograd, for every option, with torch's operators and the C kernels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_against_autograd(keep, chunk, cap, scale, bias, temperature, entropy, m
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", ["none", "logged", "trained"])
 @pytest.mark.parametrize("V", [7, 64, 5003])
-def test_in_c_as_in_float64(keep, frozen, bias, temperature, entropy, V, monkeypatch) -> None:
+def test_c_kernels_against_float64(keep, frozen, bias, temperature, entropy, V, monkeypatch) -> None:
     if layers.kernels() is None:
         pytest.skip(str(why("layers")))
     monkeypatch.setattr(logprobs, "KEEP", keep)
@@ -72,26 +72,26 @@ def test_in_c_as_in_float64(keep, frozen, bias, temperature, entropy, V, monkeyp
         head = SimpleNamespace(weight=leaves[1], bias=leaves[2] if bias else None, scale=0.5, softcap=0.0)
         logp, ent = token_logps(leaves[0], head, t, temperature=temperature, entropy=entropy != "none")  # pyright: ignore
         objective = (logp * g_logp).sum() + (0 if ent is None else (ent * g_ent).sum())
-        wanted = [x for x in leaves[: 2 + bias] if x.requires_grad]
-        twice = [torch.autograd.grad(objective, wanted, retain_graph=True) for _ in range(2)]
-        assert all(torch.equal(x, y) for x, y in zip(*twice, strict=True))
+        trainable = [x for x in leaves[: 2 + bias] if x.requires_grad]
+        first, second = (torch.autograd.grad(objective, trainable, retain_graph=True) for _ in range(2))
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
         with torch.no_grad():
-            again, _ = token_logps(leaves[0], head, t, temperature=temperature)  # pyright: ignore
-        torch.testing.assert_close(again, logp, atol=1e-6, rtol=1e-6)
-        results.append([logp, *([] if ent is None else [ent]), *twice[0]])
+            logp_no_grad, _ = token_logps(leaves[0], head, t, temperature=temperature)  # pyright: ignore
+        torch.testing.assert_close(logp_no_grad, logp, atol=1e-6, rtol=1e-6)
+        results.append([logp, *([] if ent is None else [ent]), *first])
     for want, got in zip(*results, strict=True):
         assert float((got.detach() - want.detach()).abs().max() / want.detach().abs().max()) < 1e-5
 
 
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_c_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     if layers.kernels() is None:
         pytest.skip(str(why("layers")))
-    seen = []
-    real = layers.logps
-    monkeypatch.setattr(layers, "logps", lambda *a: seen.append(1) or real(*a))
+    calls = []
+    logps = layers.logps
+    monkeypatch.setattr(layers, "logps", lambda *a: calls.append(1) or logps(*a))
     head = SimpleNamespace(weight=torch.randn(7, 5), bias=None, scale=1.0, softcap=0.0)
     token_logps(torch.randn(3, 5), head, torch.tensor([0, 1, 2]))  # pyright: ignore
-    assert seen
+    assert calls
 
 
 def test_shapes_and_temperature_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""Adapters: what they sit on, that only they are trained, that without them stands the reference, and what is saved."""
+"""LoRA: target layers, only the adapter is trained, the model with the adapter off is the reference, and saving."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attached(family: str = "llama", **fields: Any) -> PeftModel:
 
 
 def trained(family: str = "llama", **options: Any) -> Engine:
-    """An engine whose adapter is no longer where it started."""
+    """An engine after three optimiser steps on the adapter."""
     wrapped = attached(family)
     e = Engine(wrapped, Optim(lr=0.02), without=lambda: adapter_off(wrapped), **options)
     for _ in range(3):
@@ -46,13 +46,13 @@ def logps(model: Any) -> torch.Tensor:
 
 
 def plain_logits(model: Any) -> torch.Tensor:
-    """By transformers' (or PEFT's) own forward."""
+    """Logits of transformers' (or PEFT's) own forward pass."""
     with torch.no_grad():
         return model(input_ids=IDS[None], use_cache=False).logits
 
 
 def layers(wrapped: PeftModel) -> set[str]:
-    """The names of the layers that carry an adapter."""
+    """The names of the layers that have an adapter."""
     return {n.split(".lora_")[0].rsplit(".", 1)[-1] for n, p in wrapped.named_parameters() if p.requires_grad}
 
 
@@ -113,7 +113,7 @@ def test_shapes_scale_and_seed() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_a_fresh_adapter_changes_nothing(family: str) -> None:
+def test_a_new_adapter_changes_no_logps(family: str) -> None:
     assert torch.equal(logps(attached(family)), logps(fam.cached(family)))
 
 
@@ -128,22 +128,22 @@ def test_only_the_adapter_trains(family: str, workers: int) -> None:
     assert (logps(e.model) - logps(fam.cached(family))).abs().max() > 0.05
 
 
-def test_the_head_trains_when_it_is_asked_for_by_nobody() -> None:
+def test_the_head_is_frozen_with_an_adapter() -> None:
     head = Head.of(attached())
     assert not head.weight.requires_grad
 
 
 def test_activation_checkpointing_and_splits_change_no_gradient() -> None:
-    ends = []
+    final_logps = []
     splits: list[dict[str, Any]] = [{}, {"checkpointing": True}, {"budget": 20, "share_prefix": False}, {"workers": 2}]
     for options in splits:
         e = trained(**options)
-        ends.append(torch.cat([c["logps"] for c in e.forward(SAMPLES)]))
-    for end in ends[1:]:
-        torch.testing.assert_close(end, ends[0], atol=2e-4, rtol=1e-4)
+        final_logps.append(torch.cat([c["logps"] for c in e.forward(SAMPLES)]))
+    for other in final_logps[1:]:
+        torch.testing.assert_close(other, final_logps[0], atol=2e-4, rtol=1e-4)
 
 
-def test_switched_off_it_is_the_reference_exactly() -> None:
+def test_with_the_adapter_off_the_model_is_the_reference_exactly() -> None:
     e = trained()
     want = Engine(fam.cached("llama")).forward(SAMPLES, entropy=True)
     for got, ref in zip(e.forward(SAMPLES, entropy=True, reference=True), want, strict=True):
@@ -153,17 +153,17 @@ def test_switched_off_it_is_the_reference_exactly() -> None:
     assert {n for n, p in e.model.named_parameters() if p.requires_grad} == set(e.trained)
 
 
-def test_training_goes_on_after_the_reference_was_read() -> None:
-    """Switching off and on again must leave the very parameters that the optimiser holds."""
-    undisturbed, asked = trained(), trained()
-    asked.forward(SAMPLES, reference=True)
-    for e in (undisturbed, asked):
+def test_training_continues_after_reference_logps_were_computed() -> None:
+    """After the adapter was off and on again, the model must still hold the parameters that the optimiser steps."""
+    plain, switched = trained(), trained()
+    switched.forward(SAMPLES, reference=True)
+    for e in (plain, switched):
         e.update(SAMPLES, CrossEntropy())
-    a, b = dict(undisturbed.weights()), dict(asked.weights())
+    a, b = dict(plain.weights()), dict(switched.weights())
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_switched_back_on_after_an_error() -> None:
+def test_the_adapter_is_on_again_after_an_error() -> None:
     wrapped = attached()
     with pytest.raises(RuntimeError, match="in between"), adapter_off(wrapped):
         raise RuntimeError("in between")
@@ -177,7 +177,7 @@ def test_no_reference_when_something_else_is_trained() -> None:
         pass
 
 
-def test_kl_to_the_reference_is_zero_at_first() -> None:
+def test_kl_to_the_reference_is_zero_at_step_0() -> None:
     wrapped = attached()
     e = Engine(wrapped, Optim(), without=lambda: adapter_off(wrapped))
     units = copy.deepcopy(SAMPLES)
@@ -214,7 +214,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_the_sampler_draws_from_the_adapted_model(family: str) -> None:
+def test_the_sampler_samples_from_the_adapted_model(family: str) -> None:
     e = trained(family)
     sampler = NativeSampler(e.model, fam.tokenizer(), eos=[fam.EOS])
     (answers,) = sampler.generate([Request(IDS[:6].tolist(), 3, Sampling(max_tokens=8), key=4)])
@@ -231,7 +231,7 @@ def test_the_sampler_draws_from_the_adapted_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_merged_is_a_plain_model_with_equal_logits(family: str) -> None:
+def test_a_merged_model_is_plain_and_has_equal_logps(family: str) -> None:
     e = trained(family)
     want = logps(e.model)
     merged = merge(copy.deepcopy(e.model))  # pyright: ignore[reportArgumentType]
@@ -242,7 +242,7 @@ def test_merged_is_a_plain_model_with_equal_logits(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_peft_alone_reads_the_adapter(family: str, tmp_path: Path) -> None:
+def test_peft_without_ladder_loads_the_adapter(family: str, tmp_path: Path) -> None:
     e = trained(family)
     assert isinstance(e.model, PeftModel)
     save_adapter(e.model, tmp_path / "adapter")
@@ -258,7 +258,7 @@ def test_peft_alone_reads_the_adapter(family: str, tmp_path: Path) -> None:
     assert not torch.allclose(plain_logits(both), untouched, atol=0.01)
 
 
-def test_the_merged_directory_is_a_plain_model_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_merged_directory_is_a_plain_model_and_training_continues(tmp_path: Path) -> None:
     e = trained()
     want = logps(e.model)
     save_merged(LoadedModel(e.model, fam.tokenizer(), "memory", (fam.EOS,)), tmp_path)
@@ -272,14 +272,14 @@ def test_the_merged_directory_is_a_plain_model_and_training_goes_on(tmp_path: Pa
     assert not torch.equal(logps(e.model), want)
 
 
-def test_saving_an_adapter_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT would look up whether the base model's vocabulary grew, and a run would wait for the network."""
+def test_saving_an_adapter_sends_no_request_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default PEFT asks the hub whether the base model's vocabulary grew, and a run would wait for the network."""
     import peft.utils.save_and_load as inner
 
-    def asked(*_: Any, **__: Any) -> bool:
-        raise AssertionError("asked the hub")
+    def hub_request(*_: Any, **__: Any) -> bool:
+        raise AssertionError("a request to the hub")
 
-    monkeypatch.setattr(inner, "check_file_exists_on_hf_hub", asked)
+    monkeypatch.setattr(inner, "check_file_exists_on_hf_hub", hub_request)
     wrapped = attached()
     wrapped.peft_config["default"].base_model_name_or_path = "somebody/some-model"
     save_adapter(wrapped, tmp_path)
@@ -287,8 +287,8 @@ def test_saving_an_adapter_asks_no_hub(tmp_path: Path, monkeypatch: pytest.Monke
     assert config["base_model_name_or_path"] == "somebody/some-model"
 
 
-def test_a_young_adapter_in_halves_survives_being_merged() -> None:
-    """Its change is below the last digit of most weights; in float32 nothing of it is lost."""
+def test_a_small_bfloat16_adapter_survives_merging() -> None:
+    """The adapter's change is below bfloat16's precision for most weights; merged in float32, nothing of it is lost."""
     wrapped = attach(fam.build("llama").bfloat16(), LoRA(rank=2, targets="all-linear"), seed=1)
     with torch.no_grad():
         for name, p in wrapped.named_parameters():

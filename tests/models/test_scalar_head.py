@@ -1,4 +1,4 @@
-"""Models with a scalar head: loaded from a language model, trained by the engine, and read by plain transformers."""
+"""Models with a scalar head: made from a language model, trained by the engine, and loaded by plain transformers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def scalar(tmp_path: Path) -> LoadedModel:
 
 
 def samples(lengths: list[int], seed: int = 0) -> list[Sample]:
-    """Sequences whose last token stands for what comes after the answer: its position holds the score."""
+    """Sequences with one more token than the answer: the column entry at that token holds the score."""
     g = torch.Generator().manual_seed(seed)
-    made = []
+    sequences = []
     for n in lengths:
         tokens = torch.randint(3, 40, (n + 1,), generator=g)
         mask = torch.zeros(n + 1, dtype=torch.bool)
         mask[n] = True
-        made.append(Sample(tokens, mask, {"returns": torch.ones(n + 1), "old_values": torch.zeros(n + 1)}))
-    return made
+        sequences.append(Sample(tokens, mask, {"returns": torch.ones(n + 1), "old_values": torch.zeros(n + 1)}))
+    return sequences
 
 
 def train_a_little(loaded: LoadedModel) -> Engine:
@@ -63,8 +63,8 @@ def test_plain_transformers_reads_the_same_scores(
         scalar.model = attach(scalar.model, LoRA(rank=4, targets="all-linear"), seed=0)
     engine = train_a_little(scalar)
     if adapter:
-        whole = [name for name in engine.trained if "lora_" not in name]
-        assert len(whole) == 1 and ".score." in whole[0], "beside the adapter, the score and nothing else"
+        outside_adapter = [name for name in engine.trained if "lora_" not in name]
+        assert len(outside_adapter) == 1 and ".score." in outside_adapter[0], "only adapter and score head are trained"
     units = samples([5, 9, 7, 1])
     ours = [float(c["values"][-1]) for c in engine.forward(units)]
     write_model(tmp_path / "rm", scalar)

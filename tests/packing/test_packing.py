@@ -1,4 +1,4 @@
-"""Packed, prefix-shared and chunked log-probabilities equal those of each sequence alone, and so do gradients."""
+"""Log-probabilities and gradients of packed sequences with shared prefixes equal those of each sequence alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tiny(implementation: str, **changes: object) -> nn.Module:
 
 
 def ragged(n: int = 24, seed: int = 0, group: int = 4) -> list[Sample]:
-    """Groups that share a prompt, with holes in the masks and answers from one token up."""
+    """Groups of samples that share a prompt, with holes in the masks and answers of one token and more."""
     g = torch.Generator().manual_seed(seed)
     samples = []
     for i in range(n):
@@ -49,7 +49,7 @@ def ragged(n: int = 24, seed: int = 0, group: int = 4) -> list[Sample]:
 
 
 def conversations(seed: int = 0) -> list[Sample]:
-    """They open alike, fork at several depths, and some end where others go on."""
+    """Samples with common prefixes that branch off at several depths; some are prefixes of others."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> list[int]:
@@ -69,14 +69,14 @@ def answer(prompt: Tensor, tokens: Tensor) -> Sample:
 
 
 def alone(model: nn.Module, sample: Sample) -> Tensor:
-    """Log-probabilities of one sequence by transformers' eager path: [T], 0 off the mask."""
+    """Log-probabilities of one sequence with transformers' eager attention: [T], 0 where the mask is False."""
     logits = model(input_ids=sample.tokens[None], use_cache=False).logits[0, :-1].float()
     logps = logits.log_softmax(-1).gather(1, sample.tokens[1:, None])[:, 0]
     return torch.where(sample.mask, torch.cat([logps.new_zeros(1), logps]), 0.0)
 
 
 def turns(seed: int = 0) -> list[Sample]:
-    """What one trains, its neighbour only reads: they part later than where they stop sharing."""
+    """Neighbours of which one trains tokens that are prompt in the other: they share less than their common prefix."""
     g = torch.Generator().manual_seed(seed)
     prompt, other, first, ending, question, second = (
         torch.randint(0, 60, (n,), generator=g) for n in (5, 9, 6, 3, 4, 7)
@@ -91,7 +91,7 @@ ROWS = {"groups": ragged, "forks": conversations, "turns": turns}
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
 @pytest.mark.parametrize("share", [False, True])
-def test_packed_equals_alone(budget: int, share: bool, rows: str) -> None:
+def test_packed_logps_equal_those_of_each_sequence_alone(budget: int, share: bool, rows: str) -> None:
     samples = ROWS[rows]()
     engine = Engine(tiny("ladder"), budget=budget, share_prefix=share)
     eager = tiny("eager")
@@ -102,7 +102,7 @@ def test_packed_equals_alone(budget: int, share: bool, rows: str) -> None:
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("share", [False, True])
-def test_sliding_window(share: bool, rows: str) -> None:
+def test_sliding_window_packed_equals_alone(share: bool, rows: str) -> None:
     window = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
     samples = ROWS[rows]()[:14]
     engine = Engine(tiny("ladder", **window), share_prefix=share)
@@ -112,7 +112,7 @@ def test_sliding_window(share: bool, rows: str) -> None:
             torch.testing.assert_close(got["logps"], alone(eager, sample), atol=2e-5, rtol=1e-5)
 
 
-def test_shared_prompts_are_laid_down_once() -> None:
+def test_shared_prompts_are_stored_once() -> None:
     samples = ragged(16, group=8)
     shared = sum(p.tokens_T.numel() for p in pack(samples, (), 10_000, True))
     apart = sum(p.tokens_T.numel() for p in pack(samples, (), 10_000, False))
@@ -121,25 +121,25 @@ def test_shared_prompts_are_laid_down_once() -> None:
 
 
 def nodes(samples: list[Sample]) -> int:
-    """Different beginnings of what has to be read of the samples: the least that could be laid down."""
+    """The number of distinct prefixes of the tokens to be read: the smallest possible size of a packed row."""
     rows = [s.tokens.tolist()[: int(s.mask.nonzero()[-1])] for s in samples]
     firsts = [int(s.mask.to(torch.uint8).argmax()) for s in samples]
     shared = {tuple(r[:n]) for r, first in zip(rows, firsts, strict=True) for n in range(1, min(first, len(r)) + 1)}
     return len(shared) + sum(max(0, len(r) - first) for r, first in zip(rows, firsts, strict=True))
 
 
-def test_beginnings_that_neighbours_have_in_common_are_laid_down_once() -> None:
+def test_common_prefixes_of_neighbours_are_stored_once() -> None:
     samples = conversations()
     ordered = sorted(samples, key=lambda s: s.tokens.tolist())
     (packed,) = pack(ordered, (), 10_000)
-    short = MIN_SHARED * len(samples)  # what is too short for a segment of its own
+    short = MIN_SHARED * len(samples)  # common prefixes too short for a segment
     assert nodes(samples) <= len(packed.tokens_T) <= nodes(samples) + short
     depth = max(len(list(s.chain())) for s in packed.segments)
     assert depth >= 4
     assert len(packed.tokens_T) < len(pack(samples, (), 10_000)[0].tokens_T)  # only neighbours are compared
 
 
-def test_packs_of_a_step_are_about_equal() -> None:
+def test_micro_batches_of_a_step_are_of_about_equal_size() -> None:
     samples = [answer(torch.tensor([i]), torch.arange(20)) for i in range(21)]
     assert [len(p.tokens_T) for p in pack(samples, (), 20 * 20)] == [220, 200]
     assert [len(p.tokens_T) for p in pack(samples, (), 420)] == [420]
@@ -149,17 +149,17 @@ def test_packs_of_a_step_are_about_equal() -> None:
     assert [len(p.tokens_T) for p in pack(samples[:3], (), 1)] == [20, 20, 20]
     assert [len(p.tokens_T) for p in pack(samples, (), 7 * 20, lanes=2)] == [120, 120, 120, 60]
     for budget in range(20, 430, 7):
-        made = pack(samples, (), budget)
-        assert max(len(p.tokens_T) for p in made) <= budget
-        assert len(made) == -(-21 // (budget // 20)), "as few as the budget allows"
+        packs = pack(samples, (), budget)
+        assert max(len(p.tokens_T) for p in packs) <= budget
+        assert len(packs) == -(-21 // (budget // 20)), "as few as the budget allows"
 
 
-def test_no_pack_is_larger_than_the_budget_to_be_even() -> None:
+def test_equal_sizes_never_exceed_the_budget() -> None:
     units = [answer(torch.tensor([i]), torch.zeros(n).long()) for i, n in enumerate((31, 69, 2, 50))]
     assert [len(p.tokens_T) for p in pack(units, (), 100)] == [100, 52]  # at 102, the first would hold three
 
 
-def test_what_is_shared_takes_up_the_budget_once() -> None:
+def test_a_shared_prefix_counts_once_towards_the_budget() -> None:
     samples = [answer(torch.arange(50), torch.full((10,), i)) for i in range(4)]
     assert [len(p.tokens_T) for p in pack(samples, (), 50 + 4 * 9)] == [86]
     assert [len(p.tokens_T) for p in pack(samples, (), 50 + 4 * 9 - 1)] == [68, 68]
@@ -192,7 +192,7 @@ def test_every_split_gives_the_same_gradient(budget: int, share: bool, rows: str
         torch.testing.assert_close(got[name], want[name], atol=2e-6, rtol=2e-4, msg=name)
 
 
-def test_trained_positions_of_a_pair_and_of_holes() -> None:
+def test_trained_positions_of_a_pair_and_of_masks_with_holes() -> None:
     a, b = ragged(2, group=2)
     (packed,) = pack([Pair(a, b)], ["advantages"], 1000)
     assert packed.batch.n_seqs == 2
@@ -207,13 +207,13 @@ def test_trained_positions_of_a_pair_and_of_holes() -> None:
     assert packed.batch.spread(torch.tensor([5.0, 7.0])).tolist() == [5.0] * n + [7.0] * (len(x) - n)
 
 
-def test_a_pair_is_never_split_over_packs() -> None:
+def test_a_pair_is_never_split_over_micro_batches() -> None:
     units: list[Unit] = [Pair(*ragged(2, seed=i, group=2)) for i in range(6)]
     for packed in pack(units, (), 50):
         assert packed.batch.n_seqs % 2 == 0
 
 
-def test_what_cannot_be_trained_is_refused() -> None:
+def test_samples_that_cannot_be_trained_raise_value_error() -> None:
     tokens = torch.arange(5)
     with pytest.raises(ValueError, match="nothing to train"):
         pack([Sample(tokens, torch.zeros(5, dtype=torch.bool))], (), 100)
@@ -225,12 +225,12 @@ def test_what_cannot_be_trained_is_refused() -> None:
         count([Pair(*ragged(2))], CrossEntropy())
     odd = CrossEntropy()
     object.__setattr__(odd, "unit", "batch")
-    with pytest.raises(ValueError, match="counts in 'batch', which is no unit"):
+    with pytest.raises(ValueError, match=r"CrossEntropy\.unit is 'batch'; it must be 'token'"):
         count(ragged(1), odd)
 
 
-def test_masks_are_bool_columns_float32_and_all_of_one_length() -> None:
-    """One cannot be handed in for the other."""
+def test_sample_checks_dtypes_and_lengths() -> None:
+    """A column passed as the mask, or a mask as a column, is an error."""
     tokens, mask = torch.arange(5), torch.arange(5) > 2
     column = torch.zeros(5)
     for wrong, message in [
@@ -260,7 +260,7 @@ def test_minibatches_keep_prompts_together(n: int) -> None:
     assert max(map(len, _minibatches(samples, 2, shuffle=None))) == 24
 
 
-def test_minibatches_of_lone_samples_are_even() -> None:
+def test_minibatches_of_samples_without_shared_prompts_are_even() -> None:
     samples = ragged(10, group=1)
     assert [len(p) for p in _minibatches(samples, 3, shuffle=None)] in ([3, 4, 3], [4, 3, 3], [3, 3, 4])
     with pytest.raises(ValueError, match="cannot be split"):
@@ -272,27 +272,27 @@ def answered(tokens: Tensor) -> Sample:
 
 
 @pytest.mark.parametrize("budget", [1, 90, 10_000])
-def test_sides_of_a_pair_that_are_asked_at_their_ends_share_their_beginning(budget: int) -> None:
-    """What a reward model reads: the prompt and as much of the answers as is the same is laid down once."""
+def test_sides_of_a_pair_trained_at_their_last_token_share_their_prefix(budget: int) -> None:
+    """Pairs for a reward model: the prompt and the common prefix of the two answers are stored once."""
     g = torch.Generator().manual_seed(1)
     pairs: list[Unit] = []
     for common in (0, MIN_SHARED - 1, MIN_SHARED, 25, 30):
         start = torch.randint(0, 60, (common,), generator=g)
         chosen, rejected = torch.cat([start, torch.arange(5)]), torch.cat([start, 50 - torch.arange(common % 7 + 1)])
         pairs.append(Pair(*map(answered, (chosen, rejected))))
-    whole = torch.randint(0, 60, (20,), generator=g)  # one side is the beginning of the other
+    whole = torch.randint(0, 60, (20,), generator=g)  # one side is a prefix of the other
     pairs.append(Pair(*map(answered, (whole, whole[:15]))))
-    asked = [at_end(p) for p in pairs]
-    packs = pack(asked, (), budget)
-    laid, alone_ = sum(len(p.tokens_T) for p in packs), sum(len(s.tokens) - 1 for s in sequences(asked))
-    assert alone_ - laid == MIN_SHARED + 25 + 30 + 15
+    units = [at_end(p) for p in pairs]
+    packs = pack(units, (), budget)
+    packed_tokens, all_tokens = sum(len(p.tokens_T) for p in packs), sum(len(s.tokens) - 1 for s in sequences(units))
+    assert all_tokens - packed_tokens == MIN_SHARED + 25 + 30 + 15
     model = tiny("ladder")
-    shared, apart = (Engine(model, budget=budget, share_prefix=share).forward(asked) for share in (True, False))
+    shared, apart = (Engine(model, budget=budget, share_prefix=share).forward(units) for share in (True, False))
     for a, b in zip(shared, apart, strict=True):
         assert torch.allclose(a["logps"], b["logps"], atol=1e-5) and a["logps"].any()
 
 
-def test_a_beginning_that_is_short_for_its_sequence_is_not_shared() -> None:
+def test_a_prefix_short_relative_to_its_sequence_is_not_shared() -> None:
     opening = torch.arange(10)
     for longest, saved in ((300, 10), (330, 0)):
         samples = [answer(torch.cat([opening, torch.tensor([i])]), torch.zeros(longest - 10).long()) for i in (20, 21)]
@@ -300,11 +300,11 @@ def test_a_beginning_that_is_short_for_its_sequence_is_not_shared() -> None:
         assert len(packed.tokens_T) == 2 * longest - saved
 
 
-def test_forks_that_are_there_are_shared_and_no_others_close_to_them() -> None:
-    """Neither a common beginning little longer than one that is laid down, nor a long sequence, makes or ends one."""
+def test_an_existing_fork_is_reused_rather_than_adding_one_close_to_it() -> None:
+    """A common prefix a little longer than an existing one adds no fork, and a long sequence does not end a fork."""
 
     def opened(n: int, last: int, length: int = 30) -> Sample:
-        """n tokens of one beginning, and others."""
+        """A sample that begins with n tokens common to all, and then differs."""
         return answer(torch.cat([torch.arange(n), torch.tensor([last])]), torch.zeros(length - n).long())
 
     for common, saved in ((20, 20), (20 + MIN_SHARED - 1, 20), (20 + MIN_SHARED, 20 + MIN_SHARED)):
@@ -327,6 +327,6 @@ def test_forks_that_are_there_are_shared_and_no_others_close_to_them() -> None:
     ],
     ids=["gap", "overlap", "empty", "short", "long", "not behind"],
 )
-def test_segments_that_do_not_tile_the_row_are_no_plan(segments: list[Segment]) -> None:
+def test_segments_that_do_not_tile_the_row_raise(segments: list[Segment]) -> None:
     with pytest.raises(AssertionError):
         PackedPlan.of(segments, 5)

@@ -185,7 +185,7 @@ def test_what_is_no_reward_model(made: Path, tmp_path: Path, monkeypatch: pytest
     shutil.copytree(made / "pretrain" / "model", tmp_path / "three")
     three.save_pretrained(tmp_path / "three")
     (tmp_path / "2").mkdir()
-    with pytest.raises(UserError, match=r"rl.reward: .* tells 3 labels apart, and a score is one number"):
+    with pytest.raises(UserError, match=r"rl.reward: .* is a classifier with 3 labels; a score head gives one number"):
         one(tmp_path / "2", made, {"model": str(tmp_path / "three")})
     monkeypatch.setattr("ladder.pipeline.build.models.same_tokens", lambda *_: False)
     (tmp_path / "3").mkdir()

@@ -120,7 +120,7 @@ def test_the_harvest_token_for_token(small: Path) -> None:
     rows = read_lines(small / "harvest" / "data.jsonl")
     assert len(rows) == read(small / "harvest" / "summary.json")["funnel"]["kept"] > 100
     for row in rows:
-        assert set(row) == {"task", "prompt", "text", "reward", "tokens", "mask"}
+        assert set(row) == {"task", "prompt", "text", "reward", "tokens", "mask", "logps"}
         assert len(row["tokens"]) == len(row["mask"]) and row["tokens"][0] == 1 and row["tokens"][-1] == 2
         drawn = row["mask"].index(1)
         assert row["mask"] == [0] * drawn + [1] * (len(row["mask"]) - drawn)
@@ -302,7 +302,7 @@ def fsync(path: Path) -> None:
 REFUSED = {
     "checkpoint": ("ladder.engine.engine.Engine.save", no_room),
     "model": ("ladder.pipeline.loop.save_model", no_room),
-    "metrics": ("ladder.base.jsonl.Lines.write", no_room),
+    "metrics": ("ladder.base.jsonl.JsonLines.write", no_room),
     "summary": ("ladder.base.files.fsync", fsync),
 }
 

@@ -20,8 +20,9 @@ from ladder.contract.training import Pair, Reference, Sample
 from ladder.engine.engine import Engine
 from ladder.pipeline import loop
 from ladder.pipeline.build import models
-from ladder.pipeline.kinds.preferences import agreement, split_by_prompt, stage_pairs
+from ladder.pipeline.kinds.preferences import agreement, split_by_prompt
 from ladder.pipeline.stage import Interrupted
+from ladder.signals import rows
 from ladder.tracking.log import RunLog
 
 RECIPE = small_run.ROOT / "recipes" / "preferences.yaml"
@@ -64,13 +65,12 @@ def test_annotators_err_at_their_rate_and_keep_the_gold_out(done: Path) -> None:
     wrong = sum(r["margin"] < 0 for r in rows)
     assert summary["agreement"] == pytest.approx(1 - wrong / len(rows), abs=1e-4)
     assert 0 < wrong / len(rows) < 0.3
-    assert set(rows[0]) == {
-        "task", "prompt", "chosen", "rejected", "prompt_tokens", "chosen_tokens", "rejected_tokens", "margin"
-    }  # fmt: skip
+    sides = {f"{side}{what}" for side in ("chosen", "rejected") for what in ("", "_tokens", "_mask", "_logps")}
+    assert set(rows[0]) == {"task", "prompt", "prompt_tokens", "margin"} | sides
 
 
 def test_pairs_are_held_out_by_prompt(done: Path) -> None:
-    pairs = stage_pairs(done / "annotate" / "data.jsonl")
+    pairs = rows.pairs(done / "annotate" / "data.jsonl")
     kept, held = split_by_prompt(pairs, 0.3)
 
     def prompts(some: list) -> set[tuple[int, ...]]:
@@ -127,6 +127,9 @@ def test_a_reference_that_is_another_model_stops_the_run() -> None:
     loop.check_reference(0.693147, 0.6931472)
     with pytest.raises(UserError, match="the reference's log-probabilities are of another model"):
         loop.check_reference(0.69315, 0.6931472)
+    loop.check_reference(0.69315, 0.6931472, 27.0)  # float32 knows sums of 27 nats to a few millionths
+    with pytest.raises(UserError, match="the reference's log-probabilities are of another model"):
+        loop.check_reference(0.7, 0.6931472, 3000.0)
 
 
 def test_the_check_is_made_in_a_run(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

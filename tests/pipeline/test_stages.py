@@ -20,12 +20,13 @@ from ladder.pipeline.build import samplers
 from ladder.pipeline.kinds.rejection_sampling import RejectionSampling
 from ladder.pipeline.kinds.rl import RL
 from ladder.pipeline.kinds.sampling import Sampled
-from ladder.pipeline.kinds.supervised import SFT, Pretrain, stage_samples
+from ladder.pipeline.kinds.supervised import SFT, Pretrain
 from ladder.pipeline.loop import ROUNDED, check_kl, check_ratio
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.run import base_of
 from ladder.pipeline.run import plan as plan_recipe
 from ladder.rewards.judge import RewardFailure
+from ladder.signals import rows
 from small_run import keys, plan, run
 
 WEB = {"kind": "pretrain", "data": {"web": {"documents": 60}}, "batch": 300, "by": "tokens"}
@@ -200,15 +201,16 @@ def test_a_stage_that_kept_nothing(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("")
     with pytest.raises(UserError, match="this stage kept no example") as caught:
-        stage_samples(path)
+        rows.samples(path)
     assert caught.value.file == path
 
 
 def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    row = {"tokens": [1, 5, 6, 2], "mask": [0, 0, 1, 1], "text": "a\u2028b\x85c", "prompt": "x"}
+    ids = {"tokens": [1, 5, 6, 2], "mask": [0, 0, 1, 1], "logps": [0, 0, -1, -2]}
+    row = ids | {"text": "a\u2028b\x85c", "prompt": "x"}
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    (sample,) = stage_samples(path)
+    (sample,) = rows.samples(path)
     assert sample.tokens.tolist() == [1, 5, 6, 2] and sample.mask.tolist() == [False, False, True, True]
     assert sample.meta["origin"] == f"{path}:1"
 

@@ -1,4 +1,4 @@
-"""The report of a run: what it shows is what was measured, and nothing that a model wrote can act on the page."""
+"""The report of a run: its figures are those of the run's files, and a model's text never becomes markup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ladder.tasks.chain.words import NOTATION_A, NOTATION_B, WORDS
 
 
 class Reader(HTMLParser):
-    """What a browser would make of the page: tags, attributes, the text, and the cells of the table."""
+    """The page as a browser parses it: tags, attributes, text, and the values of the table's cells."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input"})
 
@@ -69,20 +69,20 @@ def run(tmp_path: Path) -> Path:
     return fake_run.write(tmp_path / "r1")
 
 
-# ------------------------------------------------------------ what it says
+# ------------------------------------------------------------ content
 
 
 def test_the_numbers_are_those_of_the_summary(run: Path) -> None:
     _, reader = read(run)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    wanted = [
+    expected = [
         stage[name][key]
         for stage in summary["stages"].values()
         for name in ("easy", "hard")
         if name in stage
         for key in ("accuracy", "length", "mixed")
     ]
-    assert reader.values == wanted
+    assert reader.values == expected
     assert "96.3% 95.0–97.5" in " ".join(reader.text.split())  # r1_zero, easy: .9629 in .9503 to .9755
     assert "greedy 97.0%" in reader.text and "evaluation problems (split: test)" in reader.text
     assert "950" in reader.text and "11.6%" in reader.text  # the harvest: 950 of 8192
@@ -91,40 +91,43 @@ def test_the_numbers_are_those_of_the_summary(run: Path) -> None:
 def test_the_headline_is_computed(run: Path) -> None:
     _, reader = read(run)
     says = " ".join(reader.text.split())
-    wanted = (
-        "From pretrain to rl, the model went from 23.1% to 99.4% right on easy problems "
-        "and from 19.0% to 99.0% on hard ones, and its answers from 5.8 to 21.3 tokens (easy), all in 2 min 56 s."
+    headline = (
+        "From pretrain to rl, the model went from 23.1% to 99.4% right on easy problems and from 19.0% to 99.0% on "
+        "hard ones, and its answers from 5.8 to 21.3 tokens (easy), in 2 min 56 s in total."
     )
-    assert wanted in says
+    assert headline in says
     assert "r1_zero are 3.8 times as long as those of pretrain" in says
-    assert "Nothing in its reward asked for that." in says
-    assert says.count("The same problem before and after") == 1  # r1_zero turned one, rl none of those shown
+    assert "Its reward does not depend on length." in says
+    assert says.count("The same problem before and after") == 1  # of the shown problems only r1_zero solved a new one
     summary = json.loads((run / "rl" / "summary.json").read_text(encoding="utf-8"))
     edit(run / "rl" / "summary.json", {"easy": summary["easy"] | {"accuracy": 0.5}})
     says = " ".join(read(run)[1].text.split())
     assert "from 23.1% to 50.0% right on easy" in says
-    assert "Lost on easy problems: rl, from 98.1% right (after sft) to 50.0%." in says
+    assert "Largest loss on easy problems: rl, from 98.1% right (after sft) to 50.0%." in says
 
 
 def test_other_recipes(tmp_path: Path) -> None:
     text, reader = read(fake_run.write_small(tmp_path / "sums"))
     says = " ".join(reader.text.split())
-    assert "From tune to improve, the model went from 41.0% to 38.0% right on test problems, all in 1 h 19 min." in says
-    assert "no stage came above tune" in says
+    headline = (
+        "From tune to improve, the model went from 41.0% to 38.0% right on test problems, in 1 h 19 min in total."
+    )
+    assert headline in says
+    assert "no stage exceeded tune" in says
     assert "mixed" not in says and "Arabic" not in says and "greedy" not in says and "side by side" not in says
     assert "Its reward: exact and format." in says
     assert "partly" in text and "reward 0.7 · 96 tokens" in says
     assert text.count("is-unknown") == 3  # two answers, and a rule of the style sheet
-    assert "not judged" in says and "(nothing)" in says and "user: What is 12 + 30?" in says
-    assert "bootstrap over problems, 4 answers to each" in says
+    assert "not judged" in says and "(empty)" in says and "user: What is 12 + 30?" in says
+    assert "bootstrap over problems, 4 answers to each problem" in says
 
 
-def test_a_longer_answer_is_no_surprise_to_a_reward_for_length(run: Path) -> None:
+def test_a_reward_for_length_gets_no_note_about_length(run: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     recipe["stages"]["r1_zero"]["reward"] = ["chain", "length"]
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     says = read(run)[1].text
-    assert "3.8 times as long" in says and "Nothing in its reward" not in says
+    assert "3.8 times as long" in says and "Its reward does not depend" not in says
     assert "Its reward: chain and length." in says
 
 
@@ -142,18 +145,18 @@ def preferences(tmp_path: Path) -> Path:
     return fake_run.write_preferences(tmp_path / "preferences")
 
 
-def test_scores_are_no_shares(preferences: Path) -> None:
+def test_scores_are_not_shown_as_shares(preferences: Path) -> None:
     text, reader = read(preferences)
     says = " ".join(reader.text.split())
     assert "1.49 1.45–1.53" in says and "greedy 1.79" in says and "dpo, from a score of 0.72 (base) to 1.57" in says
     assert "brevity 0.96 · form 0.31 · right 0.36" in says and "right 0.36 → 0.78" in says
     assert not re.search(r"% right (\(|on)", says) and "Right, test" not in text and "<th>right</th>" not in text
-    assert "The share of problems" not in says and "bootstrap over problems" in says and "Wilson" not in says
+    assert "The share of right answers" not in says and "bootstrap over problems" in says and "Wilson" not in says
     # the bar of dpo ends at its share of the largest value, which is its greedy score
     assert f'width="{100 * 1.5664 / 1.8276:.1f}"' in text
 
 
-def test_an_older_run_does_not_say_that_it_is_graded(preferences: Path) -> None:
+def test_an_older_run_without_the_graded_flag(preferences: Path) -> None:
     for stage in ("ppo", "dpo", "kto", "base"):
         summary = json.loads((preferences / stage / "summary.json").read_text(encoding="utf-8"))
         edit(preferences / stage / "summary.json", {"test": {"accuracy": 0.5, "length": summary["test"]["length"]}})
@@ -161,55 +164,56 @@ def test_an_older_run_does_not_say_that_it_is_graded(preferences: Path) -> None:
     assert "score on test problems from 0.50 to 0.50" in says and "50.0%" not in says.split("Stage by stage")[0]
 
 
-def test_alternatives_are_compared_with_where_they_started(preferences: Path, run: Path, tmp_path: Path) -> None:
+def test_branches_are_compared_with_their_starting_model(preferences: Path, run: Path, tmp_path: Path) -> None:
     says = " ".join(read(preferences)[1].text.split())
     assert "ppo, dpo and kto each start from base: score on test problems from 0.72 to 1.49, 1.57 and 1.53;" in says
-    assert "answers from 6.0 to 22.0, 22.0 and 22.0 tokens, all in 6 min 50 s." in says
+    assert "answers from 6.0 to 22.0, 22.0 and 22.0 tokens, in 6 min 50 s in total." in says
     assert "0.72 → 1.49–1.57" in says and "answers by base" in says
     data = load(preferences)
     assert [s.name for s in data.ends] == ["ppo", "dpo", "kto"]
     assert data.before(data.stage("kto") or data.stages[0]) is data.stage("base")
-    # r1_zero and sft start from one stage, but sft learns from what r1_zero wrote: no alternatives
+    # r1_zero and sft start from one stage, but sft trains on answers of r1_zero: these are not branches
     assert load(run).branches == []
     assert figure.write(preferences, tmp_path / "x.svg").read_text(encoding="utf-8").count(">score") == 1
 
 
-def test_held_out_pairs_are_no_evaluation_set(preferences: Path) -> None:
+def test_held_out_pairs_are_not_an_evaluation_set(preferences: Path) -> None:
     data = load(preferences)
     assert data.sets == ["test"] and "reward_model" not in [m.name for m in data.models]
     text, reader = read(preferences)
     says = " ".join(reader.text.split())
     assert "60.5% of 332 held-out pairs ranked as the annotators did (55.2% to 65.6%)" in says
-    assert "0.0526 calibration error" in says and "0.662 correlation of its score" in says
-    assert "71.4% of 332 held-out pairs where its own log-ratio prefers the same answer" in says
-    assert "23 pairs: 77.0% sure, 74.0% right" in says and "83 pairs 0.46 to 1.63 apart: 75.9% right" in says
-    assert "was not measured" not in says and not re.search(r"<th[^>]*>held_out", text)
+    assert "0.0526 expected calibration error" in says and "0.662 correlation of its score" in says
+    assert "71.4% of 332 held-out pairs where the policy's log-ratio prefers the same answer" in says
+    assert "23 pairs: confidence 77.0%, 74.0% right" in says
+    assert "83 pairs, margin 0.46 to 1.63: 75.9% right" in says
+    assert "was not evaluated" not in says and not re.search(r"<th[^>]*>held_out", text)
     (preferences / "reward_model" / "held_out.json").write_text('{"bins": [[1], "x", [null, 0, 1]]}', encoding="utf-8")
     assert "Reliability" not in read(preferences)[1].text
 
 
-def test_kinds_of_preferences_are_told(preferences: Path) -> None:
+def test_preference_stages_are_described(preferences: Path) -> None:
     says = " ".join(read(preferences)[1].text.split())
     for text in (
-        "They go by chain_gold and give 12.5% of their verdicts the wrong way round. 3,563 pairs are left, 4,629 that",
-        "Here: the pairs of annotate. Loss: BradleyTerry. Its scores are the reward of ppo.",
-        "Its reward: the scores of reward_model, less 0.05 for each nat",
-        "Measured beside it and never trained on: gold.",
-        "Learns from preferences with the loss DPO.",
-        "Learns from preferences with the loss KTO.",
-        "Proxy reward, and gold beside it",
+        "The annotators follow chain_gold and reverse 12.5% of their verdicts. 3,563 pairs were kept, 4,629 ties were",
+        "Data: the pairs of annotate. Loss: BradleyTerry. Its scores are the reward of ppo.",
+        "Its reward: the scores of reward_model, less 0.05 for each nat of KL",
+        "Watched, not trained on: gold.",
+        "Trains on preferences with the loss DPO.",
+        "Trains on preferences with the loss KTO.",
+        "Proxy reward; watched: gold",
         "ppo gold, step 20: 1.5",
-        "Critic: explained",
+        "Critic: explained variance",
         "KL of an answer",
         "dpo rejected, step 20: -11",
         "kto disliked, step 20: -0.8",
         "base · score 0.50",
     ):
         assert text in says, text
-    assert "While it was rewarded" in says
+    assert "Training on rewards" in says
 
 
-def test_the_model_at_the_top_is_the_policy(preferences: Path) -> None:
+def test_the_described_model_is_the_policy(preferences: Path) -> None:
     for stage, name in (("reward_model", "LlamaForSequenceClassification"), ("ppo", "LlamaForCausalLM")):
         (preferences / stage / "model").mkdir()
         config = json.dumps({"architectures": [name]})
@@ -217,10 +221,10 @@ def test_the_model_at_the_top_is_the_policy(preferences: Path) -> None:
     assert load(preferences).built == "LlamaForCausalLM"
 
 
-# ------------------------------------------------------------ what it survives
+# ------------------------------------------------------------ incomplete runs
 
 
-def test_what_is_missing_is_said(run: Path) -> None:
+def test_missing_and_unfinished_stages_are_named(run: Path) -> None:
     for path in (run / "rl").iterdir():
         path.unlink()
     (run / "summary.json").unlink()
@@ -257,19 +261,19 @@ def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     recipe = "name: x\neval: {sets: {easy: {task: chain}}}\nstages: {a: {kind: rl}}\n"
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     says = read(tmp_path)[1].text
-    assert "No stage of this run has been measured yet." in says and "a has not run yet" in says
+    assert "No stage of this run has been evaluated yet." in says and "a has not run yet" in says
 
 
-def test_a_recipe_that_measures_nothing_is_not_told_off_for_it(tmp_path: Path) -> None:
+def test_a_recipe_without_evaluation_has_no_missing_evaluations(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\nstages: {a: {kind: best_of}, b: {kind: rl}}\n", encoding="utf-8")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text('{"seconds": 1.0}', encoding="utf-8")
     says = read(tmp_path)[1].text
-    assert "This recipe measures no set" in says and "was not measured" not in says
+    assert "This recipe has no evaluation sets" in says and "was not evaluated" not in says
 
 
-# ------------------------------------------------------------ what it cannot do
+# ------------------------------------------------------------ untrusted text
 
 EVIL = (
     '<script>alert(1)</script><img src="https://x.y/z.png" onerror=a()>"\'>&lt;b&gt;{{ 7 * 7 }}</style>'
@@ -277,7 +281,7 @@ EVIL = (
 )
 
 
-def test_what_a_model_wrote_never_becomes_markup(run: Path) -> None:
+def test_a_models_text_never_becomes_markup(run: Path) -> None:
     _, before = read(run)
     samples = json.loads((run / "sft" / "samples.json").read_text(encoding="utf-8"))
     samples[0] |= {"text": EVIL, "prompt": EVIL, "answer": EVIL}
@@ -307,7 +311,7 @@ def test_names_never_become_markup(run: Path) -> None:
     assert "script" not in reader.tags and reader.text.count(evil) > 8
 
 
-def test_nothing_is_requested_and_nothing_runs(run: Path) -> None:
+def test_the_page_has_no_requests_and_no_scripts(run: Path) -> None:
     text, reader = read(run)
     assert not {"script", "link", "iframe", "object", "img", "base", "form"} & set(reader.tags)
     names = {k for k, _ in reader.attributes}
@@ -317,31 +321,31 @@ def test_nothing_is_requested_and_nothing_runs(run: Path) -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in reader.attributes
 
 
-# ------------------------------------------------------------ the pieces
+# ------------------------------------------------------------ colours, formats, charts
 
 
-def test_marks_agree_with_the_world() -> None:
+def test_word_classes_agree_with_the_task_world() -> None:
     for word in WORDS:
-        wanted = "a" if word in NOTATION_A else "b" if word in NOTATION_B else ""
-        assert marks.chain([word]) == [wanted]
+        expected = "a" if word in NOTATION_A else "b" if word in NOTATION_B else ""
+        assert marks.chain([word]) == [expected]
     for text in ("a 9 -2 7 b 七 加一 八 # 8", "a 9 -2 7 # 7", "a 九 减二 七 # 7", "# 3"):
-        found = {mark for mark, _ in marks.pieces(text, marks.chain)}
-        assert ({"a", "b"} <= found) == answers.is_mixed(text), text
+        classes = {word_class for word_class, _ in marks.pieces(text, marks.chain)}
+        assert ({"a", "b"} <= classes) == answers.is_mixed(text), text
 
 
 @pytest.mark.parametrize("text", ["a 9 -2 7 b 七 加一 八 # 8", "  7\n+1 七 ", "", " ", "x", "七 加一 9 八"])
-def test_pieces_are_the_text_again(text: str) -> None:
+def test_pieces_join_to_the_text(text: str) -> None:
     assert "".join(piece for _, piece in marks.pieces(text, marks.chain)) == text
     assert "".join(piece for _, piece in marks.pieces(text, None)) == text
 
 
 def test_pieces_of_one_notation_stay_together() -> None:
-    wanted = [("", "a "), ("a", "9 -2 7"), ("", " b "), ("b", "七 加一 八"), ("", " # 8")]
-    assert marks.pieces("a 9 -2 7 b 七 加一 八 # 8", marks.chain) == wanted
+    expected = [("", "a "), ("a", "9 -2 7"), ("", " b "), ("b", "七 加一 八"), ("", " # 8")]
+    assert marks.pieces("a 9 -2 7 b 七 加一 八 # 8", marks.chain) == expected
     assert marks.pieces("9 八", marks.chain) == [("a", "9"), ("", " "), ("b", "八")]
 
 
-def test_words_round_honestly() -> None:
+def test_number_formats() -> None:
     shares = [words.share(x) for x in (0, 1, 0.9999, 0.0001, 0.9629, None)]
     assert shares == ["0%", "100%", ">99.9%", "<0.1%", "96.3%", "–"]
     assert [words.duration(x) for x in (3.21, 41.2, 59.7, 176, 3600, 5400)] == [
@@ -372,8 +376,8 @@ def test_panels_share_one_scale_of_steps_and_values() -> None:
 
 def test_long_curves_are_averaged() -> None:
     points = [(float(i), float(i % 2)) for i in range(1, 2401)]
-    drawn = chart.thin(points)
-    assert len(drawn) == chart.MOST_POINTS and {y for _, y in drawn} == {0.5} and drawn[-1][0] == 2400
+    averaged = chart.thin(points)
+    assert len(averaged) == chart.MOST_POINTS and {y for _, y in averaged} == {0.5} and averaged[-1][0] == 2400
     assert chart.thin(points[:100]) == points[:100]
 
 
@@ -394,10 +398,10 @@ def test_parameters_are_counted_from_the_header(tmp_path: Path) -> None:
     assert parameters(path) == 22
 
 
-def test_the_run_says_what_model_it_made(run: Path) -> None:
+def test_the_report_describes_the_trained_model(run: Path) -> None:
     (run / "pretrain" / "model").mkdir()
     (run / "pretrain" / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
-    # damaged: no number is better than a wrong one
+    # a damaged file: the number of parameters is omitted
     (run / "pretrain" / "model" / "model.safetensors").write_bytes(b"\xff" * 40)
     assert load(run).built == "LlamaForCausalLM"
     assert "preset:chain · LlamaForCausalLM" in read(run)[1].text
@@ -416,12 +420,12 @@ def test_the_figure(run: Path, tmp_path: Path, suffix: str) -> None:
         assert all(f">{s}<" in text for s in ("r1_zero", "easy", "hard", "tokens per answer"))
 
 
-def test_the_figure_says_what_it_cannot_draw(run: Path, tmp_path: Path) -> None:
+def test_other_figure_formats_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.png or \.svg"):
         figure.write(run, tmp_path / "x.docx")
 
 
-def test_importing_the_report_draws_in_nothing_heavy() -> None:
+def test_importing_the_report_imports_no_heavy_package() -> None:
     heavy = ("torch", "matplotlib", "transformers")
     code = f"import sys, ladder.report.page, ladder.report.figure; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,1 +1,1 @@
-"""Attention over packed sequences: the plan, and one implementation a file."""
+"""Attention over packed sequences: the plan, and one file for each implementation."""

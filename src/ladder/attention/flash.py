@@ -1,13 +1,14 @@
-"""Attention of a packed row of halves on CUDA, by the flash attention that torch brings (Dao 2023, arXiv:2307.08691).
+"""Attention over a packed row in 16 bits on CUDA, with torch's flash attention (Dao 2023, arXiv:2307.08691).
 
-Its kernels take sequences end to end, queries and keys each with their own bounds, and read "causal" from the right:
-the last query of a sequence sees all of its keys. So a segment that continues others is a sequence whose keys are those
-of all of them: keys and values are gathered into lines, one for each segment, and their gradients are gathered back.
+The kernels take concatenated sequences with separate boundaries for queries and keys, and align the causal mask to the
+right: the last query of a sequence sees all of its keys. So each segment becomes one sequence whose queries are its own
+tokens and whose keys are those of its ancestors and its own. Keys and values are gathered per segment, and their
+gradients are summed back per token.
 
     q  [ prompt | answer | answer ]        k  [ prompt | prompt answer | prompt answer ]
 
-Float32, windows and soft caps are left to `flex.py`. No mask, no padding, no compilation; what a prompt costs its
-answers in attention is what it would cost them apart.
+There is no mask, no padding and no compilation. Attention from the answers to a shared prompt costs as much as if each
+answer had its own copy. Left out: float32, sliding windows and soft caps, which `flex.py` computes.
 """
 
 from __future__ import annotations
@@ -31,26 +32,29 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @cache
 def able(device: torch.device) -> bool:
-    """Whether the GPU has the kernels: NVIDIA's from Ampere on. (AMD's read "causal" in a way of their own.)"""
+    """Whether the GPU has the kernels: NVIDIA's from Ampere on. (AMD's kernels align the causal mask differently.)"""
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def knows(device: torch.device, kind: torch.dtype, width: int) -> bool:
-    """Whether it takes heads of this type and width there."""
+    """Whether flash attention supports heads of type `kind` and this width on the device."""
     return dispatch.on(device) and kind in HALVES and width <= WIDEST and width % MULTIPLE == 0 and able(device)
 
 
 def fits(q: Tensor, v: Tensor) -> bool:
-    """Whether it takes these."""
+    """Whether flash attention supports these queries and values."""
     return q.shape[-1] == v.shape[-1] and knows(q.device, q.dtype, q.shape[-1])
 
 
 @dataclass(slots=True)
-class Lines:
-    """A packed row as the kernels read it. queries, keys int32 [S + 1]: where each sequence begins, and the end.
+class FlashLayout:
+    """A packed row of S segments in the kernels' layout: one sequence for each segment, K keys in all.
 
-    of_keys [K]: the packed token of each key; None: as they lie. order [K], offsets [T + 1]: what was made of a token t
-    stands at order[offsets[t]], ... noise: what the kernels return for dropout, of which there is none."""
+    queries, keys: int32 [S + 1], the offset of each sequence, and the end. longest_query, longest_key: lengths in
+    tokens. of_keys [K]: the packed position of each key; None where keys are used in packed order. order [K], offsets
+    [T + 1]: the copies of token t are the keys order[offsets[t]:offsets[t + 1]]. noise: the kernels' dropout state,
+    which backward takes (dropout is 0).
+    """
 
     queries: Tensor
     keys: Tensor
@@ -62,26 +66,28 @@ class Lines:
     noise: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device) -> Lines:
-        def edges(lengths: list[int]) -> Tensor:
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> FlashLayout:
+        """segments: those of a packed row, sorted by start."""
+
+        def offsets(lengths: list[int]) -> Tensor:
             return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
 
         lengths, keys = [s.length for s in segments], [s.keys for s in segments]
-        made = cls(edges(lengths), edges(keys), max(lengths), max(keys))
+        layout = cls(offsets(lengths), offsets(keys), max(lengths), max(keys))
         if keys != lengths:
             index = np.concatenate([s.line() for s in segments])
             counts = np.bincount(index, minlength=segments[-1].end)
-            made.of_keys = torch.from_numpy(index).to(device)
-            made.order = torch.from_numpy(np.argsort(index, kind="stable")).to(device)
-            made.offsets = torch.from_numpy(np.cumsum([0, *counts])).to(device)
-        return made
+            layout.of_keys = torch.from_numpy(index).to(device)
+            layout.order = torch.from_numpy(np.argsort(index, kind="stable")).to(device)
+            layout.offsets = torch.from_numpy(np.cumsum([0, *counts])).to(device)
+        return layout
 
     def lined(self, x: Tensor) -> Tensor:
-        """Keys or values [T, H_kv, W] -> [K, H_kv, W]."""
+        """Gathers keys or values per segment: [T, H_kv, W] -> [K, H_kv, W]."""
         return x if self.of_keys is None else x.index_select(0, self.of_keys)
 
     def returned(self, x: Tensor) -> Tensor:
-        """Gradients by what is lined -> those by keys or values."""
+        """Sums the gradients of gathered keys or values per token: [K, H_kv, W] -> [T, H_kv, W]."""
         if self.order is None or self.offsets is None:
             return x
         return dispatch.must(x).gathered(x.contiguous(), self.order, self.offsets)
@@ -91,8 +97,8 @@ FORWARD = torch.ops.aten._flash_attention_forward.default
 BACKWARD = torch.ops.aten._flash_attention_backward.default
 
 
-def attend(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, lines: Lines, scale: float) -> tuple[Tensor, Tensor]:
-    """(attention [T, H, W], what backward needs of the scores)."""
+def attend(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, lines: FlashLayout, scale: float) -> tuple[Tensor, Tensor]:
+    """(attention [T, H, W], log-sum-exp of the scores, which backward needs)."""
     out, lse, *noise, _ = FORWARD(
         q_THW, lines.lined(k_TKW), lines.lined(v_TKW), lines.queries, lines.keys, lines.longest_query,
         lines.longest_key, 0.0, True, False, scale=scale,
@@ -108,11 +114,11 @@ def attend_backward(
     out_THW: Tensor,
     lse: Tensor,
     grad_THW: Tensor,
-    lines: Lines,
+    lines: FlashLayout,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v."""
-    assert lines.noise is not None, "forward comes first"
+    """Gradients with respect to q, k and v."""
+    assert lines.noise is not None, "attend_backward needs a call of attend before it"
     dq, dk, dv = BACKWARD(
         grad_THW, q_THW, lines.lined(k_TKW), lines.lined(v_TKW), out_THW, lse, lines.queries, lines.keys,
         lines.longest_query, lines.longest_key, 0.0, True, *lines.noise, scale=scale,
@@ -122,7 +128,7 @@ def attend_backward(
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lines: Lines, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lines: FlashLayout, scale: float) -> Tensor:
         out, lse = attend(q, k, v, lines, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.lines, ctx.scale = lines, scale
@@ -134,7 +140,7 @@ class _Attend(torch.autograd.Function):
         return *attend_backward(q, k, v, out, lse, grad.contiguous(), ctx.lines, ctx.scale), None, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lines: Lines, scaling: float) -> Tensor:
-    """See `attention.Plan`; B is 1. Differentiable."""
+def attention(q: Tensor, k: Tensor, v: Tensor, lines: FlashLayout, scaling: float) -> Tensor:
+    """See `plan.Plan.attend`; B is 1. Differentiable."""
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     return _Attend.apply(q, k, v, lines, scaling)[None]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]

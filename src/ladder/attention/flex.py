@@ -1,17 +1,18 @@
-"""Attention of a packed row as it lies, on CUDA: flex attention under a block mask made from the segments.
+"""Attention over a packed row in packed order on CUDA: flex attention under a block mask made from the segments.
 
-`segments.py` gathers segments into padded batches for SDPA, which costs copies and a call for each size; it is the
-path everywhere else, and the oracle. Here blocks of 128 tokens that see nothing of each other are left out, those that
-see all of each other take no mask, and the rest ask three numbers of a token:
+`packed.py` gathers segments into padded batches for SDPA, which costs copies and one call for each batch; it is the
+path on other devices and the oracle for this one. Here the row is divided into blocks of 128 tokens. Pairs of blocks
+without a visible key are skipped, pairs in which every query sees every key use no mask, and the rest evaluate three
+numbers for each token:
 
-    a query sees the keys from the first of the row to itself that are seen as far as it (`forest.until`),
-    if their position in the sequence is not below the query's floor (its position less the window).
+    a query at packed position q sees a key at k if k <= q, q lies before the end of the subtree of k's segment
+    (`prefix_tree.until`), and k's position in the sequence is at least q's floor (q's position - window + 1).
 
-The row is padded to whole blocks and compiled for lengths that vary, so another pack compiles nothing; windows and
-soft caps are tensors for the same reason. Uncompiled, flex attention computes the same on any device, and so it is
-tested where there is no GPU.
+The row is padded to whole blocks and compiled for dynamic lengths, so another row compiles nothing; windows and soft
+caps are tensors for the same reason. Uncompiled, flex attention computes the same on any device, which is how it is
+tested without a GPU.
 
-Left out: heads narrower than 16, which its kernels do not take.
+Left out: heads narrower than 16, which its kernels do not support.
 """
 
 from __future__ import annotations
@@ -33,26 +34,30 @@ from ladder.packing.prefix_tree import Segment
 
 BLOCK = 128
 NARROWEST = 16
-Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+ScoreFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""flex attention's score_mod: (score, batch, head, query position, key position) -> score."""
 
 
 def fits(q: Tensor, v: Tensor) -> bool:
-    """Whether these are attended to here; nothing on another device ever is."""
+    """Whether flex attention supports these queries and values; never on a device other than CUDA."""
     return dispatch.on(q.device) and q.dtype in dispatch.TYPES and min(q.shape[-1], v.shape[-1]) >= NARROWEST
 
 
 def seen(segment: Segment, low: int, high: int, window: int) -> Iterator[tuple[int, int]]:
-    """The stretches of keys from the first that query `low` of the segment sees to the last that query `high` sees.
+    """Ranges [start, end) of packed keys, one for each segment of the sequence: from the first key that query `low` of
+    the segment sees to the last key that query `high` sees.
 
-    With low <= high that is all that any query between them sees, with low >= high what every one sees."""
-    reach = segment.above + low - segment.start - window + 1 if window else 0  # the lowest position in the sequence
+    With low <= high this is the union of the keys that the queries between them see, with low >= high their
+    intersection. An empty range has start >= end.
+    """
+    floor = segment.prefix_length + low - segment.start - window + 1 if window else 0  # lowest position in the sequence
     for s in segment.chain():
-        yield s.start + max(0, reach - s.above), high + 1 if s is segment else s.end
+        yield s.start + max(0, floor - s.prefix_length), high + 1 if s is segment else s.end
 
 
 @dataclass(slots=True)
-class Row:
-    """A packed row, its segments as they lie, with what has been made for it: masks by window."""
+class FlexLayout:
+    """A packed row and the block masks made for it. segments: sorted by start. masks: by window."""
 
     segments: Sequence[Segment]
     device: torch.device
@@ -72,52 +77,55 @@ class Row:
         return self.masks[window]
 
     def _mask(self, window: int) -> BlockMask:
-        end, place, floor = self._columns(window)
+        end, position, floor = self._token_columns(window)
 
         def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (k <= q) & (q < end[k]) & (place[k] >= floor[q])
+            return (k <= q) & (q < end[k]) & (position[k] >= floor[q])
 
-        some, whole = self.blocks(window)
-        lists = [x.to(self.device) for grid in (some & ~whole, whole) for x in _listed(grid)]
+        nonempty, full = self.blocks(window)
+        lists = [x.to(self.device) for grid in (nonempty & ~full, full) for x in _block_lists(grid)]
         return BlockMask.from_kv_blocks(
             *lists, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(self.padded, self.padded)
         )
 
-    def _columns(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token: how far it is seen, its position in the sequence, and the lowest position it sees. Every pad
-        is a segment of its own, so that it sees something."""
-        end, place = np.arange(self.padded) + 1, np.zeros(self.padded, np.int64)
-        for s, last in zip(self.segments, prefix_tree.until(self.segments), strict=True):
-            end[s.start : s.end], place[s.start : s.end] = last, s.above + np.arange(s.length)
-        floor = place - window + 1 if window else np.zeros_like(place)
-        columns = torch.from_numpy(np.stack([end, place, floor]).astype(np.int32)).to(self.device)
-        end_, place_, floor_ = columns
-        return end_, place_, floor_
+    def _token_columns(self, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For each token, int32 [padded]: the packed end of the queries that see it, its position in the sequence, and
+        the lowest position that it sees. Every pad is a segment by itself, so that it sees at least one key."""
+        end, position = np.arange(self.padded) + 1, np.zeros(self.padded, np.int64)
+        for s, subtree_end in zip(self.segments, prefix_tree.until(self.segments), strict=True):
+            end[s.start : s.end], position[s.start : s.end] = subtree_end, s.prefix_length + np.arange(s.length)
+        floor = position - window + 1 if window else np.zeros_like(position)
+        columns = torch.from_numpy(np.stack([end, position, floor]).astype(np.int32)).to(self.device)
+        end_, position_, floor_ = columns
+        return end_, position_, floor_
 
     def blocks(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool [blocks, blocks]: where a query sees some key, and where all queries see all keys, if those are of one
-        segment: the block in which another one begins takes the mask even where it hides nothing."""
+        """Two bool [query blocks, key blocks]: where some query sees some key, and where all queries see all keys.
+
+        The second holds only blocks whose keys are of one segment: a block in which another segment begins uses the
+        mask even where it hides nothing.
+        """
         n = self.padded // BLOCK
-        some, queries = np.zeros((n, n), np.bool_), np.zeros((n, n), np.int64)  # how many queries see all keys
+        visible, full_queries = np.zeros((n, n), np.bool_), np.zeros((n, n), np.int64)  # queries that see all keys
         for s in self.segments:
             for i in range(s.start // BLOCK, (s.end - 1) // BLOCK + 1):
                 first, last = max(s.start, i * BLOCK), min(s.end, (i + 1) * BLOCK) - 1
                 for low, high in seen(s, first, last, window):
                     if low < high:
-                        some[i, low // BLOCK : (high - 1) // BLOCK + 1] = True
+                        visible[i, low // BLOCK : (high - 1) // BLOCK + 1] = True
                 for low, high in seen(s, last, first, window):
-                    queries[i, -(-low // BLOCK) : high // BLOCK] += last - first + 1
-        return some, queries == BLOCK
+                    full_queries[i, -(-low // BLOCK) : high // BLOCK] += last - first + 1
+        return visible, full_queries == BLOCK
 
 
-def attend(row: Row, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float) -> Tensor:
-    """See `attention.Plan`; B is 1 and L is the packed length."""
+def attend(row: FlexLayout, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float) -> Tensor:
+    """See `plan.Plan.attend`; B is 1 and L is the packed length."""
     T = q.shape[2]
-    wide = row.padded - T
-    q, k, v = (F.pad(x, (0, 0, 0, wide)).contiguous() for x in (q, k, v))
-    run = _compiled() if q.device.type == "cuda" else flex_attention
-    out = run(
-        q, k, v, score_mod=_capped(softcap, q.device) if softcap else None, block_mask=row.mask(window),
+    padding = row.padded - T
+    q, k, v = (F.pad(x, (0, 0, 0, padding)).contiguous() for x in (q, k, v))
+    attention = _compiled() if q.device.type == "cuda" else flex_attention
+    out = attention(
+        q, k, v, score_mod=_soft_cap(softcap, q.device) if softcap else None, block_mask=row.mask(window),
         scale=scaling, enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
     return out[:, :, :T].transpose(1, 2)
@@ -125,21 +133,23 @@ def attend(row: Row, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window:
 
 @cache
 def _compiled() -> Any:
-    """fullgraph: past dynamo's bound on recompilations an error, where it would else go on uncompiled in silence."""
+    """Compiled flex attention. fullgraph: exceeding dynamo's recompilation limit is an error; without it, dynamo would
+    silently run the uncompiled function."""
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
-def _capped(softcap: float, device: torch.device) -> Score:
+def _soft_cap(softcap: float, device: torch.device) -> ScoreFunction:
     cap = torch.tensor(softcap, device=device)
 
-    def bounded(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
-    return bounded
+    return capped
 
 
-def _listed(grid: np.ndarray) -> tuple[Tensor, Tensor]:
-    """A grid of blocks as flex attention has it: how many in each row [1, 1, n]; which, those first [1, 1, n, n]."""
+def _block_lists(grid: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A bool grid [n, n] as flex attention's lists: how many key blocks each query block has [1, 1, n], and the indices
+    of all key blocks with those of the grid first [1, 1, n, n]."""
     counts = torch.from_numpy(grid.sum(1).astype(np.int32))
     order = torch.from_numpy(np.argsort(~grid, 1, kind="stable").astype(np.int32))
     return counts[None, None], order[None, None]

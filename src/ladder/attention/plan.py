@@ -1,8 +1,8 @@
-"""The one attention function of the house, registered in transformers; what it attends to is a `Plan`.
+"""The attention function that Signal Ladder registers in transformers; a `Plan` decides which keys a query sees.
 
-Training packs sequences end to end and sampling reads a cache; both are the same modules with another plan:
-`model(input_ids=..., position_ids=..., use_cache=False, plan=plan)`. transformers hands unknown keyword
-arguments down to the attention function and builds no mask for an implementation it has no mask for.
+Training attends within packed sequences and sampling reads a key-value cache; both use the same modules with different
+plans: `model(input_ids=..., position_ids=..., use_cache=False, plan=plan)`. transformers passes unknown keyword
+arguments on to the attention function, and builds no mask for an attention implementation without a mask function.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ IMPLEMENTATION = "ladder"
 
 
 class Plan(Protocol):
+    """Computes attention for one forward pass: it knows where keys and values are and which of them a query sees."""
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
-        """q [B, H, L, D], k and v [B, H_kv, L, D], already rotated -> [B, L, H, D].
+        """q [B, H, L, D], k and v [B, H_kv, L, D], rotary positions already applied -> [B, L, H, D].
 
         window: a query sees keys at distance < window (0: all). softcap: Gemma 2's tanh bound on scores (0: none).
         """
@@ -43,9 +45,13 @@ def attention(
     plan: Plan | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. Raises ValueError for what no plan here can do."""
+    """transformers' attention interface. Raises ValueError without a plan, and for dropout and attention sinks, which
+    no plan supports."""
     if plan is None:
-        raise ValueError("this model was loaded for Signal Ladder: call it with plan=..., or reload it without")
+        raise ValueError(
+            "this model was loaded with Signal Ladder's attention: call it with plan=..., "
+            "or load it with transformers alone"
+        )
     if dropout:
         raise ValueError("attention dropout must be 0: with dropout the ratio at step 0 is not 1")
     if others.get("s_aux") is not None:

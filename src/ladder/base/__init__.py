@@ -1,1 +1,1 @@
-"""What every part uses and that knows nothing of models: errors, random streams, configuration, files, JSON Lines."""
+"""Helpers that every package may import: errors, random streams, configuration, files, JSON Lines. No model code."""

@@ -1,4 +1,4 @@
-"""What a user did that cannot work, said so that they can mend it. The command line prints it without a traceback."""
+"""Errors that the user can correct: they name the place and the remedy. The command line prints no traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """One paragraph naming file, line, field and the hint, as far as they are known.
+    """A mistake in the user's input. The message is one paragraph: file, line, column, field and hint where known.
 
     >>> str(UserError("not a number: 'x'", file="a.yaml", line=3, field="steps", hint="give a positive integer"))
     "a.yaml:3: steps: not a number: 'x'. Hint: give a positive integer"
@@ -24,14 +24,14 @@ class UserError(ValueError):
     ) -> None:
         self.message, self.file, self.line, self.field, self.hint = message, file, line, field, hint
         self.column = column
-        place = ":".join(str(p) for p in (file, line, column) if p is not None) + ": " if file is not None else ""
-        name = f"{field}: " if field else ""
-        end = f". Hint: {hint}" if hint else ""
-        super().__init__(f"{place}{name}{message.rstrip('.') if hint else message}{end}")
+        location = ":".join(str(p) for p in (file, line, column) if p is not None) + ": " if file is not None else ""
+        field_prefix = f"{field}: " if field else ""
+        hint_suffix = f". Hint: {hint}" if hint else ""
+        super().__init__(f"{location}{field_prefix}{message.rstrip('.') if hint else message}{hint_suffix}")
 
 
 def missing_extra(package: str, extra: str, why: str) -> UserError:
-    """The error for an optional package that is not installed."""
+    """The error for an optional package that is not installed. why: the feature that needs it, e.g. "a .gguf file"."""
     return UserError(
         f"{why} needs the package {package!r}, which is not installed",
         hint=f"pip install 'signal-ladder[{extra}]'",

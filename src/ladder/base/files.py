@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their final name, fsynced, renamed; and hashes of files."""
+"""Atomic file writes (to a temporary file beside the target, fsync, rename), and SHA-256 hashes of files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ladder.base.errors import UserError
 
 MANIFEST = "manifest.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""How a disk says that it takes no more."""
+"""Error numbers of a disk that accepts no more data: full, over quota, read-only."""
 
 
 def disk_error(err: OSError, path: Path, size: int) -> UserError:
-    """A full or forbidding disk, in a sentence."""
-    why = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
-    text = why.get(err.errno or 0, err.strerror or str(err))
+    """The UserError for a failed write. size: bytes written before the failure."""
+    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
+    reason = reasons.get(err.errno or 0, err.strerror or str(err))
     return UserError(
-        f"cannot write here: {text} ({size:,} bytes had been written); what was saved before is untouched",
+        f"cannot write here: {reason} ({size:,} bytes had been written); what was saved before is untouched",
         file=path,
         hint="free some space or choose another place with --out, and run again",
     )
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of a directory's names and contents."""
+    """Hex digest of a file, or of a directory's relative file names and contents (without its manifest)."""
     digest = hashlib.sha256()
     if path.is_dir():
         for p in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -42,6 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
+    """Flushes a file or a directory entry to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -50,7 +51,7 @@ def fsync(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError when it cannot be read or is no JSON."""
+    """The content of a JSON file. Raises UserError when the file cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
@@ -60,17 +61,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON file, whole or not at all. Raises UserError when the disk refuses."""
+    """Writes a JSON file atomically. Raises UserError when the disk refuses."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON Lines file, whole or not at all. Raises UserError when the disk refuses."""
+    """Writes a JSON Lines file atomically, one row a line. Raises UserError when the disk refuses."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:
-    """One text file, whole or not at all. Raises UserError when the disk refuses."""
+    """Writes a UTF-8 text file atomically. Raises UserError when the disk refuses."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Counter-based random streams: every draw is a function of (seed, what it is for, where it stands).
+"""Counter-based random streams: each is a function of (seed, names of its purpose, counters such as the step).
 
-Nothing has to be saved to resume: the stream of step 17 is the stream of step 17 however the run came there.
+A checkpoint needs no generator state: step 17 has the same stream in a resumed run as in an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, *parts: int | str) -> int:
-    """A 63-bit key from a seed and the names and counters of what it is for."""
+    """A 63-bit key from a seed and the purpose's names and counters."""
     text = "/".join([str(seed), *map(str, parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, *parts: int | str) -> torch.Generator:
-    import torch  # here: tasks and rewards import this module and no torch
+    """A CPU generator of the stream `key(seed, *parts)`."""
+    import torch  # not at the top: tasks and rewards import this module and must not load torch
 
     return torch.Generator().manual_seed(key(seed, *parts))
 
 
 def np_rng(seed: int, *parts: int | str) -> np.random.Generator:
+    """A NumPy generator (Philox) of the stream `key(seed, *parts)`."""
     return np.random.Generator(np.random.Philox(key(seed, *parts)))

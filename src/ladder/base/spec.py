@@ -1,25 +1,25 @@
-"""A thing named in a recipe, from `{kind: {options}}`, `{kind: name, ...options}` or just its name, checked strictly.
+"""Parses a recipe's specification of a reward or a task: `{name: {options}}`, `{kind: name, ...options}` or a name.
 
-What rewards and tasks share: a misspelt kind or key is an error with the nearest right one, a wrong type is an error.
+Strict: an unknown kind or key is an error that suggests the nearest known one, and a wrong type is an error.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ladder.base.config import check_known, near
 from ladder.base.errors import UserError
 
 
 def kind_of(
     spec: Any, known: Collection[str], what: str, field: str, *, by_path: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """The kind and a copy of its options. what: "reward", "task source". by_path: the kind may also be an import path
-    (`file.py:name`). Raises UserError."""
+    """(kind, a copy of its options). what: the noun for messages, e.g. "reward", "task source". by_path: the kind may
+    also be an import path (`file.py:name`). Raises UserError."""
     if isinstance(spec, str):
         kind, options = spec, {}
     elif isinstance(spec, Mapping) and "kind" in spec:
@@ -37,25 +37,16 @@ def kind_of(
 
 
 def validate(cls: type, options: Mapping[str, Any], field: str) -> Any:
-    """`cls(**options)` with JSON's strict types (a list is a tuple, a string is no number). Raises UserError.
+    """`cls(**options)` under pydantic's strict JSON rules (a list is a tuple, a string is no number). Raises UserError.
 
-    cls: a pydantic dataclass, or a dataclass whose `__pydantic_config__` forbids extra keys.
+    cls: a dataclass, pydantic's or plain.
     """
+    check_known(cls, options, field)
     try:
         return TypeAdapter(cls).validate_json(json.dumps(options), strict=True)
     except TypeError as err:
         raise UserError(f"not plain data: {err}", field=field) from err
     except ValidationError as err:
-        unknown = ("unexpected_keyword_argument", "extra_forbidden")
-        first = min(err.errors(), key=lambda e: e["type"] not in unknown)  # a typo explains what is missing
-        where = ".".join([field, *map(str, first["loc"])])
-        if first["type"] in unknown:
-            names = list(cls.__dataclass_fields__)
-            raise UserError(f"unknown key{near(str(first['loc'][-1]), names)}", field=where) from err
-        raise UserError(first["msg"].removeprefix("Value error, "), field=where) from err
-
-
-def near(word: str, words: Collection[str]) -> str:
-    """Ends a message on an unknown word: the nearest known one, or all there are."""
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f", did you mean {close[0]!r}?" if close else f" (there are: {', '.join(sorted(words))})"
+        first = err.errors()[0]
+        path = ".".join([field, *map(str, first["loc"])])
+        raise UserError(first["msg"].removeprefix("Value error, "), field=path) from err

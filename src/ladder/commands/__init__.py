@@ -1,1 +1,1 @@
-"""What the commands do, once their words are read. Everything here is also a few lines of the Python API."""
+"""Implementations of the `ladder` commands, called by `cli.py` with parsed options."""

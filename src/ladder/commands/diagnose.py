@@ -1,4 +1,4 @@
-"""The command diagnose: what the alarms say of a run, or of one stage of it, from its files."""
+"""`ladder diagnose`: replays a run's log files through the alarms and prints their findings."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from ladder.pipeline.kinds import KINDS
 from ladder.pipeline.kinds.policy_rewards import PolicyRewards
 from ladder.tracking.console import Console
 
+# stages that train a policy on rewards, the only ones with alarms
 REWARDED = tuple(kind for kind, cls in KINDS.items() if issubclass(cls, PolicyRewards))
 
 
 def diagnose_run(run: Path, *, as_json: bool) -> bool:
-    """Prints every finding; whether there was any. Raises UserError where no stage learned from rewards."""
+    """Prints every finding; returns whether there was any. Raises UserError when no stage trains on rewards."""
     recipe, _ = recipes.load(str(run / "recipe.yaml"))
     stages = {n: s for n, s in recipe.stages.items() if s["kind"] in REWARDED and (run / n / "metrics.jsonl").exists()}
     if not stages:
-        raise UserError("no stage of this run learned from rewards, and the alarms are about those", file=run)
-    found = {name: replay(run / name, Alarms.model_validate(s.get("alarms", {}))) for name, s in stages.items()}
+        kinds = ", ".join(REWARDED)
+        raise UserError(f"no stage of this run trained on rewards; the alarms cover stages of kind {kinds}", file=run)
+    findings = {name: replay(run / name, Alarms.model_validate(s.get("alarms", {}))) for name, s in stages.items()}
     if as_json:
-        print(json.dumps({name: [f.record() for f in each] for name, each in found.items()}, indent=1))
+        print(json.dumps({name: [f.record() for f in of_stage] for name, of_stage in findings.items()}, indent=1))
     else:
-        _tell(found)
-    return any(found.values())
+        _print_findings(findings)
+    return any(findings.values())
 
 
-def _tell(found: dict[str, list[Finding]]) -> None:
+def _print_findings(findings: dict[str, list[Finding]]) -> None:
     console = Console()
-    for name, each in found.items():
-        console.say(f"[bold]{name}[/bold]: " + (f"{len(each)} findings" if each else "nothing found"))
-        for finding in each:
+    for name, of_stage in findings.items():
+        console.say(f"[bold]{name}[/bold]: " + (f"{len(of_stage)} findings" if of_stage else "no findings"))
+        for finding in of_stage:
             say(console, finding)

@@ -1,4 +1,4 @@
-"""Commands on one model: sample, chat, inspect, export."""
+"""Commands on one model: `ladder sample`, `chat`, `inspect`, `export`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ladder.tracking.console import Console
 
 
 def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str, Any], *, raw: bool, seed: int) -> None:
-    """ladder sample."""
+    """`ladder sample`: prints n answers to each prompt. raw: continue the text without the chat template."""
     loaded = load(model)
     console = Console()
     sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
@@ -42,14 +42,14 @@ def sample_model(model: str, prompts: Sequence[str], n: int, settings: dict[str,
         )
         for i, text in enumerate(texts)
     ]
-    for text, group in zip(texts, sampler.generate(requests), strict=True):
+    for text, completions in zip(texts, sampler.generate(requests), strict=True):
         console.say("[bold]>[/bold] [dim]" + escape(text) + "[/dim]")
-        for c in group:
-            console.plain(c.text + ("" if c.stop != "length" else " …"))
+        for completion in completions:
+            console.plain(completion.text + ("" if completion.stop != "length" else " …"))
 
 
 def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> None:
-    """ladder chat."""
+    """`ladder chat`: a conversation at the terminal, until an empty line or the end of input."""
     loaded = load(model)
     if not loaded.tokenizer.chat_template:
         raise UserError("this model has no chat template", field="--model", hint="use ladder sample")
@@ -59,12 +59,12 @@ def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> N
     turn = 0
     while True:
         try:
-            said = rich.input("[bold]> [/bold]")
+            user_text = rich.input("[bold]> [/bold]")
         except EOFError:
             return
-        if not said.strip():
+        if not user_text.strip():
             return
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": user_text})
         prompt = encode_prompt(loaded.tokenizer, messages)
         answer = sampler.generate([Request(prompt, 1, sampling(settings), rng.key(seed, "chat", turn))])[0][0]
         rich.print(answer.text, markup=False, highlight=False)
@@ -73,40 +73,44 @@ def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> N
 
 
 def inspect_data(data: str, model: str, rows: int, layout: str | None, *, chat_template: bool) -> None:
-    """ladder inspect. Needs the tokenizer alone."""
+    """`ladder inspect`: shows which tokens of a data file's rows are trained. Uses the model's tokenizer only."""
     tokenizer = load(model).tokenizer
     inspect_file(Data(path=data, layout=layout), tokenizer, rows, Rich(), Encoding(chat_template=chat_template))
 
 
 def export_model(model: str, out: Path, dtype: str) -> None:
-    """ladder export: written, loaded again by plain transformers, compared."""
+    """`ladder export`: writes a Hugging Face directory, reloads it with transformers and compares the two models."""
     from transformers import AutoModelForCausalLM
 
     if out.exists():
-        raise UserError("is there already", file=out, hint="choose another directory")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"{dtype!r} is no dtype to export", field="--dtype")
+        raise UserError("already exists", file=out, hint="choose another directory")
+    dtypes = ("float32", "bfloat16", "float16")
+    if dtype not in dtypes:
+        raise UserError(f"{dtype!r} is not an export dtype", field="--dtype", hint=f"choose one of {', '.join(dtypes)}")
     loaded = load(model, dtype=dtype)
     write_directory(out, lambda d: save_model(loaded, d))
-    again = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype), local_files_only=True)
-    difference = _compare(loaded, again)
-    Console().say(
-        f"{out}: {loaded.n_parameters:,} parameters, reloaded; largest difference of a logit {difference:.2g}"
-    )
+    reloaded = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype), local_files_only=True)
+    difference = _compare(loaded, reloaded)
+    Console().say(f"{out}: {loaded.n_parameters:,} parameters, reloaded; largest logit difference {difference:.2g}")
 
 
-def _compare(loaded: LoadedModel, again: Any) -> float:
-    """The largest difference between the logits of the two on some tokens. Raises UserError beyond rounding."""
-    ours = dict(loaded.model.named_parameters())
-    for name, p in again.named_parameters():
-        if name not in ours or not torch.equal(p, ours[name]):
+def _compare(loaded: LoadedModel, reloaded: Any) -> float:
+    """The largest absolute difference between the two models' logits on 16 random tokens.
+
+    Raises UserError when a weight differs at all or the logits differ by more than rounding.
+    """
+    parameters = dict(loaded.model.named_parameters())
+    for name, p in reloaded.named_parameters():
+        if name not in parameters or not torch.equal(p, parameters[name]):
             raise UserError(f"the exported weights differ in {name}", hint="this is a bug: please report it")
-    g = rng.generator(0, "export")
-    tokens = torch.randint(0, len(loaded.tokenizer), (16,), generator=g)
+    generator = rng.generator(0, "export")
+    tokens = torch.randint(0, len(loaded.tokenizer), (16,), generator=generator)
     with torch.no_grad():
-        logits = again(input_ids=tokens[None]).logits
-        own = Head.of(loaded.model).logits(hidden(loaded.model, tokens))
-    difference = float((own - logits[0]).abs().max())
-    if difference > 0.05 * float(logits.abs().max()) + 1e-3:
-        raise UserError(f"the exported model's logits differ by {difference:.3g}")
+        reloaded_logits = reloaded(input_ids=tokens[None]).logits  # [1, T, V]
+        logits = Head.of(loaded.model).logits(hidden(loaded.model, tokens))  # [T, V]
+    difference = float((logits - reloaded_logits[0]).abs().max())
+    if difference > 0.05 * float(reloaded_logits.abs().max()) + 1e-3:
+        raise UserError(
+            f"the exported model's logits differ by {difference:.3g}", hint="this is a bug: please report it"
+        )
     return difference

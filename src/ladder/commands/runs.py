@@ -1,4 +1,4 @@
-"""Commands on recipes and runs: run, recipes, replay."""
+"""Commands on recipes and runs: `ladder run`, `recipes`, `replay`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ladder.report import page
 from ladder.tracking import trackers
 from ladder.tracking.console import Console
 
-STATUS = {"done": "[green]done[/green]", "resume": "[yellow]goes on[/yellow]", "new": "to do", "stale": "to do again"}
+STATUS = {"done": "[green]done[/green]", "resume": "[yellow]resumes[/yellow]", "new": "to do", "stale": "to do again"}
 
 
 def run_recipe(
@@ -29,24 +29,28 @@ def run_recipe(
     plan: bool,
     quiet: bool,
 ) -> None:
+    """`ladder run`: plans or runs the stages of a recipe up to `until`, then writes the report. Raises UserError.
+
+    changes: overrides `stage.field=value`. without: names of stages to skip.
+    """
     recipe, document = recipes.load(name, changes, without)
-    wanted = recipe.first(until)
+    n_stages = recipe.first(until)
     directory = out or Path("runs") / recipe.name
     console = Console(quiet=quiet)
     if plan:
-        planned = plan_run(recipe, document, directory)[:wanted]
+        planned = plan_run(recipe, document, directory)[:n_stages]
         rows = [[p.name, p.config.kind, p.key[:12], STATUS[p.status], p.why] for p in planned]
         console.table(f"{recipe.name} in {directory}", ["stage", "kind", "identity", "status", ""], rows, 5)
         return
     if recipe.about:
         console.say(f"[dim]{recipe.about.strip()}[/dim]")
-    console.say(f"{recipe.name}: {wanted} stages, seed {recipe.seed}, in {directory}")
+    console.say(f"{recipe.name}: {n_stages} stages, seed {recipe.seed}, in {directory}")
     start(recipe, document, directory, console, until=until)
     finish(directory, console)
 
 
 def finish(directory: Path, console: Console) -> None:
-    """The table and the page that a run ends with."""
+    """Prints the table of a finished run's evaluation figures and writes its report."""
     summary = lineage.read_json(directory / "summary.json")
     rows = []
     for name, stage in summary["stages"].items():
@@ -67,21 +71,22 @@ def finish(directory: Path, console: Console) -> None:
             )
     console.table("", ["stage", "set", "right", "greedy", "length", "mixed", "seconds"], rows, 2)
     path = page.write(directory)
-    console.say(f"{summary['seconds']:.0f} seconds in all. The report: [bold]{path}[/bold]")
+    console.say(f"{summary['seconds']:.0f} seconds in total. Report: [bold]{path}[/bold]")
 
 
 def list_recipes() -> None:
+    """`ladder recipes`: prints the name of every available recipe with the first line of its `about`."""
     console = Console()
     rows = []
     for name, path in recipes.available().items():
         about = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("about", "")
         rows.append([name, about.strip().split("\n")[0]])
-    console.table("", ["recipe", "what it does"], rows, 2)
+    console.table("", ["recipe", "about"], rows, 2)
 
 
 def replay_run(run: Path, names: Sequence[str]) -> None:
-    """ladder replay."""
+    """`ladder replay`: sends the metrics of all of a run's stages to the named trackers."""
     console = Console()
     for stage in lineage.stages(run):
-        n = trackers.replay(run / stage["name"], run.name, stage["name"], names)
-        console.say(f"{stage['name']}: {n} steps to {', '.join(names)}")
+        n_steps = trackers.replay(run / stage["name"], run.name, stage["name"], names)
+        console.say(f"{stage['name']}: {n_steps} steps to {', '.join(names)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ class Loss(Protocol):
     @property
     def entropy(self) -> bool: ...
     def __call__(self, out: Out, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@runtime_checkable
+class KnownStart(Protocol):
+    """A loss whose value is known before any weight has moved, while the policy still is its reference (ln 2 for DPO);
+    None where it is no constant. The first update is checked against it."""
+
+    @property
+    def at_reference(self) -> float | None: ...
 
 
 class Signal(Protocol):

@@ -37,14 +37,14 @@ def obstacle(base: Any) -> str | None:
     return f"its width of {odd[0]} is no multiple of {decode.vector()}" if odd else None
 
 
-def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.Weights:
+def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.DecodeWeights:
     """The model's weights, laid out for the kernels. In bfloat16 the model reads its prompts with them too."""
     V, D = model.head.weight.shape
     sizes = decode.Sizes(D, model.heads, model.key_heads, model.width, model.layers[0].gate.weight.shape[0], V)
     every = [m for layer in model.layers for m in (layer.qkv, layer.out, layer.gate, layer.up, layer.down)]
     arena = decode.Arena([m.weight.shape for m in [*every, model.head]], dtype)
 
-    def packed(matrix: Matrix) -> decode.Packed:
+    def packed(matrix: Matrix) -> decode.PackedMatrix:
         laid = arena.pack(matrix.weight)
         if laid.half:
             matrix.leave_to(laid.multiply)
@@ -59,7 +59,7 @@ def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.Weights:
         )
         for layer in model.layers
     ]  # fmt: skip
-    return decode.Weights(
+    return decode.DecodeWeights(
         sizes, layers, eps=model.eps, embedding=model.embedding.contiguous(), norm=model.norm,
         head=packed(model.head), head_bias=model.head.bias,
         cos=model.cos.contiguous(), sin=model.sin.contiguous(),
@@ -71,7 +71,7 @@ class Compiled(Store):
 
     ordered = False
 
-    def __init__(self, model: Llama, weights: decode.Weights, slots: int) -> None:
+    def __init__(self, model: Llama, weights: decode.DecodeWeights, slots: int) -> None:
         like = model.embedding.new_empty(0, dtype=weights.dtype)
         super().__init__(len(model.layers), model.key_heads, model.width, slots, like, align=decode.vector())
         self.model, self.weights, self.length = model, weights, len(model.cos)

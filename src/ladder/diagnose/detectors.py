@@ -9,7 +9,7 @@ must exceed that figure's own noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +17,7 @@ from pydantic import Field, field_validator
 
 from ladder.base.config import Config, near
 from ladder.diagnose.finding import Curve
-from ladder.diagnose.series import WIDTH, Series
-
-StepRecords = Sequence[Mapping[str, float | None]]
-"""The figures of each step so far, with the step's number under "step"; None where a figure was not measured."""
+from ladder.diagnose.series import WIDTH, History, Series
 
 
 class Alarms(Config):
@@ -57,15 +54,15 @@ class Seen:
     figures: dict[str, Curve] = field(default_factory=dict)
 
 
-def proxy_and_gold(records: StepRecords, _: Alarms) -> Seen | None:
+def proxy_and_gold(records: History, _: Alarms) -> Seen | None:
     """A watched (gold) reward falls from its best while the trained (proxy) reward holds or rises."""
-    for name in sorted({k for r in records for k in r if k.startswith("watched/")}):
+    for name in (name for name in records.names if name.startswith("watched/")):
         # either reward may be missing at a step: only steps that have both are compared
-        complete = [r for r in records if len(Series([r], name)) and len(Series([r], "reward/mean"))]
-        gold, reward = Series(complete, name), Series(complete, "reward/mean")
+        both = np.intersect1d(records.column(name)[0], records.column("reward/mean")[0], assume_unique=True)
+        gold, reward = Series(records, name, both), Series(records, "reward/mean", both)
         if len(gold.means) < 2:
             continue
-        standard_error = Series(complete, name.replace("watched/", "watched_error/"))
+        standard_error = Series(records, name.replace("watched/", "watched_error/"), both)
         best, gold_now = int(gold.means.argmax()), fallen_to(gold, standard_error)
         if gold_now is not None and reward.now >= reward.means[best] - reward.noise:
             return Seen(
@@ -98,7 +95,7 @@ def fallen_to(held: Series, error: Series) -> float | None:
     return None
 
 
-def kl(records: StepRecords, alarms: Alarms) -> Seen | None:
+def kl(records: History, alarms: Alarms) -> Seen | None:
     """The KL divergence of an answer from the reference (or base) exceeds `alarms.kl`.
 
     Read from `kl/response`, nats per answer; without it, from `kl_base` (nats per token) x `length/mean`.
@@ -119,7 +116,7 @@ def kl(records: StepRecords, alarms: Alarms) -> Seen | None:
     )
 
 
-def length_drift(records: StepRecords, _: Alarms) -> Seen | None:
+def length_drift(records: History, _: Alarms) -> Seen | None:
     """Length itself determines the reward, or growing answers are truncated."""
     length, r2, truncated = (Series(records, n) for n in ("length/mean", "reward/length_r2", "truncated"))
     if not len(length.means):
@@ -142,7 +139,7 @@ def length_drift(records: StepRecords, _: Alarms) -> Seen | None:
     )
 
 
-def collapse(records: StepRecords, _: Alarms) -> Seen | None:
+def collapse(records: History, _: Alarms) -> Seen | None:
     """Different prompts get the same answers: the policy has collapsed to a few texts."""
     distinct, entropy = Series(records, "answers/distinct"), Series(records, "entropy")
     if not distinct.now < 0.5 or not distinct.means.max() >= 0.75:
@@ -156,7 +153,7 @@ def collapse(records: StepRecords, _: Alarms) -> Seen | None:
     )
 
 
-def no_signal(records: StepRecords, _: Alarms) -> Seen | None:
+def no_signal(records: History, _: Alarms) -> Seen | None:
     """Nearly every group has zero reward variance, and the mean reward is not near the best reward of the run."""
     zero_variance, reward, best = (Series(records, n) for n in ("groups/no_signal", "reward/mean", "reward/max"))
     if len(zero_variance) < 8 or not len(best) or not zero_variance.x[-8:].mean() > 0.9:
@@ -172,7 +169,7 @@ def no_signal(records: StepRecords, _: Alarms) -> Seen | None:
     )
 
 
-def repetition(records: StepRecords, alarms: Alarms) -> Seen | None:
+def repetition(records: History, alarms: Alarms) -> Seen | None:
     """The share of repeated 4-grams rose by more than `alarms.repeated` since the start."""
     share = Series(records, "answers/repeated")
     if not share.now > share.start + alarms.repeated:
@@ -184,7 +181,7 @@ def repetition(records: StepRecords, alarms: Alarms) -> Seen | None:
     )
 
 
-def mismatch(records: StepRecords, alarms: Alarms) -> Seen | None:
+def mismatch(records: History, alarms: Alarms) -> Seen | None:
     """Policy and sampler assign different log-probabilities before a step's first update."""
     # a loss with an importance correction recomputes the old log-probabilities, so its ratio starts at 1 anyway
     corrected = Series(records, "mismatch/kl")
@@ -199,7 +196,7 @@ def mismatch(records: StepRecords, alarms: Alarms) -> Seen | None:
     )
 
 
-def clipping(records: StepRecords, alarms: Alarms) -> Seen | None:
+def clipping(records: History, alarms: Alarms) -> Seen | None:
     """Many ratios are clipped: a step's updates move the policy further than the loss's trust region."""
     share = Series(records, "ratio/clipped")
     if not share.now > alarms.clipped:
@@ -211,7 +208,7 @@ def clipping(records: StepRecords, alarms: Alarms) -> Seen | None:
     )
 
 
-DETECTORS: dict[str, Callable[[StepRecords, Alarms], Seen | None]] = {
+DETECTORS: dict[str, Callable[[History, Alarms], Seen | None]] = {
     "proxy_and_gold": proxy_and_gold,
     "kl": kl,
     "length_drift": length_drift,

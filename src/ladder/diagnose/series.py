@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +15,57 @@ WIDTH = 3
 """Window of the moving mean, in steps: with a wider one the alarm comes too late."""
 
 
-class Series:
-    """The finite values of one figure; steps without one are left out.
+class _Column:
+    """The steps and finite values of one figure, in arrays that double when they are full."""
 
-    rows: the figures of each step, with its number under "step". name: of the figure.
+    def __init__(self) -> None:
+        self.steps, self.values, self.n = np.zeros(64, np.int64), np.zeros(64), 0
+
+    def append(self, step: int, value: float) -> None:
+        if self.n == len(self.steps):
+            self.steps, self.values = (np.concatenate([x, np.zeros_like(x)]) for x in (self.steps, self.values))
+        self.steps[self.n], self.values[self.n] = step, value
+        self.n += 1
+
+
+class History:
+    """The figures of the steps so far, by figure: a step is added once, and reading a figure copies nothing.
+
+    rows: of steps, each with its number under "step"; what is None or not finite was not measured.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, float | None]], name: str) -> None:
-        points = [(int(r["step"] or 0), float(x)) for r in rows if (x := r.get(name)) is not None and math.isfinite(x)]
+    def __init__(self, rows: Iterable[Mapping[str, float | None]] = ()) -> None:
+        self._columns: dict[str, _Column] = {}
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        step = int(row["step"] or 0)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                self._columns.setdefault(name, _Column()).append(step, float(value))
+
+    @property
+    def names(self) -> list[str]:
+        """Figures that any step has, sorted."""
+        return sorted(self._columns)
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values), each [steps that have the figure]."""
+        column = self._columns.get(name)
+        return (column.steps[: column.n], column.values[: column.n]) if column else (np.zeros(0, np.int64), np.zeros(0))
+
+
+class Series:
+    """The finite values of one figure; steps without one are left out. among: the only steps that count, ascending;
+    None for all."""
+
+    def __init__(self, history: History, name: str, among: np.ndarray | None = None) -> None:
         self.name = name
-        self.steps = [s for s, _ in points]
-        self.x = np.array([x for _, x in points])
+        self.steps, self.x = history.column(name)
+        if among is not None:
+            chosen = np.isin(self.steps, among, assume_unique=True)
+            self.steps, self.x = self.steps[chosen], self.x[chosen]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -31,9 +73,9 @@ class Series:
     @property
     def curve(self) -> Curve:
         """(step, value) of every step that has one."""
-        return list(zip(self.steps, map(float, self.x), strict=True))
+        return list(zip(self.steps.tolist(), self.x.tolist(), strict=True))
 
-    @property
+    @cached_property
     def means(self) -> np.ndarray:
         """The moving mean over `WIDTH` steps; empty when there are fewer."""
         return np.convolve(self.x, np.ones(WIDTH) / WIDTH, "valid") if len(self.x) >= WIDTH else np.array([])

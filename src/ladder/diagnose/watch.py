@@ -9,6 +9,7 @@ from typing import Any
 from ladder.base.jsonl import read_lines
 from ladder.diagnose.detectors import DETECTORS, Alarms
 from ladder.diagnose.finding import Finding
+from ladder.diagnose.series import History
 
 LoggedAnswer = tuple[float, str]
 """(reward, prompt and completion as text)."""
@@ -20,7 +21,7 @@ class Watch:
     def __init__(self, alarms: Alarms, told: Sequence[str] = ()) -> None:
         self.alarms = alarms
         self.told = {*told, *alarms.off}
-        self.rows: list[Mapping[str, Any]] = []
+        self.history = History()
         self.first = ""
 
     def step(self, step: int, figures: Mapping[str, float], answers: Sequence[LoggedAnswer]) -> list[Finding]:
@@ -28,10 +29,10 @@ class Watch:
         the highest reward."""
         best = max(answers)[1] if answers else ""
         self.first = self.first or best
-        self.rows.append({**figures, "step": step})
+        self.history.append({**figures, "step": step})
         findings = []
         for name, detect in DETECTORS.items():
-            detection = None if name in self.told else detect(self.rows, self.alarms)
+            detection = None if name in self.told else detect(self.history, self.alarms)
             if detection is not None:
                 self.told.add(name)
                 texts = tuple(text for text in (self.first, best) if text)

@@ -1,7 +1,8 @@
-"""Directories that are either complete or not there: checkpoints that survive being killed at any instant.
+"""Directories that are either complete or absent: checkpoints that survive a kill at any instant.
 
-Written beside its final name, every file and directory fsynced, a manifest with each file's size and sha256 last,
-then one rename. Resuming takes the newest one whose manifest verifies; a damaged one is passed over with a word.
+A directory is written under a temporary name beside its final one. Its manifest, with the size and sha256 of every
+file, is written last; every file and directory is fsynced; one rename makes it visible. Resuming takes the newest
+checkpoint whose manifest verifies; a damaged one is reported and deleted.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from ladder.base.files import MANIFEST, disk_error, fsync, sha256
 
 
 def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:
-    """Lets `writer` fill a directory and puts it at `final`, whole. Raises UserError when the disk refuses.
+    """Lets `writer` fill a directory, and moves it to `final` when it is complete.
 
-    Whatever goes wrong, nothing half-written stays, and what stood at `final` before still does.
+    On any error no partial directory remains, and a directory that was at `final` before is still there. Raises
+    UserError when the disk cannot be written (full, no permission, I/O error).
     """
     partial = final.with_name(f".{final.name}.partial")
-    _settle(_old(final))
+    _settle(_old_path(final))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -35,20 +37,20 @@ def write_directory(final: Path, writer: Callable[[Path], None]) -> Path:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         for path in [*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
             fsync(path)
-        _put(partial, final)
+        _move_into_place(partial, final)
     except BaseException as err:
         size = sum(p.stat().st_size for p in partial.rglob("*") if p.is_file()) if partial.exists() else 0
         shutil.rmtree(partial, ignore_errors=True)
-        refused = _refusal(err)
-        if refused is None:
+        os_error = _os_error(err)
+        if os_error is None:
             raise
-        raise disk_error(refused, final, size) from err
+        raise disk_error(os_error, final, size) from err
     return final
 
 
-def _put(partial: Path, final: Path) -> None:
-    """Renames into place. A directory cannot replace another in one step, so the old one steps aside meanwhile."""
-    old = _old(final)
+def _move_into_place(partial: Path, final: Path) -> None:
+    """Renames `partial` to `final`. A rename cannot replace a directory, so an existing one is moved aside first."""
+    old = _old_path(final)
     try:
         if final.exists():
             final.rename(old)
@@ -58,12 +60,13 @@ def _put(partial: Path, final: Path) -> None:
         _settle(old)
 
 
-def _old(final: Path) -> Path:
+def _old_path(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
 
 
 def _settle(old: Path) -> None:
-    """Brings a version that stepped aside back if nothing took its place, and drops it otherwise."""
+    """Ends an interrupted replacement: deletes a version that was moved aside, or restores it if no new version is
+    there."""
     if not old.exists():
         return
     final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
@@ -73,8 +76,8 @@ def _settle(old: Path) -> None:
         old.rename(final)
 
 
-def _refusal(err: BaseException) -> OSError | None:
-    """The disk's refusal behind an exception, if that is what it is; safetensors wraps it into a kind of its own."""
+def _os_error(err: BaseException) -> OSError | None:
+    """The operating system's error in an exception, or None; safetensors wraps it in its own exception class."""
     if isinstance(err, OSError):
         return err
     number = re.search(r"\(os error (\d+)\)", str(err)) if isinstance(err, SafetensorError) else None
@@ -82,7 +85,7 @@ def _refusal(err: BaseException) -> OSError | None:
 
 
 def verify(directory: Path) -> str | None:
-    """What is wrong with a directory's files; None when it is complete and unchanged."""
+    """What is wrong with the files of a directory, as a sentence; None when they are complete and unchanged."""
     try:
         manifest: Any = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError:
@@ -90,7 +93,7 @@ def verify(directory: Path) -> str | None:
     except (ValueError, OSError) as err:
         return f"its manifest cannot be read ({err})"
     if not isinstance(manifest, dict):
-        return "its manifest is no list of files"
+        return "its manifest is not a list of files"
     for name, expected in manifest.items():
         path = directory / name
         if not path.is_file():
@@ -103,33 +106,34 @@ def verify(directory: Path) -> str | None:
 
 
 def save(root: Path, step: int, writer: Callable[[Path], None], keep: int = 2) -> Path:
-    """Writes root/step-NNNNNN and drops all but the newest `keep` (at least 1)."""
+    """Writes root/step-NNNNNN and deletes all but the newest `keep` checkpoints (at least 1)."""
     assert keep >= 1
-    done = write_directory(root / f"step-{step:06d}", writer)
-    for old in _all(root)[keep:]:
+    written = write_directory(root / f"step-{step:06d}", writer)
+    for old in _all_newest_first(root)[keep:]:
         shutil.rmtree(old)
-    return done
+    return written
 
 
 def newest(root: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; tells `say` of each one passed over, and drops it."""
+    """The newest checkpoint that verifies, or None. Reports each newer, damaged one to `say` and deletes it."""
     for path in root.glob(".step-*.old"):
         _settle(path)
     for path in root.glob(".step-*.partial"):
         shutil.rmtree(path)
-    for path in _all(root):
-        wrong = verify(path)
-        if wrong is None:
+    for path in _all_newest_first(root):
+        damage = verify(path)
+        if damage is None:
             return path
-        say(f"{path} is damaged: {wrong}; going back to the one before")
+        say(f"{path} is damaged: {damage}; going back to the one before")
         shutil.rmtree(path)
     return None
 
 
 def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
-def _all(root: Path) -> list[Path]:
-    found = (p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
-    return sorted(found, key=step_of, reverse=True)
+def _all_newest_first(root: Path) -> list[Path]:
+    checkpoints = (p for p in root.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
+    return sorted(checkpoints, key=step_of, reverse=True)

@@ -1,11 +1,11 @@
-"""The engine: tokens, masks, columns and losses in; gradients out. It knows no technique's name.
+"""The engine trains a model from tokens, masks, columns and a loss. It does not know which technique they come from.
 
-Six verbs: forward, update, weights, freeze, save, load. One optimiser step is
+It has six operations: forward, update, weights, freeze, save, load. One optimiser step follows the gradient of
 
     (1 / count) * sum over units of loss(policy(tokens), columns)
 
 with the count taken over the whole step before its first forward pass, so every split into micro-batches gives
-the same gradient. A step whose loss or gradient is not finite changes nothing and stops the run.
+the same gradient. A step whose loss or gradient is not finite changes no weight and stops the run.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ from ladder.packing.pack import Packed, count, pack, prompt_length, sequences
 __all__ = ["Engine", "NotFinite"]
 
 PROCESSOR = 1280
-"""Tokens of a micro-batch where nothing else is said: products are as fast as with more, and of a model of 135 million
-parameters it holds 0.9 GB."""
+"""Default token budget of a micro-batch on the CPU: matrix products are as fast as with more tokens, and a micro-batch
+of a model of 135 million parameters needs 0.9 GB."""
 ELSEWHERE = 8192
-"""A GPU wants thousands of rows."""
+"""Default token budget on a GPU, whose matrix products need thousands of rows to be fast."""
 
 
 class Engine:
-    """A causal language model, or one with a scalar head, under training (with `optim`) or frozen (without).
+    """A causal language model, or a model with a scalar head, either under training (with `optim`) or frozen (without).
 
     budget: most tokens of one micro-batch; it bounds memory and changes no gradient (None: PROCESSOR or ELSEWHERE).
-    temperature: of the distribution whose log-probabilities are meant (the sampler's). checkpointing: recompute
-    activations in backward. total_steps: of the learning-rate schedule, in optimiser steps. workers: threads that run
-    micro-batches side by side, each with its own copy of the gradients, summed in order: for models so small that one
-    operator cannot fill the cores. without: a context in which the model is another one (an adapter switched off); only
-    `forward(reference=True)` enters it.
+    share_prefix: store prefixes that neighbouring sequences share once. temperature: the sampling temperature, at which
+    log-probabilities are computed. checkpointing: recompute activations in backward. total_steps: optimiser steps of
+    the learning-rate schedule. workers: threads that run micro-batches in parallel, each with its own copy of the
+    gradients, summed in a fixed order; for models so small that one operator cannot use all cores. without: a context
+    manager in which the model is the reference (with the adapter off), used by `forward(reference=True)`.
+    Raises ValueError when `optim` is given and no parameter is trainable.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Engine:
         self.temperature = temperature
         self.without = without
         self.workers = workers
-        self.in_place = workers == 1  # workers take their gradients apart
+        self.in_place = workers == 1  # several workers must not accumulate into the same `.grad`
         self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
         if workers > 1:
-            sys.setswitchinterval(1e-4)  # with the default 5 ms the threads wait for each other's interpreter
+            sys.setswitchinterval(1e-4)  # with the default of 5 ms, threads wait too long for the interpreter lock
         self.device = next(model.parameters()).device
         self.budget = budget or (PROCESSOR if self.device.type == "cpu" else ELSEWHERE)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -97,38 +98,41 @@ class Engine:
     def forward(
         self, units: Sequence[Unit], *, entropy: bool = False, reference: bool = False
     ) -> list[dict[str, Tensor]]:
-        """Columns of every sequence in order, float32 [T] on the CPU, 0 off the mask: {"logps", "entropy"?}, or
-        {"values"} of a scalar head, each at the position whose hidden state comes before the masked token."""
+        """Columns of every sequence in order, float32 [T] on the CPU, 0 where the mask is False: {"logps"}, with
+        "entropy" if requested, or {"values"} of a scalar head.
+
+        The entry of a token is computed from the hidden state at the position before it. reference: of the reference
+        model instead of the policy. Raises ValueError for a reference without an adapter.
+        """
         samples = list(sequences(units))
         columns: list[dict[str, Tensor]] = []
-        at = 0
         if reference and self.without is None:
-            raise ValueError("this engine has no adapter to switch off: freeze() a copy for the reference")
+            raise ValueError("this engine has no adapter to switch off: use a frozen copy (freeze()) as the reference")
         with torch.no_grad(), self.without() if reference and self.without else nullcontext():
             for packed in pack(units, (), self.budget, self.share_prefix):
                 packed = packed.to(self.device)
                 out = self._out(packed, entropy)
-                named = {"logps": out.logps} if out.values is None else {"values": out.values}
-                named |= {} if out.entropy is None else {"entropy": out.entropy}
-                parts = {
-                    name: x.float().cpu().split(packed.batch.lengths_S.tolist()) for name, x in named.items()
+                outputs_N = {"logps": out.logps} if out.values is None else {"values": out.values}
+                outputs_N |= {} if out.entropy is None else {"entropy": out.entropy}
+                by_sequence = {
+                    name: x.float().cpu().split(packed.batch.lengths_S.tolist()) for name, x in outputs_N.items()
                 }
                 for i in range(packed.batch.n_seqs):
-                    mask = samples[at].mask
+                    mask = samples[len(columns)].mask
                     columns.append(
-                        {n: torch.zeros(len(mask)).masked_scatter_(mask, p[i]) for n, p in parts.items()}
+                        {name: torch.zeros(len(mask)).masked_scatter_(mask, x[i]) for name, x in by_sequence.items()}
                     )
-                    at += 1
         return columns
 
     def _out(self, packed: Packed, entropy: bool) -> Out:
-        asked = self._hidden(packed)
+        """The model's output at the trained positions of a micro-batch."""
+        hidden_ND = self._hidden(packed)
         if isinstance(self.head, ScalarHead):
-            values = self.head.values(asked)
-            return Out(values.new_full(values.shape, math.nan), None, values)  # no loss may read a log-probability
+            values = self.head.values(hidden_ND)
+            return Out(values.new_full(values.shape, math.nan), None, values)  # NaN: no loss may read log-probabilities
         return Out(
             *token_logps(
-                asked,
+                hidden_ND,
                 self.head,
                 packed.tgt_N,
                 temperature=self.temperature,
@@ -138,7 +142,7 @@ class Engine:
         )
 
     def _hidden(self, packed: Packed) -> Tensor:
-        """[N, D]: the last hidden states of the positions that predict."""
+        """The last hidden states at the positions that predict, [N, D]."""
         plan = PackedPlan.of(packed.segments, len(packed.tokens_T)).to(self.device)
         if self.fused is not None:
             return self.fused.hidden(packed.tokens_T, packed.positions_T, plan, packed.src_N, self.in_place)
@@ -155,40 +159,41 @@ class Engine:
     def update(
         self, units: Sequence[Unit], loss: Loss, *, epochs: int = 1, minibatches: int = 1, key: int = 0
     ) -> dict[str, float]:
-        """`epochs` passes over the units, each in `minibatches` optimiser steps; returns figures of all steps.
+        """Makes `epochs` passes over the units, each in `minibatches` optimiser steps; returns figures of all steps.
 
-        "loss", "grad_norm", "lr", "tokens", "tokens_per_s" and the loss's own metrics, averaged over what they
-        are measured on; "first/..." are those of the first optimiser step, measured before any weight moved.
-        Minibatches keep the answers to one prompt together and are shuffled by `key` after the first epoch.
-        Raises ValueError when there is nothing to train, NotFinite when a number is not.
+        Figures: "loss", "grad_norm", "lr", "tokens", "tokens_per_s" and the loss's own metrics, each averaged over the
+        elements it is measured on; "first/..." are those of the first optimiser step, measured before any weight
+        changed. Minibatches keep the answers to one prompt together, and are shuffled by `key` after the first epoch.
+        Raises ValueError when there is nothing to train, NotFinite when a loss or gradient is not finite.
         """
         if self.optimizer is None:
-            raise ValueError("this engine is frozen: it has no optimiser")
+            raise ValueError("a frozen engine cannot be trained: it has no optimiser")
         if not units:
             raise ValueError("nothing to train: the batch is empty")
         start, meter, first = time.perf_counter(), _Meter(), {}
         for epoch in range(epochs):
             for part in _minibatches(units, minibatches, shuffle=rng.key(key, epoch) if epoch else None):
-                one = _Meter()
-                self._step(part, loss, one)
-                first = first or {f"first/{k}": v for k, v in one.result().items() if k != "tokens"}
-                meter.merge(one)
+                step_meter = _Meter()
+                self._step(part, loss, step_meter)
+                first = first or {f"first/{k}": v for k, v in step_meter.result().items() if k != "tokens"}
+                meter.merge(step_meter)
         figures = meter.result() | first
         figures["lr"] = self.optimizer.last_lr
         figures["tokens_per_s"] = meter.total("tokens") / (time.perf_counter() - start)
         return figures
 
     def _step(self, units: Sequence[Unit], loss: Loss, meter: _Meter) -> None:
-        """One optimiser step."""
+        """One optimiser step: the gradients of all micro-batches are summed, then the optimiser steps."""
         assert self.optimizer is not None
         total = count(units, loss)
         packs = pack(units, loss.needs, self.budget, self.share_prefix, self.workers)
-        parts = self.pool.map(lambda p: self._gradients(p, loss, total), packs) if self.pool else None
-        if parts is None:
-            parts = (self._accumulate(p, loss, total) for p in packs)
-        figures: list[tuple[Tensor, dict[str, Tensor]]] = []  # read when all is under way: a GPU would wait
+        results = self.pool.map(lambda p: self._gradients(p, loss, total), packs) if self.pool else None
+        if results is None:
+            results = (self._accumulate(p, loss, total) for p in packs)
+        # read after all micro-batches have been launched, so that the GPU is not synchronised in between
+        figures: list[tuple[Tensor, dict[str, Tensor]]] = []
         try:
-            for value, grads, metrics in parts:
+            for value, grads, metrics in results:
                 for param, grad in zip(self.trained.values(), grads, strict=False):
                     if grad is not None:
                         param.grad = grad if param.grad is None else param.grad.add_(grad)
@@ -198,24 +203,25 @@ class Engine:
             for value, metrics in figures:
                 loss_sum += value.item()
                 meter.add(metrics)
-        except BaseException:  # half a step's gradients must not flow into the next step
+        except BaseException:  # the gradients of an incomplete step must not be added to the next step's
             self.optimizer.zero_grad()
             raise
         if not math.isfinite(loss_sum):
             self.optimizer.zero_grad()
             raise NotFinite(f"the loss is {loss_sum} at optimiser step {self.optimizer.step_count}")
         norm = self.optimizer.step()
-        meter.one("loss", loss_sum)
-        meter.one("grad_norm", norm)
+        meter.add_value("loss", loss_sum)
+        meter.add_value("grad_norm", norm)
         meter.count("tokens", sum(p.tokens_T.numel() for p in packs))
 
     def _value(self, packed: Packed, loss: Loss, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's share of the step's loss, and its metrics."""
         packed = packed.to(self.device)
-        each, metrics = loss(self._out(packed, loss.entropy), packed.batch)
-        return each.sum() / total, metrics
+        losses, metrics = loss(self._out(packed, loss.entropy), packed.batch)
+        return losses.sum() / total, metrics
 
     def _accumulate(self, packed: Packed, loss: Loss, total: float) -> tuple[Tensor, tuple[()], dict[str, Tensor]]:
-        """Gradients straight into the parameters: no second copy."""
+        """Backward with the gradients accumulated in the parameters' `.grad`, without a second copy."""
         with torch.enable_grad():
             value, metrics = self._value(packed, loss, total)
             value.backward()
@@ -224,7 +230,7 @@ class Engine:
     def _gradients(
         self, packed: Packed, loss: Loss, total: float
     ) -> tuple[Tensor, tuple[Tensor | None, ...], dict[str, Tensor]]:
-        """Gradients apart, so that workers do not meet in the parameters."""
+        """Backward with the gradients returned, so that parallel workers do not write to the same `.grad`."""
         with torch.enable_grad():
             value, metrics = self._value(packed, loss, total)
             grads = torch.autograd.grad(value, list(self.trained.values()), allow_unused=True)
@@ -233,12 +239,12 @@ class Engine:
     # ------------------------------------------------------------ weights
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's parameters by name, live (not copies). They are for reading: the optimiser writes halves anew
-        from float32 weights of its own."""
+        """The model's parameters by name, live (not copies). For reading only: bfloat16 parameters are overwritten from
+        the optimiser's float32 master weights at every step."""
         return iter(self.model.named_parameters())
 
     def freeze(self) -> Engine:
-        """A frozen copy of the model as it is now."""
+        """A frozen engine with a copy of the current model."""
         import copy
 
         model = copy.deepcopy(self.model).requires_grad_(False)
@@ -247,7 +253,7 @@ class Engine:
         )
 
     def save(self, directory: Path) -> None:
-        """Writes what training changed: trained weights and the optimiser's state (safetensors and JSON)."""
+        """Writes the trained weights and the optimiser's state (safetensors and JSON)."""
         if self.optimizer is None:
             raise ValueError("a frozen engine has nothing to save")
         self.optimizer.save(directory)
@@ -276,7 +282,7 @@ def _minibatches(units: Sequence[Unit], n: int, *, shuffle: int | None) -> list[
         blocks = [blocks[i] for i in order]
     size, parts, done = len(units) / n, [[] for _ in range(n)], 0
     for i, block in enumerate(blocks):
-        # the part this block's middle falls into, yet so that every later part can still get a block
+        # the part in which this block's middle falls, such that every later part can still get a block
         part = min(int((done + len(block) / 2) / size), n - 1)
         part = max(part, n - (len(blocks) - i))
         while part and not parts[part - 1]:
@@ -294,7 +300,7 @@ def _same_prompt(a: Unit, b: Unit) -> bool:
 
 
 class _Meter:
-    """Averages metrics over the elements they are measured on; "_max" takes the maximum, counts add up."""
+    """Averages metrics over the elements they are measured on; "..._max" metrics take the maximum, counts add up."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -312,7 +318,7 @@ class _Meter:
                 self.sums[name] = self.sums.get(name, 0.0) + x.sum().item()
                 self.ns[name] = self.ns.get(name, 0) + x.numel()
 
-    def one(self, name: str, value: float) -> None:
+    def add_value(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
         self.ns[name] = self.ns.get(name, 0) + 1
 

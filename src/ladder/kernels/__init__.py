@@ -1,1 +1,2 @@
-"""Small C kernels for the processor's hot paths, compiled on first use; everything they do, torch can do slower."""
+"""Kernels for the hot paths: C for the CPU, compiled on first use, and Triton for CUDA. torch's operators compute the
+same more slowly, and are the oracle in the tests."""

@@ -1,11 +1,12 @@
-/* Attention over a packed row, forward and backward, where the projections leave queries, keys and values.
+/* Attention over a packed row, forward and backward, on queries, keys and values in the layout of the projections.
 
-     o_i = sum_j p_ij v_j,  p_i = softmax_j(scale q_i k_j) over j in all that i's segment continues, and in its own up to i
+     o_i = sum_j p_ij v_j,  p_i = softmax_j(scale q_i k_j)  over j in the ancestors of i's segment, and up to i in its own
 
-   A segment continues another one, which may continue a third: a family is one that continues nothing with all that stand
-   on it. One segment and one key head are one piece of work; what its backward owes to the segments it stands on is laid
-   down apart and added family by family, always in the same order, so the number of threads changes no bit. Scores are of
-   ROWS queries at a time and never leave the second cache; backward computes them again from their log-sum-exp. */
+   The segments form prefix trees (packing/prefix_tree.py): a segment may continue a parent, and a family is one tree.
+   One segment and one key head are one piece of work. Its gradients for the keys and values of its ancestors are stored
+   apart and then added tree by tree, always in the same order, so the number of threads changes no bit of the result.
+   Scores are computed for ROWS queries at a time and stay in the second-level cache; backward recomputes them from
+   their log-sum-exp. */
 #include "gemm.h"
 
 #define ROWS 32
@@ -20,9 +21,9 @@ static inline vi lanes(void) {
 }
 static inline vi below(int64_t n) { return lanes() < (vi){} + (int)n; } /* the first n lanes */
 
-/* ---------------------------------------------------------------- laying out */
+/* ---------------------------------------------------------------- copies with padding */
 
-/* n rows of W numbers, `stride` apart, times scale -> rows of Wp, zeros behind. */
+/* Copies n rows of W numbers, `stride` apart, times scale, to rows of Wp numbers padded with zeros. */
 static void take(const float *x, int64_t stride, int64_t n, int64_t W, int64_t Wp, float scale, float *to) {
   for (int64_t i = 0; i < n; i++) {
     for (int64_t d = 0; d < W; d++) to[i * Wp + d] = x[i * stride + d] * scale;
@@ -30,12 +31,13 @@ static void take(const float *x, int64_t stride, int64_t n, int64_t W, int64_t W
   }
 }
 
+/* The inverse of `take`. */
 static void give(const float *x, int64_t Wp, int64_t n, int64_t W, float scale, float *to, int64_t stride) {
   for (int64_t i = 0; i < n; i++)
     for (int64_t d = 0; d < W; d++) to[i * stride + d] = x[i * Wp + d] * scale;
 }
 
-/* x [n, Wp] -> to [Wp, Kp], zeros behind the first n columns. */
+/* Transposes x [n, Wp] to [Wp, Kp], with zeros after the first n columns. */
 static void turn(const float *x, int64_t n, int64_t Wp, int64_t Kp, float *to) {
 #if defined(__GNUC__) && !defined(__clang__)
   vi line = lanes();
@@ -65,17 +67,17 @@ static void turn(const float *x, int64_t n, int64_t Wp, int64_t Kp, float *to) {
 
 /* ---------------------------------------------------------------- one segment */
 
-typedef struct { /* start of packed positions; parent: its place among the spans, -1 for none; above: tokens it stands on;
-                    owed: how many tokens stand above all spans before it */
+typedef struct { /* a segment. start: packed position; parent: index among the spans, -1 for none; above: prefix length,
+                    the tokens of all ancestors; owed: sum of the prefix lengths of all spans before it */
   int64_t start, length, parent, above, owed;
 } span;
 
-typedef struct { /* where the numbers lie: rows of q and o are H W long, of k and v KH W */
+typedef struct { /* sizes: rows of q and o have H W numbers, rows of k and v KH W */
   int64_t H, KH, W;
   float scale;
 } shape;
 
-/* Rows of the keys of span i, those it stands on first. */
+/* Gathers the keys (or values) of span i and its ancestors, in sequence order. */
 static void gather(const float *x, const shape *s, const span *spans, int64_t i, int64_t head, int64_t Wp, float *to) {
   int64_t row = s->KH * s->W;
   for (; i >= 0; i = spans[i].parent) {
@@ -84,19 +86,21 @@ static void gather(const float *x, const shape *s, const span *spans, int64_t i,
   }
 }
 
+/* Takes memory for n numbers from a thread's scratch. */
 static float *cut(float **room, int64_t n) {
   float *x = *room;
   *room += up(n);
   return x;
 }
 
-/* Numbers that one thread needs for segments of at most `keys` keys. */
+/* Floats of scratch that one thread needs for segments of at most `keys` keys. */
 int64_t attend_room(int64_t keys, int64_t W) {
   int64_t Wp = up(W), Kp = up(keys);
   return 5 * Kp * Wp + 2 * ROWS * Kp + 3 * ROWS * Wp + ROWS;
 }
 
-/* Row i of the scores [rows, width] sees its first `limit` + i columns: they become exp(x - top), the others 0. */
+/* Softmax without its division: of row i of the scores [rows, width], the first `limit` + i columns are visible and
+   become exp(x - maximum), the others 0. Writes each row's log-sum-exp, and 1 / sum to `scale`. */
 static void soften(float *S, int64_t width, int64_t rows, int64_t limit, float *lse, int64_t stride, float *scale) {
   for (int64_t i = 0; i < rows; i++, limit++) {
     float *row = S + i * width;
@@ -138,7 +142,7 @@ static void forward(const float *q, const float *k, const float *v, const shape 
     }
 }
 
-/* From scores and dO V^T to the probabilities (in S) and the gradient by the scores (in D). */
+/* Overwrites scores S with probabilities, and D = dO V^T with the gradient with respect to the scores. */
 static void harden(float *S, float *D, int64_t width, int64_t rows, int64_t limit, const float *lse, int64_t stride,
                    const float *delta) {
   for (int64_t i = 0; i < rows; i++, limit++) {
@@ -160,7 +164,7 @@ static void backward(const float *q, const float *k, const float *v, const float
   float *dK = cut(&room, keys * Wp), *dV = V, *S = cut(&room, ROWS * Kp), *D = cut(&room, ROWS * Kp);
   float *Q = cut(&room, ROWS * Wp), *dO = cut(&room, ROWS * Wp), *dQ = cut(&room, ROWS * Wp), *delta = cut(&room, ROWS);
   gather(k, s, spans, span_at, head, Wp, K), turn(K, keys, Wp, Kp, KT);
-  gather(v, s, spans, span_at, head, Wp, V), turn(V, keys, Wp, Kp, VT); /* from here on its place is dV's */
+  gather(v, s, spans, span_at, head, Wp, V), turn(V, keys, Wp, Kp, VT); /* from here on, dV uses V's memory */
   memset(dK, 0, keys * Wp * 4), memset(dV, 0, keys * Wp * 4);
   int64_t group = s->H / s->KH;
   for (int64_t h = head * group; h < (head + 1) * group; h++)
@@ -184,7 +188,7 @@ static void backward(const float *q, const float *k, const float *v, const float
   give(dK, Wp, P, W, 1, owed + above, 2 * narrow), give(dV, Wp, P, W, 1, owed + above + narrow, 2 * narrow);
 }
 
-/* What span i's backward laid down for those above it is added to their gradients. */
+/* Adds the gradients that span i's backward stored for its ancestors to theirs. */
 static void pay(const float *owed, const shape *s, const span *spans, int64_t i, int64_t head, float *dk, float *dv) {
   int64_t narrow = s->KH * s->W, at = head * s->W;
   const float *from = owed + spans[i].owed * 2 * narrow + at;
@@ -196,11 +200,11 @@ static void pay(const float *owed, const shape *s, const span *spans, int64_t i,
     }
 }
 
-/* ---------------------------------------------------------------- all of them */
+/* ---------------------------------------------------------------- all segments and heads */
 
 #define IN_PARALLEL _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads) if (threads > 1)")
 
-/* spans [S]: a family's together, the most work first. scratch [threads, room]. */
+/* spans [S]: tree by tree, those with most work first. scratch [threads, room]. */
 void attend_forward(const float *q, const float *k, const float *v, const span *spans, int64_t S, int64_t H, int64_t KH,
                     int64_t W, float scale, float *o, float *lse, float *scratch, int64_t room, int64_t threads) {
   shape s = {H, KH, W, scale};
@@ -209,7 +213,8 @@ void attend_forward(const float *q, const float *k, const float *v, const span *
     forward(q, k, v, &s, spans, piece / KH, piece % KH, o, lse, scratch + thread_number() * room);
 }
 
-/* families [n + 1]: where each begins among the spans. owed [tokens above all spans, 2, KH, W]. */
+/* families [n + 1]: index of each tree's first span. owed [sum of all prefix lengths, 2, KH, W]: gradients for ancestors'
+   keys and values. */
 void attend_backward(const float *q, const float *k, const float *v, const float *o, const float *lse, const float *go,
                      const span *spans, const int64_t *families, int64_t n, int64_t H, int64_t KH, int64_t W, float scale,
                      float *dq, float *dk, float *dv, float *owed, float *scratch, int64_t room, int64_t threads) {

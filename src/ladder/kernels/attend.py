@@ -1,4 +1,4 @@
-"""Attention over a packed row in C (`attend.c`), forward and backward, on float32 tensors on the CPU."""
+"""Attention over a packed row in C (`attend.c`), forward and backward, for float32 tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -20,35 +20,39 @@ ARGUMENTS = {
 
 
 def kernels() -> Any:
-    """The library, or None (`library.why` says why)."""
+    """The compiled library, or None (`library.why` gives the reason)."""
     return declared(library("attend"), ARGUMENTS, {"attend_room": Int})
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can work on tensors of this one's kind."""
+    """Whether the kernels support tensors of this device and dtype."""
     return readable(x) and kernels() is not None
 
 
 class Families:
-    """Segments as the kernels read them, a family's one after another, the most work first: threads end together.
+    """The segments of a packed row in the kernels' layout: tree by tree, those with most work first, so that threads
+    finish at about the same time.
 
-    spans [S, 5]: start, length, the place of what it continues (-1: nothing), tokens above it, and tokens above all
-    spans before it. families [n + 1]: where each begins."""
+    spans [S, 5]: start, length, index of the parent (-1: none), prefix length, and the sum of the prefix lengths of all
+    spans before. families [n + 1]: index of the first span of each tree, and the end. keys: most keys of one segment.
+    prefix_tokens: sum of all prefix lengths.
+    """
 
     def __init__(self, groups: Sequence[Sequence[Segment]]) -> None:
-        """groups: of each family, what a segment continues before it."""
-        row = [s for group in groups for s in group]
-        place = {s: i for i, s in enumerate(row)}
-        above = np.array([s.above for s in row])
-        continued = [place[s.parent] if s.parent else -1 for s in row]
-        columns = [s.start for s in row], [s.length for s in row], continued, above, above.cumsum() - above
+        """groups: the segments of each tree, parents before their children (`prefix_tree.families`)."""
+        segments = [s for group in groups for s in group]
+        index_of = {s: i for i, s in enumerate(segments)}
+        prefix_lengths = np.array([s.prefix_length for s in segments])
+        parents = [index_of[s.parent] if s.parent else -1 for s in segments]
+        starts, lengths = [s.start for s in segments], [s.length for s in segments]
+        columns = starts, lengths, parents, prefix_lengths, prefix_lengths.cumsum() - prefix_lengths
         self.spans = np.ascontiguousarray(np.stack([np.asarray(c) for c in columns], 1), np.int64)
         self.families = np.cumsum([0, *map(len, groups)], dtype=np.int64)
-        self.keys, self.above = max(s.keys for s in row), int(above.sum())
+        self.keys, self.prefix_tokens = max(s.keys for s in segments), int(prefix_lengths.sum())
         self.scratch: Tensor | None = None
 
     def room(self, W: int, threads: int) -> tuple[Tensor, int]:
-        """Scratch for all threads, and how much of it each has."""
+        """Scratch memory for all threads, and the floats that each thread has of it. W: width of a head."""
         each = kernels().attend_room(self.keys, W)
         if self.scratch is None or self.scratch.numel() < each * threads:
             self.scratch = torch.empty(each * threads)
@@ -56,7 +60,7 @@ class Families:
 
 
 def attend(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, families: Families, scale: float) -> tuple[Tensor, Tensor]:
-    """(attention [T, H, W], log-sum-exp of the scores [T, H])."""
+    """(attention output [T, H, W], log-sum-exp of the scores [T, H]) for H query heads, K key heads of width W."""
     T, H, W = q_THW.shape
     threads = torch.get_num_threads()
     scratch, each = families.room(W, threads)
@@ -78,15 +82,15 @@ def attend_backward(
     families: Families,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v."""
+    """Gradients with respect to q, k and v."""
     H, W = q_THW.shape[1:]
     threads = torch.get_num_threads()
     scratch, each = families.room(W, threads)
     dq, dk, dv = torch.empty_like(q_THW), torch.empty_like(k_TKW), torch.empty_like(v_TKW)
-    owed = q_THW.new_empty(families.above, 2, *k_TKW.shape[1:])
+    prefix_grads = q_THW.new_empty(families.prefix_tokens, 2, *k_TKW.shape[1:])
     kernels().attend_backward(
         address(q_THW), address(k_TKW), address(v_TKW), address(out_THW), address(lse_TH), address(grad_THW),
         families.spans.ctypes.data, families.families.ctypes.data, len(families.families) - 1, H, k_TKW.shape[1], W,
-        scale, address(dq), address(dk), address(dv), address(owed), address(scratch), each, threads,
+        scale, address(dq), address(dk), address(dv), address(prefix_grads), address(scratch), each, threads,
     )  # fmt: skip
     return dq, dk, dv

@@ -1,12 +1,12 @@
-/* One decoding step of the Llama layout, and drawing a token: what the processor does between two tokens.
+/* One decoding step of the Llama layout on the CPU, and sampling a token.
 
      x = x + O attend(rope(Q h), rope(K h), V h),  h = norm(x)
      x = x + D (silu(G h) * U h),                  h = norm(x)                  logits = E norm(x)
 
-   The mathematics is rollout/llama.py's, which is the oracle; the stores of keys and values are rollout/store.py's.
-   Attention takes the rows of one prompt together: their queries meet the prompt's keys in one product.
+   The oracle is decoding/llama.py; the key-value caches are those of decoding/shared_cache.py. Attention processes
+   the rows of one prompt together: their queries are multiplied with the prompt's keys in one product.
 
-   Matrices, keys and values are floats, or bfloat16s (`half`): then what a matrix multiplies is rounded too. */
+   Matrices, keys and values are in float32, or in bfloat16 (`half`), and then matrix inputs are rounded too. */
 #include "half.h"
 
 typedef struct {
@@ -18,20 +18,21 @@ typedef struct {
 } Model;
 
 typedef struct {
-  int64_t A, room, P, units; /* P: columns of a prompt's keys */
-  const int64_t *tokens, *positions, *own; /* own: where each row's new token goes */
+  int64_t A, room, P, units; /* A: rows; room: tokens in a row's own cache; P: tokens in the prompts' cache; units:
+                                groups of rows of one prompt that attend together */
+  const int64_t *tokens, *positions, *own; /* own: index of each row's new token in its own cache */
   const int64_t *rows, *unit_first, *unit_rows, *unit_prompt, *prompt_lengths;
   void **own_keys, **own_values;             /* [slots * KH, W, room], [slots * KH, room, W] a layer */
   const void **prompt_keys, **prompt_values; /* [p * KH, W, P], [p * KH, P, W] a layer */
 } Turn;
 
-/* Weights [N, K] into panels [ceil(N / NB)][K][NB], zeros behind the last column. */
+/* Packs weights [N, K] into panels [ceil(N / NB)][K][NB], padded with zeros after the last column. */
 void pack(const float *w, int64_t N, int64_t K, float *to, int64_t threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t p = 0; p < (N + NB - 1) / NB; p++) {
     float *out = to + p * K * NB;
     int64_t n = N - p * NB < NB ? N - p * NB : NB;
-    for (int64_t k0 = 0; k0 < K; k0 += 16) { /* in squares: both sides by lines of the cache */
+    for (int64_t k0 = 0; k0 < K; k0 += 16) { /* in blocks of 16, so that reads and writes use whole cache lines */
       int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
       for (int64_t j = 0; j < NB; j++)
         for (int64_t k = k0; k < k1; k++) out[k * NB + j] = j < n ? w[(p * NB + j) * K + k] : 0;
@@ -67,7 +68,7 @@ static void norm_row(const float *x, const float *w, int64_t D, float eps, float
 }
 
 static void rotate(float *x, const float *cos, const float *sin, int64_t W) {
-  int64_t half = W / 2; /* sin has the sign that its half of the pair has */
+  int64_t half = W / 2; /* the first half of sin is negated */
   for (int64_t i = 0; i < half; i++) {
     float a = x[i], b = x[i + half];
     x[i] = a * cos[i] + b * sin[i];
@@ -75,7 +76,7 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t W) {
   }
 }
 
-/* A matrix's input in bfloat16: rows [A, deep(K)] of zeros behind K. Inside a parallel region. */
+/* Rounds the input of a matrix product to bfloat16: rows [A, deep(K)], padded with zeros. Inside a parallel region. */
 static void lowered(const float *h, int64_t lda, int64_t A, int64_t K, uint16_t *low) {
   int64_t d = deep(K), whole = K / VL * VL;
 #pragma omp for
@@ -85,22 +86,22 @@ static void lowered(const float *h, int64_t lda, int64_t A, int64_t K, uint16_t 
   }
 }
 
-/* Number i of an array of either kind. */
+/* Address of element i of an array in float32 or bfloat16. */
 static inline const void *at_number(const void *p, int64_t i, int half) { return (const char *)p + i * (half ? 2 : 4); }
 
-/* Panel p of a matrix, or null behind its last. */
+/* Panel p of a matrix, or null after the last one. */
 static const void *panel_at(int half, const void *w, int64_t K, int64_t p, int64_t panels) {
   return p < panels ? at_number(w, p * (half ? deep(K) : K) * NB, half) : 0;
 }
 
-/* C [A, NB] (+)= h B, a panel; `behind` will be read next, or null. */
+/* C [A, NB] (+)= h B for one panel B. behind: the panel that will be read next, or null. */
 static void one_panel(int half, const float *h, int64_t lda, const uint16_t *low, int64_t A, int64_t K, const void *B,
                       float *C, int64_t ldc, int add, const void *behind) {
   if (half) half_panel(low, deep(K), A, deep(K), B, C, ldc, add, behind);
   else panel(h, lda, A, K, B, C, ldc, add, behind);
 }
 
-/* C [A, N] (+)= h W + bias: the threads share the panels. low: room for h in bfloat16. Inside a parallel region. */
+/* C [A, N] (+)= h W + bias, panels divided among threads. low: memory for h in bfloat16. Inside a parallel region. */
 static void product(int half, const float *h, int64_t lda, int64_t A, int64_t K, int64_t N, const void *w,
                     const float *bias, float *C, int64_t ldc, int add, uint16_t *low) {
   int64_t panels = (N + NB - 1) / NB;
@@ -146,7 +147,7 @@ static void gated(int half, const float *h, int64_t lda, int64_t A, int64_t K, i
   }
 }
 
-/* C [A, N] = h W + bias, for reading prompts. ldc: whole panels; C has tall(A) rows, low [tall(A), deep(K)]. */
+/* C [A, N] = h W + bias, for prefill. ldc: a multiple of NB; C has memory for tall(A) rows; low [tall(A), deep(K)]. */
 void multiply(const float *h, int64_t A, int64_t K, int64_t N, const void *w, const float *bias, float *C, int64_t ldc,
               uint16_t *low, int64_t half, int64_t threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -159,20 +160,20 @@ void multiply(const float *h, int64_t A, int64_t K, int64_t N, const void *w, co
 
 /* ---------------------------------------------------------------- attention */
 
-/* C [M, N] (+)= A [M, K] B [K, N], B of either kind as it lies. */
+/* C [M, N] (+)= A [M, K] B [K, N], B in float32 or bfloat16, in row-major order. */
 static void meet(int half, const float *A, int64_t rs, int64_t M, int64_t K, int64_t N, const void *B, int64_t ldb,
                  float *C, int64_t ldc, int add) {
   if (half) lying(A, rs, 1, M, K, N, B, 1, ldb, C, ldc, add);
   else plain(A, rs, 1, M, K, N, B, ldb, C, ldc, add);
 }
 
-/* Asks for a row's own keys or values ahead of time: `lines` pieces of `n` numbers, `apart` from each other. */
+/* Prefetches a row's own keys or values: `lines` runs of `n` numbers, `apart` numbers from each other. */
 static inline void ahead(int half, const void *p, int64_t lines, int64_t n, int64_t apart) {
   for (int64_t i = 0; i < lines; i++)
     for (int64_t j = 0; j < n; j += half ? 32 : 16) __builtin_prefetch(at_number(p, i * apart + j, half), 0, 2);
 }
 
-/* Attention of the rows of one unit (all of one prompt) through one key head. S: room for the scores. */
+/* Attention of the rows of one unit (all of one prompt) for one key head. S: memory for scores, queries and outputs. */
 static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, int64_t h, const float *qkv, int64_t ldq,
                    float *out, int64_t ldo, float *S) {
   int64_t g = m->H / m->KH, W = m->W, P = t->P, R = t->unit_rows[unit], p = t->unit_prompt[unit];
@@ -217,7 +218,7 @@ static void attend(const Model *m, const Turn *t, int64_t layer, int64_t unit, i
   }
 }
 
-/* Finishes a row's queries and keys, and puts its new key and value where they belong. */
+/* Norms and rotates a row's queries and keys, and writes its new key and value to its own cache. */
 static void place(const Model *m, const Turn *t, int64_t layer, int64_t a, float *x) {
   int64_t W = m->W, both = m->H + m->KH, at = t->own[a];
   const float *cos = m->cos + t->positions[a] * W, *sin = m->sin + t->positions[a] * W;
@@ -243,8 +244,8 @@ static void place(const Model *m, const Turn *t, int64_t layer, int64_t a, float
 }
 
 /* Logits [A, wide(V)] of every row's next token. work: [A, wide(D) * 2 + wide((H + 2 KH) W) + wide(H W) + wide(I)]
-   floats in all; scratch: [threads, ...] for attention, `per_thread` floats each; low: [A, deep(widest input)]. With
-   half, tall(A) rows of all of them and of the logits. */
+   floats; scratch: `per_thread` floats for each thread, for attention; low: [A, deep(widest input)]. With half, all of
+   them and the logits have tall(A) rows. */
 void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t per_thread, uint16_t *low,
           float *logits) {
   int64_t A = t->A, D = m->D, Q = (m->H + 2 * m->KH) * m->W, HW = m->H * m->W, T = m->half ? tall(A) : A;
@@ -279,8 +280,8 @@ void step(const Model *m, const Turn *t, float *work, float *scratch, int64_t pe
   }
 }
 
-/* Draws from softmax(logits / temperature): the token whose stretch of the cumulative weights holds u * total, found
-   block by block, and its log-probability. logits [A, ld], u [A] in [0, 1). */
+/* Samples from softmax(logits / temperature) by inverse CDF: the token whose interval of the cumulative weights contains
+   u * total, found block by block, and its log-probability. logits [A, ld]; u [A]: uniform random numbers in [0, 1). */
 void draw(const float *logits, int64_t A, int64_t V, int64_t ld, double temperature, const double *u, int64_t *tokens,
           float *logps, int64_t threads) {
   enum { BLOCK = 128 };
@@ -322,7 +323,7 @@ void draw(const float *logits, int64_t A, int64_t V, int64_t ld, double temperat
       at += e[i];
       if (token < 0 && at > target) token = i;
     }
-    if (token < 0 || e[token] <= 0) token = last; /* rounding can leave the target behind the block's end */
+    if (token < 0 || e[token] <= 0) token = last; /* rounding can leave the target beyond the end of the block */
     tokens[a] = from + token;
     logps[a] = (float)(((double)z[from + token] - top) * scale - log(total));
   }

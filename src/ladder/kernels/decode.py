@@ -1,4 +1,4 @@
-"""The decoding kernels (`decode.c`) as functions of tensors: packed matrices, one step of a model, drawing tokens."""
+"""The decoding kernels (`decode.c`) as functions of tensors: packed matrices, one decoding step, token sampling."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ ARGUMENTS = {
 
 
 class _Model(ctypes.Structure):
+    """`Model` in decode.c."""
+
     _fields_ = (
         *((n, Int) for n in ("layers", "D", "H", "KH", "W", "I", "V", "threads", "half")),
         ("eps", Float),
@@ -39,6 +41,8 @@ class _Model(ctypes.Structure):
 
 
 class _Turn(ctypes.Structure):
+    """`Turn` in decode.c: the input of one step."""
+
     _fields_ = (
         *((n, Int) for n in ("A", "room", "P", "units")),
         *((n, Address) for n in ("tokens", "positions", "own")),
@@ -48,37 +52,37 @@ class _Turn(ctypes.Structure):
 
 
 def kernels() -> Any:
-    """The library, or None (`library.why` says why)."""
+    """The compiled library, or None (`library.why` gives the reason)."""
     return declared(library("decode"), ARGUMENTS, {name: Int for name in ARGUMENTS if name.endswith("_width")})
 
 
 def vector() -> int:
-    """Floats in one vector: what widths have to be multiples of."""
+    """Floats in one SIMD vector; widths must be multiples of it."""
     return kernels().vector_width()
 
 
 def wide(n: int) -> int:
-    """Columns in whole panels."""
-    return _whole(n, kernels().panel_width())
+    """A number of columns, rounded up to whole panels."""
+    return _round_up(n, kernels().panel_width())
 
 
 def tall(n: int) -> int:
-    """Rows in whole tiles."""
-    return _whole(n, kernels().tall_width())
+    """A number of rows, rounded up to whole tiles."""
+    return _round_up(n, kernels().tall_width())
 
 
 def deep(n: int) -> int:
-    """An inner dimension in whole tiles."""
-    return _whole(n, kernels().deep_width())
+    """An inner dimension, rounded up to whole tiles."""
+    return _round_up(n, kernels().deep_width())
 
 
-def _whole(n: int, width: int) -> int:
-    return -(-n // width) * width
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Weights [N, K] laid out for the kernels, in float32 or bfloat16."""
+class PackedMatrix:
+    """Weights [N, K] in the kernels' layout (panels of columns), float32 or bfloat16."""
 
     memory: Tensor
     N: int
@@ -89,7 +93,7 @@ class Packed:
         return self.memory.dtype == torch.bfloat16
 
     def multiply(self, x_AK: Tensor, bias: Tensor | None) -> Tensor:
-        """x W' + b, [A, N]; bfloat16 weights round x too."""
+        """x W' + b, [A, N]; with bfloat16 weights, x is rounded to bfloat16 too."""
         A, x, threads = len(x_AK), x_AK.contiguous(), torch.get_num_threads()
         out = torch.empty(tall(A), wide(self.N))
         low = torch.zeros(tall(A) if self.half else 0, deep(self.K), dtype=torch.bfloat16)
@@ -101,51 +105,51 @@ class Packed:
 
 
 class Arena:
-    """Room for many matrices in one piece of memory, in the order in which a step reads them."""
+    """One block of memory for many packed matrices, in the order in which a step reads them."""
 
     def __init__(self, shapes: Sequence[torch.Size], dtype: torch.dtype) -> None:
-        """shapes: [N, K] of all that will be packed. dtype: float32 or bfloat16."""
+        """shapes: [N, K] of every matrix that will be packed. dtype: float32 or bfloat16."""
         self.half = dtype == torch.bfloat16
-        self.memory = memory.empty(sum(self._numbers(*shape) for shape in shapes), dtype)
+        self.memory = memory.empty(sum(self._packed_size(*shape) for shape in shapes), dtype)
         self.used = 0
 
-    def _numbers(self, N: int, K: int) -> int:
+    def _packed_size(self, N: int, K: int) -> int:
         return wide(N) * (deep(K) if self.half else K)
 
-    def pack(self, weight_NK: Tensor) -> Packed:
-        """Weights [N, K], float32, laid out for `step`."""
+    def pack(self, weight_NK: Tensor) -> PackedMatrix:
+        """Packs float32 weights [N, K] into the next free part of the memory."""
         N, K = weight_NK.shape
         weight = weight_NK.contiguous()
-        out = self.memory[self.used : self.used + self._numbers(N, K)]
+        out = self.memory[self.used : self.used + self._packed_size(N, K)]
         self.used += out.numel()
         pack = kernels().pack_half if self.half else kernels().pack
         pack(address(weight), N, K, address(out), torch.get_num_threads())
-        return Packed(out, N, K)
+        return PackedMatrix(out, N, K)
 
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer's. The queries' scale is in their weights (or in q_norm)."""
+    """The weights of one layer. The attention scale is multiplied into the query weights (or into q_norm)."""
 
     norm1: Tensor
-    qkv: Packed
+    qkv: PackedMatrix
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Packed
+    out: PackedMatrix
     out_bias: Tensor | None
     norm2: Tensor
-    gate: Packed
+    gate: PackedMatrix
     gate_bias: Tensor | None
-    up: Packed
+    up: PackedMatrix
     up_bias: Tensor | None
-    down: Packed
+    down: PackedMatrix
     down_bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """D: of the hidden state; H query heads and KH key heads of width W; I: of the MLP; V: of the vocabulary."""
+    """D: hidden size; H query heads and KH key heads of width W; I: hidden size of the MLP; V: vocabulary size."""
 
     D: int
     H: int
@@ -155,8 +159,8 @@ class Sizes:
     V: int
 
 
-class Weights:
-    """A model's weights as the kernels read them; what they point to is kept alive here."""
+class DecodeWeights:
+    """A model's weights as the C struct that the kernels read. This object keeps alive the memory that it points to."""
 
     def __init__(
         self,
@@ -166,88 +170,98 @@ class Weights:
         eps: float,
         embedding: Tensor,
         norm: Tensor,
-        head: Packed,
+        head: PackedMatrix,
         head_bias: Tensor | None,
         cos: Tensor,
         sin: Tensor,
     ) -> None:
-        """cos, sin [length, W], sin with the sign that its half of the pair has."""
-        self.sizes, self.kept = sizes, [layers, embedding, norm, head, head_bias, cos, sin]
+        """cos, sin [length, W]: rotary tables; the first half of sin is negated."""
+        self.sizes, self.keep_alive = sizes, [layers, embedding, norm, head, head_bias, cos, sin]
         self.threads, self.half, self.dtype = torch.get_num_threads(), head.half, head.memory.dtype
         widths = (sizes.D, sizes.H, sizes.KH, sizes.W, sizes.I, sizes.V)
-        m = _Model(len(layers), *widths, self.threads, self.half, eps)
-        whole = {"embedding": embedding, "norm": norm, "head": head, "head_bias": head_bias, "cos": cos, "sin": sin}
-        for name, x in whole.items():
-            setattr(m, name, _address(x))
+        struct = _Model(len(layers), *widths, self.threads, self.half, eps)
+        single = {"embedding": embedding, "norm": norm, "head": head, "head_bias": head_bias, "cos": cos, "sin": sin}
+        for name, x in single.items():
+            setattr(struct, name, _address(x))
         for name in LayerWeights.__slots__:  # pyright: ignore[reportGeneralTypeIssues]
             table = addresses([getattr(layer, name) for layer in layers])
-            self.kept.append(table)
-            setattr(m, name, ctypes.addressof(table))
-        self.struct = m
+            self.keep_alive.append(table)
+            setattr(struct, name, ctypes.addressof(table))
+        self.struct = struct
 
 
-def addresses(tensors: Sequence[Tensor | Packed | None]) -> Any:
-    """A table of where tensors lie."""
+def addresses(tensors: Sequence[Tensor | PackedMatrix | None]) -> Any:
+    """A C array of the tensors' addresses."""
     return (Address * len(tensors))(*map(_address, tensors))
 
 
-def _address(x: Tensor | Packed | None) -> ctypes.c_void_p:
-    return address(x.memory if isinstance(x, Packed) else x)
+def _address(x: Tensor | PackedMatrix | None) -> ctypes.c_void_p:
+    return address(x.memory if isinstance(x, PackedMatrix) else x)
 
 
 ROWS = 16
-"""Most rows of one prompt that attend in one piece: their scores stay in the second cache, and pieces are dealt out."""
+"""Most rows of one prompt in one unit of attention: their scores fit into the second-level cache, and units are
+distributed over threads."""
 DEALT = 4
-"""Pieces for each thread, one key head each, if there are so many rows: the last of them should not be waited for."""
+"""Pieces of work per thread (a unit and one key head each) if there are enough rows, so that no thread waits long for
+the last one."""
 TALL = 8
-"""Fewest queries that a piece is cut down to: as many rows as a product takes at a time."""
+"""Fewest queries in a piece of work: the number of rows that a matrix product computes at a time."""
 
 
 def piece(A: int, heads: int, key_heads: int, threads: int) -> int:
-    """Most rows that attend in one piece, of A."""
-    pieces = -(-DEALT * threads // key_heads) if threads > 1 else 1
-    return min(ROWS, max(-(-TALL * key_heads // heads), -(-A // pieces)))
+    """Most rows of one unit of attention when A rows are decoded."""
+    units = -(-DEALT * threads // key_heads) if threads > 1 else 1
+    return min(ROWS, max(-(-TALL * key_heads // heads), -(-A // units)))
 
 
 class Units:
-    """Rows by the prompt that they continue, in pieces of at most `most`. owner [A], lengths [p]."""
+    """Rows grouped by prompt, in units of at most `most` rows whose queries meet the prompt's keys in one product.
+
+    owner [A]: the prompt of each row. lengths [p]: tokens of each prompt. rows [A]: the rows sorted by prompt. first,
+    many, prompt [units]: index of a unit's first entry in `rows`, its number of rows, its prompt.
+    """
 
     def __init__(self, owner: np.ndarray, lengths: np.ndarray, most: int = ROWS) -> None:
         self.rows = np.argsort(owner, kind="stable")
         counts = np.bincount(owner, minlength=len(lengths))
-        first, many, prompt, at = [], [], [], 0
+        first, many, prompt, start = [], [], [], 0
         for p in np.flatnonzero(counts):
-            end = at + int(counts[p])
-            while at < end:
-                n = min(most, end - at)
-                first.append(at)
+            end = start + int(counts[p])
+            while start < end:
+                n = min(most, end - start)
+                first.append(start)
                 many.append(n)
                 prompt.append(int(p))
-                at += n
+                start += n
         self.first, self.many, self.prompt = (np.array(x, np.int64) for x in (first, many, prompt))
         self.lengths = lengths.astype(np.int64)
         self.most = max(many)
 
 
 class Step:
-    """One decoding step after another over stores that stay where they are; made anew when rows or stores change."""
+    """A decoding step, to be called repeatedly as long as rows and the memory of the key-value caches do not change.
+
+    After a change a new `Step` is needed.
+    """
 
     def __init__(
         self,
-        weights: Weights,
+        weights: DecodeWeights,
         units: Units,
         A: int,
         room: int,
         own: Sequence[tuple[Tensor, Tensor]],
         prompts: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
-        """own: keys [slots * KH, W, room] and values [slots * KH, room, W] a layer; prompts: keys [p * KH, W, P] and
-        values [p * KH, P, W]; room and P multiples of `vector()`."""
+        """A: number of rows. room: tokens that each row's own cache has room for. own: the cache of the tokens after
+        the prompt, for each layer keys [slots * KH, W, room] and values [slots * KH, room, W]. prompts: the prompts'
+        cache, for each layer keys [p * KH, W, P] and values [p * KH, P, W]. room and P are multiples of `vector()`."""
         s, self.weights, self.units, self.A = weights.sizes, weights, units, A
         P = prompts[0][0].shape[2]
-        tables = [addresses([pair[i] for pair in some]) for some in (own, prompts) for i in (0, 1)]
+        tables = [addresses([pair[i] for pair in cache]) for cache in (own, prompts) for i in (0, 1)]
         arrays = (units.rows, units.first, units.many, units.prompt, units.lengths)
-        self.kept = [tables, arrays, own, prompts]
+        self.keep_alive = [tables, arrays, own, prompts]
         self.struct = _Turn(A, room, P, len(units.first), 0, 0, 0, *(x.ctypes.data for x in arrays))
         for name, table in zip(("own_keys", "own_values", "prompt_keys", "prompt_values"), tables, strict=True):
             setattr(self.struct, name, ctypes.addressof(table))
@@ -261,14 +275,15 @@ class Step:
         self.scratch = torch.empty(weights.threads * self.per_thread)
 
     def __call__(self, tokens_A: np.ndarray, positions_A: np.ndarray, own_A: np.ndarray) -> Tensor:
-        """Logits [A, V] (rows may lie apart). own_A: where each row's new token goes among its own. int64 arrays."""
+        """Logits [A, V] of the next tokens (rows need not be adjacent in memory). int64 arrays: each row's last token,
+        its position in the sequence, and own_A, its index in the row's own cache."""
         arrays = [np.ascontiguousarray(x, np.int64) for x in (tokens_A, positions_A, own_A)]
-        t = self.struct
-        t.tokens, t.positions, t.own = (x.ctypes.data for x in arrays)
+        turn = self.struct
+        turn.tokens, turn.positions, turn.own = (x.ctypes.data for x in arrays)
         V = self.weights.sizes.V
         logits = torch.empty(self.rows, wide(V))
         kernels().step(
-            ctypes.addressof(self.weights.struct), ctypes.addressof(t), address(self.work), address(self.scratch),
+            ctypes.addressof(self.weights.struct), ctypes.addressof(turn), address(self.work), address(self.scratch),
             self.per_thread, address(self.low), address(logits),
         )  # fmt: skip
         return logits[: self.A, :V]
@@ -277,12 +292,13 @@ class Step:
 def draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens int64 [A] from softmax(logits / temperature) and their log-probabilities, float32 [A].
 
-    logits: float32 on the CPU, each row in one piece. uniform_A: float64 in [0, 1)."""
+    logits: float32 on the CPU, each row contiguous. uniform_A: uniform random numbers, float64 in [0, 1).
+    """
     A, V = logits_AV.shape
     assert logits_AV.stride(1) == 1 and logits_AV.dtype == torch.float32 and uniform_A.dtype == torch.float64
-    tokens, logps, u = torch.empty(A, dtype=torch.int64), torch.empty(A), uniform_A.contiguous()
+    tokens, logps, uniform = torch.empty(A, dtype=torch.int64), torch.empty(A), uniform_A.contiguous()
     kernels().draw(
-        logits_AV.data_ptr(), A, V, logits_AV.stride(0), temperature, address(u), address(tokens), address(logps),
-        torch.get_num_threads(),
+        logits_AV.data_ptr(), A, V, logits_AV.stride(0), temperature, address(uniform), address(tokens),
+        address(logps), torch.get_num_threads(),
     )  # fmt: skip
     return tokens, logps

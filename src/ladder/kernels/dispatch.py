@@ -1,6 +1,7 @@
-"""Which kernels compute what stands between matrix products: C on the processor, Triton on CUDA, or none.
+"""Chooses the kernels for the operations between matrix products: C on the CPU, Triton on CUDA, or none.
 
-Both have the functions of `layers.py` under the same names; where neither fits, torch's operators do the work.
+Both modules have the functions of `layers.py` under the same names. Where neither supports a tensor, the callers use
+torch's operators.
 """
 
 from __future__ import annotations
@@ -19,41 +20,44 @@ from ladder.kernels import layers
 from ladder.kernels.library import wanted
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Those that the Triton kernels know."""
+"""The dtypes that the Triton kernels support."""
 
 
 @cache
 def tiled() -> Any:
-    """The Triton kernels; None where Triton (which torch's builds for CUDA bring) or a C compiler is missing: Triton
-    compiles what starts its kernels.
+    """The module of Triton kernels, or None where `untiled` gives a reason.
 
-    Beside what `layers.py` has: `gathered`, and for decoding `enter`, `attend` and `draw`."""
+    In addition to the functions of `layers.py` it has `gathered`, and for decoding `enter`, `attend` and `draw`.
+    """
     return import_module("ladder.kernels.triton_layers") if untiled() is None else None
 
 
 def untiled() -> str | None:
-    """Why there are no kernels for CUDA, in a sentence; None if there are."""
+    """The reason why there are no Triton kernels, as a message to the user; None if there are.
+
+    Triton comes with torch's builds for CUDA, and needs a C compiler for the code that launches its kernels.
+    """
     if find_spec("triton") is None:
-        return "Triton is not installed, so general operators are used; pip install triton mends it"
+        return "Triton is not installed, so torch's operators are used; install it with pip install triton"
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        return "there is no C compiler (cc), which Triton needs, so general operators are used; gcc or clang mends it"
+        return "there is no C compiler (cc), which Triton needs, so torch's operators are used; install gcc or clang"
     return None
 
 
 def on(device: torch.device) -> bool:
-    """Whether there are kernels of Triton's for it."""
+    """Whether the Triton kernels are used on this device."""
     return device.type == "cuda" and wanted() and tiled() is not None
 
 
 def kernels(x: Tensor) -> Any:
-    """The module for tensors of this one's kind, or None."""
+    """The module of kernels for tensors of this device and dtype, or None."""
     if x.device.type == "cuda":
         return tiled() if on(x.device) and x.dtype in TYPES else None
     return layers if layers.usable(x) else None
 
 
 def must(x: Tensor) -> Any:
-    """The same, where it is known that there is one."""
-    found = kernels(x)
-    assert found is not None
-    return found
+    """The module of kernels for tensors of this device and dtype, which must exist."""
+    module = kernels(x)
+    assert module is not None
+    return module

@@ -1,25 +1,25 @@
-/* Matrix products for a few to some hundred rows with weights that are read once.
+/* Matrix products for a few to some hundred rows, with weights that are read once.
 
-   C [M, N] (+)= A [M, K] B [K, N]. Weights lie in panels of NB columns, [panel][K][NB], so that a product reads them
-   from front to back; while one block of a panel is in use, the next is fetched, which hides the memory's time behind
-   the arithmetic. A row's result is one chain of multiply-adds over k, whatever rows stand beside it. */
+   C [M, N] (+)= A [M, K] B [K, N]. Weights are stored in panels of NB columns, [panel][K][NB], so that a product reads
+   them sequentially; while one block of a panel is in use, the next is prefetched, which hides memory latency behind
+   arithmetic. A row's result is one chain of multiply-adds over k, independent of the other rows in the product. */
 #pragma once
 #include "vec.h"
 
 #if VL == 16
-#define MR 8 /* rows and vectors of columns of one register tile */
+#define MR 8 /* rows of one register tile; NR: its columns, in vectors */
 #else
 #define MR 4
 #endif
 #define NR 3
 #define NB (NR * VL)
-#define KC 192 /* a block of a panel stays in the first cache */
-#define TILE 64 /* rows that meet a panel at a time */
+#define KC 192 /* rows of a panel in one block, which stays in the first-level cache */
+#define TILE 64 /* rows of A that are multiplied with a panel at a time */
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One register tile: mr rows, nr vectors of columns; A's rows lie rs apart and its columns cs; half: B holds
-   bfloat16s. ahead: what to fetch meanwhile, or null. */
+/* One register tile: mr rows, nr vectors of columns. rs, cs: row and column stride of A. half: B is in bfloat16.
+   ahead: memory to prefetch meanwhile, or null. */
 INLINE void micro(const int mr, const int nr, const float *A, int64_t rs, int64_t cs, int64_t K, const void *B,
                   const int half, int64_t ldb, float *C, int64_t ldc, int add, const int fetch, const char *ahead) {
   vf c[MR][NR];
@@ -66,7 +66,7 @@ INLINE void tile(int mr, int nr, const float *A, int64_t rs, int64_t cs, int64_t
 INLINE void lying(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const void *B,
                   const int half, int64_t ldb, float *C, int64_t ldc, int add) {
   for (int64_t j = 0, left = N / VL; left;) {
-    int nr = left == 4 ? 2 : left < NR ? (int)left : NR; /* two halves rather than three and one */
+    int nr = left == 4 ? 2 : left < NR ? (int)left : NR; /* 4 vectors as 2 + 2 rather than 3 + 1 */
     const char *from = (const char *)B + j * (half ? 2 : 4);
     for (int64_t m = 0; m < M; m += MR)
       tile(M - m < MR ? (int)(M - m) : MR, nr, A + m * rs, rs, cs, K, from, half, ldb, C + m * ldc + j, ldc, add);
@@ -74,7 +74,7 @@ INLINE void lying(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, 
   }
 }
 
-/* C [M, N] (+)= A [M, K] B [K, N] with B as it lies and N a multiple of VL. */
+/* C [M, N] (+)= A [M, K] B [K, N] with B in row-major order, not in panels, and N a multiple of VL. */
 static void plain(const float *A, int64_t rs, int64_t cs, int64_t M, int64_t K, int64_t N, const float *B, int64_t ldb,
                   float *C, int64_t ldc, int add) {
   lying(A, rs, cs, M, K, N, B, 0, ldb, C, ldc, add);
@@ -91,7 +91,7 @@ static void rest(int mr, const float *A, int64_t lda, int64_t K, const float *B,
   tile(mr, NR, A, lda, 1, K, B, 0, NB, C, ldc, add);
 }
 
-/* C [M, NB] (+)= A [M, K] panel; `behind` is what will be read next, or null. */
+/* C [M, NB] (+)= A [M, K] panel. behind: the panel that will be read next, or null. */
 static inline void panel(const float *A, int64_t lda, int64_t M, int64_t K, const float *B, float *C, int64_t ldc, int add,
                   const float *behind) {
   int64_t blocks = (K + KC - 1) / KC, kc = (K + blocks - 1) / blocks;

@@ -1,15 +1,16 @@
 /* Matrix products with weights in bfloat16: half the bytes to read, and sums in float32.
 
-   C [M, N] (+)= A [M, K] B [K, N], A in bfloat16 too. Weights lie in panels of NB columns, [panel][deep(K) / 2][NB][2]:
-   pairs of rows side by side, as every unit for such products reads them. Three ways to the same sums, but for their
-   order: AMX, 16 rows x 16 columns x 32 products at a time; AVX-512's dot products of pairs; and anywhere else, halves
-   widened to floats, which saves memory's time only. */
+   C [M, N] (+)= A [M, K] B [K, N], A in bfloat16 too. Weights are stored in panels of NB columns,
+   [panel][deep(K) / 2][NB][2]: pairs of rows interleaved, as the processors' bfloat16 instructions read them. There are
+   three implementations, whose sums differ in their order only: AMX, 16 rows x 16 columns x 32 products at a time;
+   AVX-512's dot products of pairs; and on other processors bfloat16 widened to float32, which saves memory bandwidth
+   only. */
 #pragma once
 #include "gemm.h"
 
-#define DEEP 32   /* rows of B that one tile takes */
-#define DEEP_KC 576 /* a block of 32 rows of A stays in the first cache, and one of a panel in the second */
-#define STRIDE 16 /* rows of A that one tile takes */
+#define DEEP 32   /* rows of B in one tile */
+#define DEEP_KC 576 /* columns of A in a block: 32 rows stay in the first-level cache, a panel's block in the second */
+#define STRIDE 16 /* rows of A in one tile */
 #define SPAN (NB * DEEP * 2) /* bytes of a panel that one step over K reads */
 
 static inline int64_t deep(int64_t k) { return (k + DEEP - 1) / DEEP * DEEP; }
@@ -23,7 +24,7 @@ static inline int64_t tall(int64_t m) { return (m + STRIDE - 1) / STRIDE * STRID
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Whether the system lets this process use tiles: it has to be asked. */
+/* Requests AMX tiles from the operating system, once, and returns whether this process may use them. */
 static int tiles(void) {
   static int granted = -1;
   if (granted < 0) granted = !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tiles' data */);
@@ -38,8 +39,8 @@ static void tiles_begin(void) {
 static void tiles_end(void) { _tile_release(); }
 
 #define B_TILE(j) _tile_loadd(7, B + k * 2 * NB + (j) * 32, NB * 4)
-/* 16 or 32 rows and a panel: tiles 0 to 2 hold C's upper rows, 3 to 5 the lower, 6 one of A and 7 one of B. `lines`
-   lines of the cache from `next` on are fetched with every step over K. */
+/* 16 rows, or 32 if `two`, times a panel: tiles 0 to 2 hold the first 16 rows of C, 3 to 5 the next 16, 6 a tile of A
+   and 7 a tile of B. With every step over K, `lines` cache lines from `next` on are prefetched. */
 INLINE void block(const int two, const uint16_t *A, int64_t lda, int64_t K, const uint16_t *B, float *C, int64_t ldc,
                   int add, const char *next, int lines) {
   float *low = C + STRIDE * ldc;
@@ -129,8 +130,8 @@ INLINE void halves(const int mr, const uint16_t *A, int64_t lda, int64_t K, cons
 #define OF_HALVES(n) \
   case n: halves(n, A + m * lda, lda, K, B, C + m * ldc, ldc, add); break;
 
-/* C [M, NB] (+)= A [M, K] panel, K in whole tiles; `behind` is the panel that will be read next, or null. Where there
-   are tiles, whole tiles of C are written and of A read: there is room for tall(M) rows. */
+/* C [M, NB] (+)= A [M, K] panel, K a multiple of DEEP. behind: the panel that will be read next, or null. With AMX,
+   whole tiles of A are read and of C written, so both must have memory for tall(M) rows. */
 static inline void half_panel(const uint16_t *A, int64_t lda, int64_t M, int64_t K, const uint16_t *B, float *C,
                               int64_t ldc, int add, const uint16_t *behind) {
 #ifdef TILES
@@ -149,7 +150,7 @@ static inline void half_panel(const uint16_t *A, int64_t lda, int64_t M, int64_t
 
 /* ---------------------------------------------------------------- rounding */
 
-/* The nearest bfloat16s, the even one of two; what is not a number stays none. */
+/* Rounds to the nearest bfloat16, ties to even; NaN stays NaN. */
 static inline vi rounded(vf x) {
   vi bits = (vi)x, odd = (bits >> 16) & 1, none = x != x;
   vi up = (bits + 0x7fff + odd) >> 16;

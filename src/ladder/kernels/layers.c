@@ -1,17 +1,17 @@
-/* What a layer does between its matrix products, forward and backward, in one pass each.
+/* The operations of a layer between its matrix products, forward and backward, in one pass over memory each.
 
      add and normalise   s = x + d,  y = s r w,  r = 1 / sqrt(mean(s^2) + eps)             (RMSNorm)
      rotate              (a, b) -> (a cos - b sin, b cos + a sin), pairs half a head apart (RoPE)
      gate                y = silu(g) u                                                     (SwiGLU)
-     log-probabilities   z_t - log sum exp z, the entropy, and the gradient of both by z
+     log-probabilities   z_t - log sum exp z, the entropy, and the gradient of both with respect to z
 
-   Rows are shared out between threads in fixed stretches; sums over rows are taken by thread, then in order of threads. */
+   Rows are divided among threads in fixed ranges; sums over rows are computed per thread, then in order of threads. */
 #include "vec.h"
 
 #define FOR_ROWS(T) \
   _Pragma("omp parallel for schedule(static) num_threads((int)threads) if (threads > 1)") for (int64_t t = 0; t < (T); t++)
 
-static inline vf part(const float *p, int64_t n) { /* the first n < VL numbers, zeros behind */
+static inline vf part(const float *p, int64_t n) { /* loads the first n < VL numbers, the others are 0 */
   vf x = {};
   for (int64_t i = 0; i < n; i++) x[i] = p[i];
   return x;
@@ -20,7 +20,7 @@ static inline void spart(float *p, vf x, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i] = x[i];
 }
 
-/* f(d, load, store) over a row of D numbers, vectors first, then what is left. */
+/* Runs BODY(load, store, d) over a row of D numbers: whole vectors first, then the rest. */
 #define OVER(D, BODY)                                     \
   {                                                       \
     int64_t d = 0;                                        \
@@ -84,7 +84,7 @@ void norm_backward(const float *s, const float *w, const float *r, const float *
   }
 }
 
-/* Once more what norm_forward gave: y = s r w. */
+/* Recomputes the output of norm_forward: y = s r w. */
 void norm_again(const float *s, const float *w, const float *r, int64_t T, int64_t D, float *y, int64_t threads) {
   FOR_ROWS(T) {
     const float *a = s + t * D;
@@ -93,7 +93,7 @@ void norm_again(const float *s, const float *w, const float *r, int64_t T, int64
   }
 }
 
-/* In place over x [T, heads, W]; cos and sin [T, W] with equal halves; sign -1 turns back. */
+/* In place over x [T, heads, W]; both halves of cos and of sin [T, W] are equal; sign -1 rotates back. */
 void rotate(float *x, const float *cos, const float *sin, int64_t T, int64_t heads, int64_t W, float sign, int64_t threads) {
   int64_t half = W / 2;
   FOR_ROWS(T) {
@@ -119,7 +119,7 @@ void gate_forward(const float *g, const float *u, int64_t n, float *y, int64_t t
   }
 }
 
-/* In place: g, u and the gradient of y become the gradients of g and of u, and y. */
+/* In place: g and u are overwritten with their gradients, and dy with y. */
 void gate_backward(float *g, float *u, float *dy, int64_t n, int64_t threads) {
   int64_t D = 1024, T = (n + D - 1) / D;
   FOR_ROWS(T) {
@@ -134,7 +134,7 @@ void gate_backward(float *g, float *u, float *dy, int64_t n, int64_t threads) {
   }
 }
 
-/* Of logits z [N, V] times scale: lse [N], the log-probability of each target, and (unless null) the entropy. */
+/* For the logits z [N, V] times scale: log-sum-exp [N], log-probability of each target, and (unless null) entropy. */
 void logps_forward(const float *z, const int64_t *targets, int64_t N, int64_t V, float scale, float *lse, float *logps,
                    float *entropy, int64_t threads) {
   int64_t T = N;
@@ -145,7 +145,7 @@ void logps_forward(const float *z, const int64_t *targets, int64_t N, int64_t V,
     for (int64_t v = 0; v < whole; v += VL) high = vmax(high, vload(row + v));
     float top = vtop(high);
     for (int64_t v = whole; v < V; v++) top = row[v] > top ? row[v] : top;
-    double sum = 0, weighted = 0; /* by stretches of the vocabulary, so that nothing small is lost */
+    double sum = 0, weighted = 0; /* summed by blocks of the vocabulary, so that small terms are not lost */
     for (int64_t from = 0; from < V; from += 4096) {
       int64_t to = from + 4096 < V ? from + 4096 : V, v = from;
       vf s = {}, w = {};
@@ -167,7 +167,7 @@ void logps_forward(const float *z, const int64_t *targets, int64_t N, int64_t V,
   }
 }
 
-/* z becomes the gradient by it: scale (g (onehot - p) - ge p (log p + H)); ge may be null. */
+/* Overwrites z with its gradient: scale (g (onehot - p) - ge p (log p + H)); ge may be null. */
 void logps_backward(float *z, const int64_t *targets, int64_t N, int64_t V, float scale, const float *lse, const float *g,
                     const float *ge, const float *entropy, int64_t threads) {
   int64_t T = N;

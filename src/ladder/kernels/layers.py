@@ -1,7 +1,7 @@
-"""What a layer does between its matrix products (`layers.c`), on contiguous float32 tensors on the CPU.
+"""The operations of a layer between its matrix products (`layers.c`), for contiguous float32 tensors on the CPU.
 
-Each is one pass over memory where torch's operators take three to six. The gradients are functions of their own: who
-calls them (`engine/fused.py`, `ops.py`) says what is kept for them.
+Each takes one pass over memory where torch's operators take three to six. The gradients are separate functions; the
+callers (`models/fused_llama.py`, `models/logprobs.py`) store what backward needs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ARGUMENTS = {
 
 
 def kernels() -> Any:
-    """The library, or None (`library.why` says why)."""
+    """The compiled library, or None (`library.why` gives the reason)."""
     return declared(library("layers"), ARGUMENTS)
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can work on tensors of this one's kind."""
+    """Whether the kernels support tensors of this device and dtype."""
     return readable(x) and kernels() is not None
 
 
@@ -45,9 +45,10 @@ def _threads() -> int:
 def norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, into: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(s = x + delta, its RMSNorm, what the gradient needs of it [rows]); [..., D] each, weight [D].
+    """(s = x + delta, RMSNorm of s, r = 1 / sqrt(mean(s^2) + eps) [rows], for backward); s and the norm are [..., D].
 
-    Without delta s is x itself. into: where the norm is written, if not into a new tensor; it may be delta."""
+    Without delta, s is x itself. weight [D]. into: the norm is written here instead of to a new tensor; may be delta.
+    """
     D = x.shape[-1]
     rows = x.numel() // D
     s = x if delta is None else torch.empty_like(x)
@@ -60,7 +61,7 @@ def norm(
 
 
 def norm_again(s: Tensor, weight: Tensor, r: Tensor, into: Tensor) -> Tensor:
-    """The norm of s once more, from what is kept of it."""
+    """Recomputes the norm of s from s and r, and writes it to `into`."""
     D = s.shape[-1]
     kernels().norm_again(address(s), address(weight), address(r), s.numel() // D, D, address(into), _threads())
     return into
@@ -69,7 +70,10 @@ def norm_again(s: Tensor, weight: Tensor, r: Tensor, into: Tensor) -> Tensor:
 def norm_backward(
     s: Tensor, weight: Tensor, r: Tensor, grad: Tensor, more: Tensor | None, into: Tensor, weighted: bool
 ) -> Tensor | None:
-    """Writes the gradient by s, plus `more`, into `into` (which may be either); returns that by the weight if asked."""
+    """Writes the gradient with respect to s, plus `more`, to `into`, which may be `grad` or `more`.
+
+    Returns the gradient with respect to the weight, or None if not `weighted`.
+    """
     D, threads = s.shape[-1], _threads()
     dw = s.new_zeros(threads, D) if weighted else None
     kernels().norm_backward(
@@ -83,22 +87,22 @@ def norm_backward(
 
 
 def rotate_(x_THW: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float = 1.0) -> Tensor:
-    """Rotary positions, in place: x cos + (its halves exchanged, the first negated) sin; sign -1 is the gradient. The
-    halves of cos and sin are equal, as transformers makes them."""
+    """Rotary position embedding, in place: x cos + (the halves of x exchanged, the first negated) sin. sign -1 rotates
+    back, which is the gradient. Both halves of cos and of sin are equal, as in transformers."""
     T, heads, W = x_THW.shape
     kernels().rotate(address(x_THW), address(cos_TW), address(sin_TW), T, heads, W, sign, _threads())
     return x_THW
 
 
 def gate(g: Tensor, u: Tensor, into: Tensor | None = None) -> Tensor:
-    """silu(g) * u."""
+    """silu(g) * u, written to `into` if given."""
     y = torch.empty_like(g) if into is None else into
     kernels().gate_forward(address(g), address(u), g.numel(), address(y), _threads())
     return y
 
 
 def gate_backward_(g: Tensor, u: Tensor, grad: Tensor) -> None:
-    """In place: g and u become the gradients by them, and the gradient becomes silu(g) * u."""
+    """In place: g and u are overwritten by their gradients, and `grad` by silu(g) * u."""
     kernels().gate_backward(address(g), address(u), address(grad), g.numel(), _threads())
 
 
@@ -106,14 +110,14 @@ def gate_backward_(g: Tensor, u: Tensor, grad: Tensor) -> None:
 
 
 def logps(z_NV: Tensor, targets_N: Tensor, scale: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(log sum exp, log-probabilities of the targets, entropies) of logits z times scale, [N] each."""
+    """(log-sum-exp, log-probabilities of the targets, entropies) of the logits z * scale, [N] each."""
     N, V = z_NV.shape
-    lse, found = z_NV.new_empty(N), z_NV.new_empty(N)
+    lse, target_logps = z_NV.new_empty(N), z_NV.new_empty(N)
     ents = z_NV.new_empty(N) if entropy else None
     kernels().logps_forward(
-        address(z_NV), address(targets_N), N, V, scale, address(lse), address(found), address(ents), _threads()
+        address(z_NV), address(targets_N), N, V, scale, address(lse), address(target_logps), address(ents), _threads()
     )
-    return lse, found, ents
+    return lse, target_logps, ents
 
 
 def logps_backward_(
@@ -125,7 +129,8 @@ def logps_backward_(
     ge_N: Tensor | None,
     ents_N: Tensor | None,
 ) -> Tensor:
-    """Turns logits into the gradient by them, in place, given those by log-probabilities and (or None) entropies."""
+    """Overwrites the logits z with their gradient, given the gradients with respect to the log-probabilities (g) and to
+    the entropies (ge, or None)."""
     N, V = z_NV.shape
     kernels().logps_backward(
         address(z_NV), address(targets_N), N, V, scale, address(lse_N), address(g_N), address(ge_N), address(ents_N),

@@ -1,6 +1,6 @@
-"""Memory in large pages: what a kernel reads from end to end should not cost an address translation every 4 kB.
+"""Memory in large pages, so that a kernel that reads all of it needs no address translation every 4 kB.
 
-The system is asked (madvise), and may decline; nothing depends on it but speed.
+madvise requests large pages; the system may decline, which costs speed only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MADV_HUGEPAGE = 14
 
 
 def empty(numbers: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialised [numbers], in large pages where they are worth it and the system grants them."""
+    """An uninitialised tensor [numbers], in large pages if it is large enough for them and the system grants them."""
     x = torch.empty(numbers, dtype=dtype)
     if x.nbytes >= 2 * PAGE and sys.platform == "linux":
         start = -(-x.data_ptr() // PAGE) * PAGE

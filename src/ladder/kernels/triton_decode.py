@@ -1,14 +1,15 @@
-"""Attention of one decoding step on CUDA, in Triton: what is new enters the store, and each row sees what it has.
+"""Attention of one decoding step on CUDA, in Triton: new keys and values enter the cache, then each row attends.
 
-    enter     queries and keys are normed (Qwen 3) and rotated, keys and values written at the row's position
-    attend    flash decoding (Dao et al. 2023): stretches of the keys side by side, then put together
+    enter     norms (Qwen 3) and rotates queries and keys, and writes keys and values to the cache at the row's position
+    attend    flash decoding (Dao et al. 2023): splits of the keys in parallel, then their combination
 
-A store is [slots, key heads, room, W]. A row reads its keys up to its position and no further, so room costs memory
-only; nothing here depends on what the host knows of a step but the number of rows, so a step can be captured.
+A cache ("store") is [slots, key heads, room, W]. A row reads its keys up to its position and no further, so unused room
+costs memory only. Of what the host knows, the kernels depend on the number of rows alone, so a step can be captured in
+a CUDA graph.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
-# what a kernel is written in has no types that a checker could follow
+# Triton's language has no types that pyright could check
 
 from __future__ import annotations
 
@@ -20,25 +21,25 @@ from torch import Tensor
 STRETCH = 256
 """Keys that one program reads."""
 KEYS = 64
-"""Keys of one product, or as many fewer as leave room for four such tiles"""
+"""Keys of one matrix product, halved until four such tiles fit into shared memory."""
 SHARED = 96 << 10
-"""in this many bytes: what the smallest GPUs have of shared memory."""
+"""Bytes of shared memory that the kernels may use: that of the smallest supported GPUs."""
 LEAST = 16
-"""Rows that a product of Triton's has at least: queries that read one key head, padded to this."""
+"""Smallest dimension of a matrix product in Triton: the queries of one key head are padded to this many rows."""
 
 
 @triton.jit
-def _turned(X, W, NORM: tl.constexpr, eps, COS, SIN, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """One head, normed if NORM and rotated: in float32, [WIDE]. SIN has the sign that its half has."""
+def _norm_and_rotate(X, W, NORM: tl.constexpr, eps, COS, SIN, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """One head, normed if NORM, and rotated: float32 [WIDE]. The first half of SIN is negated."""
     d = tl.arange(0, WIDE)
-    here = d < WIDTH
+    mask = d < WIDTH
     other = tl.where(d < WIDTH // 2, d + WIDTH // 2, d - WIDTH // 2)
-    x, y = tl.load(X + d, here, 0.0).to(tl.float32), tl.load(X + other, here, 0.0).to(tl.float32)
+    x, y = tl.load(X + d, mask, 0.0).to(tl.float32), tl.load(X + other, mask, 0.0).to(tl.float32)
     if NORM:
         r = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
-        x *= r * tl.load(W + d, here, 0.0).to(tl.float32)
-        y *= r * tl.load(W + other, here, 0.0).to(tl.float32)
-    return x * tl.load(COS + d, here, 0.0).to(tl.float32) + y * tl.load(SIN + d, here, 0.0).to(tl.float32)
+        x *= r * tl.load(W + d, mask, 0.0).to(tl.float32)
+        y *= r * tl.load(W + other, mask, 0.0).to(tl.float32)
+    return x * tl.load(COS + d, mask, 0.0).to(tl.float32) + y * tl.load(SIN + d, mask, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -49,19 +50,19 @@ def _enter(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(POSITIONS + row)
     d = tl.arange(0, WIDE)
-    here = d < WIDTH
+    mask = d < WIDTH
     x = QKV + (row * (HEADS + 2 * KEY_HEADS) + head) * WIDTH
     cos, sin = COS + position * WIDTH, SIN + position * WIDTH
     if head < HEADS:
-        q = _turned(x, QW, NORM, eps, cos, sin, WIDTH, WIDE)
-        tl.store(Q + (row * HEADS + head) * WIDTH + d, q.to(Q.dtype.element_ty), here)
+        q = _norm_and_rotate(x, QW, NORM, eps, cos, sin, WIDTH, WIDE)
+        tl.store(Q + (row * HEADS + head) * WIDTH + d, q.to(Q.dtype.element_ty), mask)
     elif head < HEADS + KEY_HEADS:
-        k = _turned(x, KW, NORM, eps, cos, sin, WIDTH, WIDE)
-        at = ((row * KEY_HEADS + head - HEADS) * room + position) * WIDTH + d
-        tl.store(KEYS_ + at, k.to(KEYS_.dtype.element_ty), here)
+        k = _norm_and_rotate(x, KW, NORM, eps, cos, sin, WIDTH, WIDE)
+        offset = ((row * KEY_HEADS + head - HEADS) * room + position) * WIDTH + d
+        tl.store(KEYS_ + offset, k.to(KEYS_.dtype.element_ty), mask)
     else:
-        at = ((row * KEY_HEADS + head - HEADS - KEY_HEADS) * room + position) * WIDTH + d
-        tl.store(VALUES + at, tl.load(x + d, here, 0.0), here)
+        offset = ((row * KEY_HEADS + head - HEADS - KEY_HEADS) * room + position) * WIDTH + d
+        tl.store(VALUES + offset, tl.load(x + d, mask, 0.0), mask)
 
 
 def enter(
@@ -72,8 +73,11 @@ def enter(
     eps: float,
     stores: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Rotated queries [A, H, W]; keys and values of the rows enter the stores at their positions. tables: cos and sin
-    [length, W], sin with the sign that its half has. norms: weights of the queries' and the keys' norm."""
+    """Rotated queries [A, H, W]; writes the rows' keys and values to the caches `stores` at their positions.
+
+    qkv_AN: output of the query, key and value projections. tables: rotary cos and sin [length, W], the first half of
+    sin negated. norms: weights of the query and key norms.
+    """
     keys, values = stores
     key_heads, room, width = keys.shape[1:]
     A = len(qkv_AN)
@@ -93,51 +97,52 @@ def _attend(
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
     SPLITS: tl.constexpr, REACH: tl.constexpr, SIZE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One row, key head and stretch: PARTS [A, H, SPLITS, W], LSE [A, H, SPLITS]."""
+    """Attention of one row and key head over one split of the keys: PARTS [A, H, SPLITS, W], LSE [A, H, SPLITS]."""
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     n = tl.load(POSITIONS + row) + 1
     group: tl.constexpr = HEADS // KEY_HEADS
-    g, d, line = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
-    own = (g < group) & (d < WIDTH)
+    g, d, lane = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :], tl.arange(0, SIZE)
+    valid = (g < group) & (d < WIDTH)
     precision: tl.constexpr = "ieee" if EXACT else "tf32"  # pyright: ignore[reportAssignmentType]
-    q = tl.load(Q + (row * HEADS + head * group + g) * WIDTH + d, own, 0.0)
+    q = tl.load(Q + (row * HEADS + head * group + g) * WIDTH + d, valid, 0.0)
     base = (row * KEY_HEADS + head) * room
     top = tl.full([GROUP, 1], float("-inf"), tl.float32)
     total = tl.zeros([GROUP, 1], tl.float32)
     out = tl.zeros([GROUP, WIDE], tl.float32)
     for first in range(split * REACH, tl.minimum(n, (split + 1) * REACH), SIZE):
-        at = first + line
-        here = (at[:, None] < n) & (d < WIDTH)
-        k = tl.load(K + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        offset = first + lane
+        mask = (offset[:, None] < n) & (d < WIDTH)
+        k = tl.load(K + (base + offset[:, None]) * WIDTH + d, mask, 0.0)
         s = tl.dot(q, tl.trans(k), input_precision=precision) * scale
-        s = tl.where(at[None, :] < n, s, float("-inf"))
+        s = tl.where(offset[None, :] < n, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1)[:, None])
         p = tl.exp(s - higher)
         shrink = tl.exp(top - higher)
-        v = tl.load(V + (base + at[:, None]) * WIDTH + d, here, 0.0)
+        v = tl.load(V + (base + offset[:, None]) * WIDTH + d, mask, 0.0)
         out = out * shrink + tl.dot(p.to(v.dtype), v, input_precision=precision)
         total = total * shrink + tl.sum(p, 1)[:, None]
         top = higher
-    any_ = total > 0
-    place = (row * HEADS + head * group + g) * SPLITS + split
-    tl.store(PARTS + place * WIDTH + d, out / tl.where(any_, total, 1.0), own)
-    lse = tl.where(any_, top + tl.log(tl.where(any_, total, 1.0)), float("-inf"))
-    tl.store(LSE + place, lse, g < group)
+    has_keys = total > 0
+    index = (row * HEADS + head * group + g) * SPLITS + split
+    tl.store(PARTS + index * WIDTH + d, out / tl.where(has_keys, total, 1.0), valid)
+    lse = tl.where(has_keys, top + tl.log(tl.where(has_keys, total, 1.0)), float("-inf"))
+    tl.store(LSE + index, lse, g < group)
 
 
 @triton.jit
-def _together(PARTS, LSE, OUT, WIDTH: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, MANY: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64)  # row and head
+def _combine(PARTS, LSE, OUT, WIDTH: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr, MANY: tl.constexpr):
+    """Combines the splits of one row and head, weighted by their log-sum-exp: OUT [A, H, W]."""
+    offset = tl.program_id(0).to(tl.int64)  # row and head
     s, d = tl.arange(0, MANY)[:, None], tl.arange(0, WIDE)[None, :]
-    lse = tl.load(LSE + at * SPLITS + s, s < SPLITS, float("-inf"))
+    lse = tl.load(LSE + offset * SPLITS + s, s < SPLITS, float("-inf"))
     weight = tl.exp(lse - tl.max(lse, 0))
-    part = tl.load(PARTS + (at * SPLITS + s) * WIDTH + d, (s < SPLITS) & (d < WIDTH), 0.0)
+    part = tl.load(PARTS + (offset * SPLITS + s) * WIDTH + d, (s < SPLITS) & (d < WIDTH), 0.0)
     out = tl.sum(part * weight, 0)[None, :] / tl.sum(weight, 0)
-    tl.store(OUT + at * WIDTH + d, out.to(OUT.dtype.element_ty), d < WIDTH)
+    tl.store(OUT + offset * WIDTH + d, out.to(OUT.dtype.element_ty), d < WIDTH)
 
 
 def attend(q_AHW: Tensor, stores: tuple[Tensor, Tensor], positions_A: Tensor, scale: float) -> Tensor:
-    """[A, H, W]: each row's queries over its keys up to its position."""
+    """Attention [A, H, W] of each row's queries over its keys up to and including its position."""
     keys, values = stores
     A, heads, width = q_AHW.shape
     key_heads, room = keys.shape[1:3]
@@ -153,6 +158,6 @@ def attend(q_AHW: Tensor, stores: tuple[Tensor, Tensor], positions_A: Tensor, sc
         STRETCH, size, q_AHW.dtype == torch.float32,
     )  # fmt: skip
     out = torch.empty_like(q_AHW)
-    whole = triton.next_power_of_2(width), splits, triton.next_power_of_2(splits)
-    _together[(A * heads,)](parts, lse, out, width, *whole)
+    sizes = triton.next_power_of_2(width), splits, triton.next_power_of_2(splits)
+    _combine[(A * heads,)](parts, lse, out, width, *sizes)
     return out

@@ -1,15 +1,16 @@
-"""What a layer does between its matrix products, on CUDA, in Triton: the functions of `layers.py`, and `gathered`.
+"""A layer's operations between its matrix products on CUDA, in Triton: the functions of `layers.py`, and `gathered`.
 
-Tensors are contiguous, in float32 or halves; everything is computed in float32 and rounded once, when it is written.
-Sums over rows are taken by program, then over programs, so the same work gives the same bits. The interpreter of Triton
-runs them on a processor (TRITON_INTERPRET=1), and so the suite tests them where there is no GPU.
+Tensors are contiguous, in float32, float16 or bfloat16; everything is computed in float32 and rounded once, when it is
+written. Sums over rows are computed per program, then over programs, so the same input gives the same bits. Triton's
+interpreter runs the kernels on the CPU (TRITON_INTERPRET=1), which is how they are tested without a GPU.
 
-Numbers of rows are not specialised: Triton would compile a kernel anew for each way in which they can be divided by 16,
-which is what a step was seen to wait for. Numbers of elements are: with them it knows that loads can be wide.
+The number of rows is excluded from specialisation: Triton would compile a kernel again depending on whether it is
+divisible by 16, and training steps were seen to wait for that. The number of elements is specialised, so that Triton
+knows where wide loads are possible.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
-# what a kernel is written in has no types that a checker could follow
+# Triton's language has no types that pyright could check
 
 from __future__ import annotations
 
@@ -29,17 +30,17 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 1024
-"""Numbers that a program of the elementwise kernels works on."""
+"""Elements that one program of an elementwise kernel processes."""
 TILE = 4096
-"""Numbers of the rows that a program of the norms holds at a time."""
+"""Elements that one program of a norm kernel holds at a time."""
 PROGRAMS = 264
-"""Programs that share the rows out where sums over rows are wanted: two on each of an H100's processors."""
+"""Programs among which rows are divided where sums over rows are computed: two per multiprocessor of an H100."""
 STRETCH = 8192
-"""Logits of a row that a program holds at a time."""
+"""Logits of a row that one program holds at a time."""
 
 
 def _tile(D: int) -> tuple[int, int]:
-    """(a row's numbers, rounded up; rows at a time)."""
+    """(width of a row rounded up to a power of 2, rows that a program holds at a time)."""
     wide = triton.next_power_of_2(D)
     return wide, max(1, TILE // wide)
 
@@ -51,17 +52,17 @@ def _tile(D: int) -> tuple[int, int]:
 def _norm(X, DELTA, W, S, Y, R, rows, eps, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, WIDE)[None, :]
-    here = (row < rows) & (d < D)
-    at = row.to(tl.int64) * D + d
-    s = tl.load(X + at, here, 0.0).to(tl.float32)
+    mask = (row < rows) & (d < D)
+    offset = row.to(tl.int64) * D + d
+    s = tl.load(X + offset, mask, 0.0).to(tl.float32)
     if ADD:
-        s += tl.load(DELTA + at, here, 0.0).to(tl.float32)
+        s += tl.load(DELTA + offset, mask, 0.0).to(tl.float32)
         s = s.to(S.dtype.element_ty)
-        tl.store(S + at, s, here)
-        s = s.to(tl.float32)  # as the gradient will find it
+        tl.store(S + offset, s, mask)
+        s = s.to(tl.float32)  # rounded, as backward will read it
     r = tl.rsqrt(tl.sum(s * s, 1) / D + eps)
     w = tl.load(W + d, d < D, 0.0).to(tl.float32)
-    tl.store(Y + at, (s * r[:, None] * w).to(Y.dtype.element_ty), here)
+    tl.store(Y + offset, (s * r[:, None] * w).to(Y.dtype.element_ty), mask)
     tl.store(R + row, r[:, None], row < rows)
 
 
@@ -73,9 +74,9 @@ def norm(
     s = x if delta is None else torch.empty_like(x)
     y = torch.empty_like(x) if into is None else into
     r = torch.empty(rows, dtype=torch.float32, device=x.device)
-    wide, some = _tile(D)
-    grid = (triton.cdiv(rows, some),)
-    _norm[grid](x, x if delta is None else delta, weight, s, y, r, rows, eps, D, wide, some, delta is not None)
+    wide, tile_rows = _tile(D)
+    grid = (triton.cdiv(rows, tile_rows),)
+    _norm[grid](x, x if delta is None else delta, weight, s, y, r, rows, eps, D, wide, tile_rows, delta is not None)
     return s, y, r
 
 
@@ -83,18 +84,18 @@ def norm(
 def _norm_again(S, W, R, Y, rows, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, WIDE)[None, :]
-    here = (row < rows) & (d < D)
-    at = row.to(tl.int64) * D + d
-    y = tl.load(S + at, here, 0.0).to(tl.float32) * tl.load(R + row, row < rows, 0.0)
+    mask = (row < rows) & (d < D)
+    offset = row.to(tl.int64) * D + d
+    y = tl.load(S + offset, mask, 0.0).to(tl.float32) * tl.load(R + row, row < rows, 0.0)
     w = tl.load(W + d, d < D, 0.0).to(tl.float32)
-    tl.store(Y + at, (y * w).to(Y.dtype.element_ty), here)
+    tl.store(Y + offset, (y * w).to(Y.dtype.element_ty), mask)
 
 
 def norm_again(s: Tensor, weight: Tensor, r: Tensor, into: Tensor) -> Tensor:
     D = s.shape[-1]
     rows = s.numel() // D
-    wide, some = _tile(D)
-    _norm_again[(triton.cdiv(rows, some),)](s, weight, r, into, rows, D, wide, some)
+    wide, tile_rows = _tile(D)
+    _norm_again[(triton.cdiv(rows, tile_rows),)](s, weight, r, into, rows, D, wide, tile_rows)
     return into
 
 
@@ -103,7 +104,7 @@ def _norm_backward(
     S, W, R, GRAD, MORE, INTO, DW, rows, each,
     D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Rows each * program .. ; DW [programs, D]."""
+    """Processes rows each * program to each * (program + 1); DW [programs, D]: the weight gradient of each program."""
     program = tl.program_id(0)
     d = tl.arange(0, WIDE)[None, :]
     w = tl.load(W + d, d < D, 0.0).to(tl.float32)
@@ -111,10 +112,10 @@ def _norm_backward(
     end = tl.minimum(rows, (program + 1) * each)
     for first in range(program * each, end, ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
-        here = (row < end) & (d < D)
-        at = row.to(tl.int64) * D + d
-        s = tl.load(S + at, here, 0.0).to(tl.float32)
-        g = tl.load(GRAD + at, here, 0.0).to(tl.float32)
+        mask = (row < end) & (d < D)
+        offset = row.to(tl.int64) * D + d
+        s = tl.load(S + offset, mask, 0.0).to(tl.float32)
+        g = tl.load(GRAD + offset, mask, 0.0).to(tl.float32)
         r = tl.load(R + row, row < end, 0.0)
         if WEIGHTED:
             dw += g * s * r
@@ -122,8 +123,8 @@ def _norm_backward(
         back = tl.sum(s * g, 1)[:, None] / D * r * r * r
         ds = g * r - s * back
         if ADD:
-            ds += tl.load(MORE + at, here, 0.0).to(tl.float32)
-        tl.store(INTO + at, ds.to(INTO.dtype.element_ty), here)
+            ds += tl.load(MORE + offset, mask, 0.0).to(tl.float32)
+        tl.store(INTO + offset, ds.to(INTO.dtype.element_ty), mask)
     if WEIGHTED:
         tl.store(DW + program * D + d, tl.sum(dw, 0)[None, :], d < D)
 
@@ -133,13 +134,13 @@ def norm_backward(
 ) -> Tensor | None:
     D = s.shape[-1]
     rows = s.numel() // D
-    wide, some = _tile(D)
-    each = triton.cdiv(triton.cdiv(rows, some), PROGRAMS) * some
+    wide, tile_rows = _tile(D)
+    each = triton.cdiv(triton.cdiv(rows, tile_rows), PROGRAMS) * tile_rows
     programs = triton.cdiv(rows, each)
     dw = torch.empty(programs, D, dtype=torch.float32, device=s.device) if weighted else None
     _norm_backward[(programs,)](
         s, weight, r, grad, s if more is None else more, into, r if dw is None else dw, rows, each,
-        D, wide, some, more is not None, weighted,
+        D, wide, tile_rows, more is not None, weighted,
     )  # fmt: skip
     return None if dw is None else dw.sum(0).to(weight.dtype)
 
@@ -149,16 +150,17 @@ def norm_backward(
 
 @triton.jit
 def _rotate(X, COS, SIN, n, sign, HEADS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
-    """n pairs (token, head, d), d below half of a head."""
+    """Rotates n pairs of elements (token, head, d), d < WIDTH / 2."""
     HALF: tl.constexpr = WIDTH // 2
     pair = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = pair < n
+    mask = pair < n
     d, head = pair % HALF, pair // HALF
-    at, turn = head * WIDTH + d, head // HEADS * WIDTH + d
-    a, b = tl.load(X + at, here, 0.0).to(tl.float32), tl.load(X + at + HALF, here, 0.0).to(tl.float32)
-    cos, sin = tl.load(COS + turn, here, 0.0).to(tl.float32), tl.load(SIN + turn, here, 0.0).to(tl.float32) * sign
-    tl.store(X + at, (a * cos - b * sin).to(X.dtype.element_ty), here)
-    tl.store(X + at + HALF, (b * cos + a * sin).to(X.dtype.element_ty), here)
+    offset, table_offset = head * WIDTH + d, head // HEADS * WIDTH + d
+    a, b = tl.load(X + offset, mask, 0.0).to(tl.float32), tl.load(X + offset + HALF, mask, 0.0).to(tl.float32)
+    cos = tl.load(COS + table_offset, mask, 0.0).to(tl.float32)
+    sin = tl.load(SIN + table_offset, mask, 0.0).to(tl.float32) * sign
+    tl.store(X + offset, (a * cos - b * sin).to(X.dtype.element_ty), mask)
+    tl.store(X + offset + HALF, (b * cos + a * sin).to(X.dtype.element_ty), mask)
 
 
 def rotate_(x_THW: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float = 1.0) -> Tensor:
@@ -170,10 +172,10 @@ def rotate_(x_THW: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float = 1.0) ->
 
 @triton.jit
 def _gate(G, U, Y, n, SIZE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = at < n
-    g, u = tl.load(G + at, here, 0.0).to(tl.float32), tl.load(U + at, here, 0.0).to(tl.float32)
-    tl.store(Y + at, (g * tl.sigmoid(g) * u).to(Y.dtype.element_ty), here)
+    offset = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    mask = offset < n
+    g, u = tl.load(G + offset, mask, 0.0).to(tl.float32), tl.load(U + offset, mask, 0.0).to(tl.float32)
+    tl.store(Y + offset, (g * tl.sigmoid(g) * u).to(Y.dtype.element_ty), mask)
 
 
 def gate(g: Tensor, u: Tensor, into: Tensor | None = None) -> Tensor:
@@ -185,15 +187,15 @@ def gate(g: Tensor, u: Tensor, into: Tensor | None = None) -> Tensor:
 
 @triton.jit
 def _gate_backward(G, U, GRAD, n, SIZE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = at < n
-    g, u = tl.load(G + at, here, 0.0).to(tl.float32), tl.load(U + at, here, 0.0).to(tl.float32)
-    y = tl.load(GRAD + at, here, 0.0).to(tl.float32)
+    offset = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    mask = offset < n
+    g, u = tl.load(G + offset, mask, 0.0).to(tl.float32), tl.load(U + offset, mask, 0.0).to(tl.float32)
+    y = tl.load(GRAD + offset, mask, 0.0).to(tl.float32)
     s = tl.sigmoid(g)
     silu = g * s
-    tl.store(GRAD + at, (silu * u).to(GRAD.dtype.element_ty), here)
-    tl.store(U + at, (y * silu).to(U.dtype.element_ty), here)
-    tl.store(G + at, (y * u * s * (1.0 + g * (1.0 - s))).to(G.dtype.element_ty), here)
+    tl.store(GRAD + offset, (silu * u).to(GRAD.dtype.element_ty), mask)
+    tl.store(U + offset, (y * silu).to(U.dtype.element_ty), mask)
+    tl.store(G + offset, (y * u * s * (1.0 + g * (1.0 - s))).to(G.dtype.element_ty), mask)
 
 
 def gate_backward_(g: Tensor, u: Tensor, grad: Tensor) -> None:
@@ -205,38 +207,39 @@ def gate_backward_(g: Tensor, u: Tensor, grad: Tensor) -> None:
 
 
 @triton.jit
-def _logps(Z, TARGETS, LSE, FOUND, ENTS, V, scale, ENTROPY: tl.constexpr, SIZE: tl.constexpr):
-    """One row: of its logits times scale top, sum of e = exp(x - top), and sum of e (x - top), brought along."""
+def _logps(Z, TARGETS, LSE, LOGPS, ENTS, V, scale, ENTROPY: tl.constexpr, SIZE: tl.constexpr):
+    """One row: running maximum `top` of x = logit * scale, sum of e = exp(x - top), and sum of e (x - top); both sums
+    are rescaled when `top` rises."""
     row = tl.program_id(0).to(tl.int64)
-    line = tl.arange(0, SIZE)
+    lane = tl.arange(0, SIZE)
     top = tl.full([], float("-inf"), tl.float32)
     total = tl.zeros([], tl.float32)
     weighted = tl.zeros([], tl.float32)
     for first in range(0, V, SIZE):
-        v = first + line
+        v = first + lane
         x = tl.load(Z + row * V + v, v < V, float("-inf")).to(tl.float32) * scale
         higher = tl.maximum(top, tl.max(x, 0))
         e = tl.exp(x - higher)
         shrink = tl.exp(top - higher)
         if ENTROPY:
-            moved = tl.where(total > 0, (top - higher) * total, 0.0)
-            weighted = (weighted + moved) * shrink + tl.sum(tl.where(v < V, e * (x - higher), 0.0), 0)
+            shift = tl.where(total > 0, (top - higher) * total, 0.0)
+            weighted = (weighted + shift) * shrink + tl.sum(tl.where(v < V, e * (x - higher), 0.0), 0)
         total = total * shrink + tl.sum(e, 0)
         top = higher
     lse = top + tl.log(total)
     x = tl.load(Z + row * V + tl.load(TARGETS + row)).to(tl.float32) * scale
     tl.store(LSE + row, lse)
-    tl.store(FOUND + row, x - lse)
+    tl.store(LOGPS + row, x - lse)
     if ENTROPY:
         tl.store(ENTS + row, tl.log(total) - weighted / total)
 
 
 def logps(z_NV: Tensor, targets_N: Tensor, scale: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     N, V = z_NV.shape
-    lse, found, ents = torch.empty(3, N, dtype=torch.float32, device=z_NV.device)
+    lse, target_logps, ents = torch.empty(3, N, dtype=torch.float32, device=z_NV.device)
     if N:
-        _logps[(N,)](z_NV, targets_N, lse, found, ents, V, scale, entropy, STRETCH, num_warps=8)
-    return lse, found, ents if entropy else None
+        _logps[(N,)](z_NV, targets_N, lse, target_logps, ents, V, scale, entropy, STRETCH, num_warps=8)
+    return lse, target_logps, ents if entropy else None
 
 
 @triton.jit
@@ -262,16 +265,17 @@ def logps_backward_(
     ents_N: Tensor | None,
 ) -> Tensor:
     N, V = z_NV.shape
-    both = ge_N is not None and ents_N is not None
+    with_entropy = ge_N is not None and ents_N is not None
     size = STRETCH // 2
     if N:
         _logps_backward[(N, triton.cdiv(V, size))](
-            z_NV, targets_N, lse_N, g_N, ge_N if both else g_N, ents_N if both else g_N, V, scale, both, size
-        )
+            z_NV, targets_N, lse_N, g_N, ge_N if with_entropy else g_N, ents_N if with_entropy else g_N, V, scale,
+            with_entropy, size,
+        )  # fmt: skip
     return z_NV
 
 
-# ------------------------------------------------------------ gradients of keys that several segments see
+# ------------------------------------------------------------ gradients of keys that several segments attend to
 
 
 @triton.jit
@@ -286,7 +290,7 @@ def _gathered(X, ORDER, OFFSETS, Y, D: tl.constexpr, WIDE: tl.constexpr):
 
 
 def gathered(x_KD: Tensor, order_K: Tensor, offsets_T1: Tensor) -> Tensor:
-    """[T, ...]: of each token the sum of the rows of x [K, ...] that order names between its two offsets."""
+    """x [K, ...] -> [T, ...]: for each token t the sum of x[order[i]] over offsets[t] <= i < offsets[t + 1]."""
     T, D = len(offsets_T1) - 1, x_KD[0].numel()
     y = x_KD.new_empty(T, *x_KD.shape[1:])
     arguments: Any = (x_KD, order_K, offsets_T1, y, D, triton.next_power_of_2(D))

@@ -1,4 +1,4 @@
-/* Vectors of floats as wide as the processor has them, exp over them, and which thread this is. */
+/* SIMD vectors of floats, as wide as the processor supports, exp of them, and the number of the current thread. */
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -71,7 +71,7 @@ const char *lacks(void) {
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
-typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias)); /* bfloat16s */
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias)); /* bfloat16 numbers */
 
 static inline vf vload(const float *p) { return *(const vf *)p; }
 static inline vf vwiden(const uint16_t *p) { return (vf)(__builtin_convertvector(*(const vh *)p, vi) << 16); }
@@ -93,7 +93,7 @@ static inline float vtop(vf x) {
 /* exp(x) with an error below 2 units in the last place; 0 below -87.3, and never above exp(88).
    x = n ln2 + r, |r| <= ln2 / 2, and a polynomial of degree 6 in r (Cephes' coefficients). */
 static inline vf vexp(vf x) {
-  vi low = x < vset(-87.3f); /* not a number: stays one */
+  vi low = x < vset(-87.3f); /* false for NaN, which stays NaN */
   x = (vf)(((vi)x & ~(x > vset(88.0f))) | ((vi)vset(88.0f) & (x > vset(88.0f))));
   vf z = x * 1.44269504088896341f;
   vf big = vset(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */

@@ -1,1 +1,1 @@
-"""The lab: claims about the techniques, each an experiment with a measured verdict."""
+"""The lab: experiments that test published claims about the techniques over several seeds."""

@@ -1,12 +1,12 @@
-"""What preferences cannot teach: DPO on pairs whose two sides both lack the winning strategy.
+"""Tests whether DPO can learn a strategy that occurs on neither side of its pairs, as rejection sampling and GRPO can.
 
-In the built-in world the strategy is to work step by step; the base does so in about one answer of seven. Pairs of two
-off-hand answers hold none of it, however well they are judged. From the same base with the same judge, rejection
-sampling and GRPO select from what the base samples, and DPO on pairs of any two answers is the control: the same loss,
-other pairs. The claim stands, in words, in Tajwar et al. 2024 (arXiv:2404.14367, on-policy sampling and negative
-gradients) and Xu et al. 2024 (arXiv:2404.10719, DPO and PPO).
+In the built-in world the winning strategy is to work step by step; the base model does so in about one answer of seven.
+Pairs of two answers without working ("off-hand") contain none of it, however accurate their labels. Rejection sampling
+and GRPO start from the same base model with the same judge and select from its samples. The control is DPO on pairs of
+any two answers: the same loss on other pairs. The claim is stated by Tajwar et al. 2024 (arXiv:2404.14367, on-policy
+sampling and negative gradients) and Xu et al. 2024 (arXiv:2404.10719, DPO and PPO).
 
-Left out: online DPO, which would select as the others do.
+Left out: online DPO, which would select from the policy's samples as the others do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROADS = {
     "rejection": ("harvest", "rejection"),
     "grpo": ("grpo",),
 }
-"""The stages whose tokens a road costs; the last of them makes the model that is measured."""
+"""Training route -> its stages, whose tokens are its cost; the last stage trains the evaluated model."""
 WORDS = {
     "base": "base",
     "dpo_offhand": "DPO, off-hand pairs",
@@ -43,11 +43,11 @@ KS = (1, 2, 4, 8, 16, 32)
 
 
 def measure(run: Path) -> Measured:
-    """{road: {"accuracy", "greedy", "length", "worked", "pass@1" ..., "drawn", "trained"}}."""
-    return {road: _of(run, stages) for road, stages in ROADS.items()}
+    """{route: {"accuracy", "greedy", "length", "worked", "pass@1" ..., "drawn", "trained"}}, costs in tokens."""
+    return {road: _route_figures(run, stages) for road, stages in ROADS.items()}
 
 
-def _of(run: Path, stages: Sequence[str]) -> dict[str, Any]:
+def _route_figures(run: Path, stages: Sequence[str]) -> dict[str, Any]:
     figures = read_json(run / stages[-1] / "summary.json")["easy"]
     return {
         "accuracy": figures["accuracy"],
@@ -61,9 +61,11 @@ def _of(run: Path, stages: Sequence[str]) -> dict[str, Any]:
 
 
 def verdict(measured: Sequence[Measured]) -> Verdict:
-    """Holds when both that select do better than DPO on off-hand pairs, which does not work more than the base."""
+    """Holds when rejection sampling and GRPO beat DPO on off-hand pairs in accuracy, and DPO on off-hand pairs does not
+    raise the base's share of worked answers."""
 
     def each(road: str, figure: str = "accuracy") -> list[float]:
+        """A figure of a route, one value a seed."""
         return [m[road][figure] for m in measured]
 
     gap = difference(each("grpo"), each("dpo_offhand"))
@@ -92,19 +94,21 @@ def _mean(values: Sequence[float]) -> float:
 
 def _table(measured: Sequence[Measured]) -> list[list[str]]:
     rows = [["", "right", "greedy", "worked", "tokens", "pass@8", "sampled", "trained"]]
-    for road, words in WORDS.items():
-        mean = {f: _mean([m[road][f] for m in measured]) for f in ("accuracy", "greedy", "worked")}
-        length, eight = _mean([m[road]["length"] for m in measured]), _mean([m[road]["pass@8"] for m in measured])
+    for road, label in WORDS.items():
+        shares = [_mean([m[road][f] for m in measured]) for f in ("accuracy", "greedy", "worked")]
+        length = _mean([m[road]["length"] for m in measured])
+        pass_at_8 = _mean([m[road]["pass@8"] for m in measured])
         costs = [_mean([m[road][f] for m in measured]) for f in ("drawn", "trained")]
-        shares = [f"{v:.1%}" for v in mean.values()]
-        rows.append([words, *shares, f"{length:.1f}", f"{eight:.1%}", *(f"{c / 1000:,.0f}k" for c in costs)])
+        share_cells, cost_cells = [f"{x:.1%}" for x in shares], [f"{c / 1000:,.0f}k" for c in costs]
+        rows.append([label, *share_cells, f"{length:.1f}", f"{pass_at_8:.1%}", *cost_cells])
     return rows
 
 
 def draw(measured: Sequence[Measured], figure: Figure) -> None:
+    """Panels: accuracy and share of worked answers, answer length, pass@k; dots are seeds."""
     right, length, passed = figure.subplots(1, 3, width_ratios=[1.15, 1, 1])
     colours = dict(zip(ROADS, (SOFT, COLOURS[1], COLOURS[3], COLOURS[2], COLOURS[0]), strict=True))
-    at = range(len(ROADS))
+    positions = range(len(ROADS))
     for axes, figures, label in ((right, ("accuracy", "worked"), "%"), (length, ("length",), "tokens")):
         for shift, name in enumerate(figures):
             scale = 1 if name == "length" else 100
@@ -113,16 +117,16 @@ def draw(measured: Sequence[Measured], figure: Figure) -> None:
                 x = i + (0.34 * shift - 0.17 if len(figures) == 2 else 0)
                 axes.bar(x, _mean(values), 0.32, color=colours[road], alpha=0.45 if shift else 0.9)
                 axes.plot([x] * len(values), values, ".", color="black", markersize=3)
-        axes.set_xticks(at, [w.replace(", ", "\n").replace(" sampling", "\nsampling") for w in WORDS.values()])
+        axes.set_xticks(positions, [w.replace(", ", "\n").replace(" sampling", "\nsampling") for w in WORDS.values()])
         axes.tick_params(axis="x", labelsize=6.5)
         axes.set_ylabel(label)
     right.set_title("right (full), worked out (pale)", loc="left", fontsize=9.5)
     length.set_title("length of an answer", loc="left", fontsize=9.5)
-    for road, words in WORDS.items():
+    for road, label in WORDS.items():
         means = [100 * _mean([m[road][f"pass@{k}"] for m in measured]) for k in KS]
-        passed.plot(KS, means, "o-", color=colours[road], markersize=3, label=words)
-    luck = [100 * (1 - 0.9**k) for k in KS]
-    passed.plot(KS, luck, "--", color=SOFT, linewidth=1, label="ten digits, by luck")
+        passed.plot(KS, means, "o-", color=colours[road], markersize=3, label=label)
+    chance = [100 * (1 - 0.9**k) for k in KS]  # an answer is one of ten digits
+    passed.plot(KS, chance, "--", color=SOFT, linewidth=1, label="chance, of ten digits")
     passed.set_xscale("log", base=2)
     passed.set_xticks(KS, [str(k) for k in KS])
     passed.set_title("pass@k, %", loc="left", fontsize=9.5)
@@ -133,9 +137,9 @@ def draw(measured: Sequence[Measured], figure: Figure) -> None:
 EXPERIMENT = Experiment(
     name="discovery",
     claim=(
-        "DPO cannot discover: from pairs whose two sides both lack the winning strategy it does not learn it, while "
-        "rejection sampling and GRPO do from the same base at a like budget (after Tajwar et al. 2024, "
-        "arXiv:2404.14367, and Xu et al. 2024, arXiv:2404.10719)"
+        "DPO does not learn a winning strategy that both sides of its pairs lack, while rejection sampling and GRPO "
+        "learn it from the same base model at a similar budget (after Tajwar et al. 2024, arXiv:2404.14367, and Xu et "
+        "al. 2024, arXiv:2404.10719)"
     ),
     measure=measure,
     verdict=verdict,

@@ -1,7 +1,7 @@
-"""What an experiment of the lab is: a claim, a recipe that every seed runs, and how its figures become a verdict.
+"""The type of an experiment: a claim, a recipe that every seed runs, and functions from its runs to a verdict.
 
-The recipe stands in `recipes/lab/`; it runs alone too (`ladder run lab/NAME`). An experiment adds what is read from a
-finished run, how seeds become an effect with an interval, a figure, and one sentence.
+The recipe is in `recipes/lab/` and also runs alone (`ladder run lab/NAME`). The experiment defines which figures are
+read from a finished run, the effect over seeds with its interval, a drawing and one sentence.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Measured = dict[str, Any]
-"""What one seed's run gave, JSON-able."""
+"""The figures read from one seed's run, as JSON data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """holds: whether the claim holds here. effect: its size. sentence: what was found, in words with numbers.
-    more: further effects, by name. table: rows for people, the first of them the head."""
+    """The result of an experiment. holds: whether the claim holds here. effect: its size. sentence: the result with its
+    numbers. more: name -> further effect. table: rows of text, the first of them the column heads."""
 
     holds: bool
     effect: Effect
@@ -34,7 +34,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """claim: of the literature, with its source. measure: of one seed's run directory. size: of the figure, inches."""
+    """An experiment. claim: with its source. measure: reads the figures of one seed's run directory. verdict: from the
+    figures of all seeds. draw: draws them. size: of the figure, in inches."""
 
     name: str
     claim: str
@@ -45,4 +46,5 @@ class Experiment:
 
     @property
     def recipe(self) -> str:
+        """The name of the experiment's recipe."""
         return f"lab/{self.name}"

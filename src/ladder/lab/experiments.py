@@ -1,4 +1,4 @@
-"""The experiments by name. A new one is a module with an EXPERIMENT, a recipe in `recipes/lab/`, and a line here."""
+"""The experiments by name. A new one is a module with an EXPERIMENT, a recipe in `recipes/lab/` and an entry here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPERIMENTS: dict[str, Experiment] = {m.EXPERIMENT.name: m.EXPERIMENT for m in M
 
 
 def find(name: str) -> Experiment:
-    """Raises UserError when there is no such experiment."""
+    """The experiment of that name. Raises UserError when there is none."""
     if name not in EXPERIMENTS:
         message = f"no experiment is called {name!r}{near(name, list(EXPERIMENTS))}"
         raise UserError(message, hint="ladder lab lists them")

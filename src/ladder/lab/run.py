@@ -1,10 +1,10 @@
-"""Runs an experiment: a base and the experiment's recipe for every seed, then figures, verdict and picture.
+"""Runs an experiment: the base model and the experiment's recipe for every seed, then the verdict and the figure.
 
-    OUT/base/seed-0/            the base that every experiment of a seed starts from
-    OUT/NAME/seed-0/            the recipe's run; `ladder run`, `ladder report` and `ladder lineage` know it
-    OUT/NAME/NAME.json .md .svg what was measured, the effect with its interval, the sentence; the figure
+    OUT/base/seed-0/            run of the base model; all experiments of a seed start from it
+    OUT/NAME/seed-0/            run of the recipe, as `ladder run` writes it
+    OUT/NAME/NAME.json .md .svg figures of all seeds, effects with intervals and the sentence; the drawing
 
-What is done is not done again, as in any run.
+Finished stages are not repeated, as in any run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ OPEN: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
 def perform(
     experiment: Experiment, seeds: Sequence[int], out: Path, console: Console, changes: Sequence[str] = ()
 ) -> Verdict:
-    """The verdict, written to `out/NAME/` with its figure. Raises UserError, Interrupted."""
+    """Runs the experiment for every seed, writes verdict and figure to `out/NAME/` and returns the verdict.
+
+    changes: overrides of the experiment's recipe. Raises UserError, Interrupted.
+    """
     if len(set(seeds)) < 2:
-        raise UserError("one seed has no interval: two at least are wanted", field="--seeds", hint="give e.g. 0,1,2")
+        raise UserError("an interval needs at least two different seeds", field="--seeds", hint="give e.g. 0,1,2")
     measured: list[Measured] = []
     for seed in seeds:
         console.say(f"[bold]{experiment.name}, seed {seed}[/bold]")
         base = _run(BASE, [f"seed={seed}"], out / "base" / f"seed-{seed}", console)
         model = base / "pretrain" / "model"
-        own = [*changes, f"seed={seed}", f"model.source={model}"]
-        run = _run(experiment.recipe, own, out / experiment.name / f"seed-{seed}", console)
+        overrides = [*changes, f"seed={seed}", f"model.source={model}"]
+        run = _run(experiment.recipe, overrides, out / experiment.name / f"seed-{seed}", console)
         measured.append(experiment.measure(run))
     verdict = experiment.verdict(measured)
     write(experiment, seeds, measured, verdict, out / experiment.name)
@@ -52,7 +55,7 @@ def _run(name: str, changes: Sequence[str], out: Path, console: Console) -> Path
 def write(
     experiment: Experiment, seeds: Sequence[int], measured: Sequence[Measured], verdict: Verdict, directory: Path
 ) -> None:
-    """NAME.json, NAME.md and NAME.svg."""
+    """Writes NAME.json, NAME.md and NAME.svg to `directory`."""
     write_json(
         directory / f"{experiment.name}.json",
         {
@@ -70,20 +73,21 @@ def write(
 
 
 def page(experiment: Experiment, seeds: Sequence[int], verdict: Verdict) -> str:
-    """The verdict in Markdown: claim, sentence, table, every effect with its interval."""
+    """The verdict as Markdown: claim, sentence, figure, table, and every effect with its interval."""
     lines = [f"**The claim.** {experiment.claim}.", ""]
     lines += [f"**{'It holds here' if verdict.holds else 'It does not hold here'}.** {verdict.sentence}", ""]
     lines += [f"![{experiment.name}]({experiment.name}.svg)", ""]
     for i, row in enumerate(verdict.table):
         lines.append("| " + " | ".join(row) + " |")
         lines += ["|" + "---|" * len(row)] if i == 0 else []
-    shown = {"the effect": verdict.effect} | verdict.more
+    effects = {"the effect": verdict.effect} | verdict.more
     lines += ["", f"| difference | mean of seeds {', '.join(map(str, seeds))} | 95% interval |", "|---|---|---|"]
-    lines += [f"| {name} | {e.mean:+.3f} | {e.low:+.3f} to {e.high:+.3f} |" for name, e in shown.items()]
+    lines += [f"| {name} | {e.mean:+.3f} | {e.low:+.3f} to {e.high:+.3f} |" for name, e in effects.items()]
     return "\n".join(lines) + "\n"
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], path: Path) -> None:
+    """Writes the experiment's figure to `path`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

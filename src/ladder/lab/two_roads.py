@@ -1,8 +1,9 @@
-"""Two roads from the same pairs: DPO, and a reward model climbed by GRPO or PPO; inside and outside of what they cover.
+"""DPO against RLHF on the same pairs: DPO, or a reward model optimised by GRPO or PPO, in and out of distribution.
 
-Outside: longer problems (8-12 steps where the pairs have 3-6) and shorter ones (1-2). Every road has three anchors,
-and the one that does best *inside*, by the gold reward, stands for it: what is outside chooses nothing. The literature
-finds DPO worse outside (Kirk et al. 2023, arXiv:2310.06452; Xu et al. 2024, arXiv:2404.10719), by 3 to 7%.
+"Inside": problems as in the pairs, with 3-6 steps. "Outside": longer problems (8-12 steps) and shorter ones (1-2). Each
+training route ("road") is run at three strengths of its KL anchor; the strength with the most gold reward *inside*
+represents the route, so that the outside problems select nothing. The literature finds DPO worse outside (Kirk et al.
+2023, arXiv:2310.06452; Xu et al. 2024, arXiv:2404.10719), by 3 to 7%.
 
 Left out: pairs and rewards of another domain altogether; the built-in world has one.
 """
@@ -30,11 +31,11 @@ OUTSIDE = ("longer", "shorter")
 
 
 def measure(run: Path) -> Measured:
-    """{stage: {set: {"gold", "right", "length"}}} of the base and of every road at every anchor."""
-    return {stage: _of(run / stage) for stage in ("base", *(f"{r}_{a}" for r in ROADS for a in ANCHORS))}
+    """{stage: {set: {"gold", "right", "length"}}} of the base and of every route at every anchor."""
+    return {stage: _stage_figures(run / stage) for stage in ("base", *(f"{r}_{a}" for r in ROADS for a in ANCHORS))}
 
 
-def _of(stage: Path) -> dict[str, Any]:
+def _stage_figures(stage: Path) -> dict[str, Any]:
     summary = read_json(stage / "summary.json")
     return {
         name: {"gold": f["accuracy"], "right": f["score/right"], "length": f["length"]}
@@ -43,17 +44,19 @@ def _of(stage: Path) -> dict[str, Any]:
 
 
 def chosen(one: Measured, road: str) -> dict[str, Any]:
-    """The anchor of a road with the most gold inside."""
+    """The figures of a route at the anchor with the most gold reward inside. one: the figures of one seed."""
     return max((one[f"{road}_{a}"] for a in ANCHORS), key=lambda figures: figures["inside"]["gold"])
 
 
 def verdict(measured: Sequence[Measured]) -> Verdict:
-    """Holds when DPO falls behind the reward model's better road outside, and by more than inside."""
+    """Holds when DPO has less gold reward outside than the better of GRPO and PPO, by more than inside."""
 
     def each(road: str, name: str) -> list[float]:
+        """The gold reward of a route on a set, one value a seed."""
         return [(m["base"] if road == "base" else chosen(m, road))[name]["gold"] for m in measured]
 
     def outside(road: str) -> list[float]:
+        """The mean gold reward of a route on the outside sets, one value a seed."""
         return [float(np.mean(x)) for x in zip(*(each(road, name) for name in OUTSIDE), strict=True)]
 
     best = max(("grpo", "ppo"), key=lambda road: np.mean(each(road, "inside")))
@@ -70,8 +73,8 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
     pairs = [(r, name) for r in ROADS for name in SETS]
     more |= {f"{ROADS[r]} - base, {name}": difference(each(r, name), each("base", name)) for r, name in pairs}
     sentence = (
-        f"With each road at its best anchor inside, the road by the reward model ({best.upper()}) and DPO differ by "
-        f"{inside.text('+.2f')} of gold inside and by {gap.text('+.2f')} outside ({share.mean:+.0%} of what DPO has "
+        f"With each method at its best anchor inside, {best.upper()} on the reward model and DPO differ by "
+        f"{inside.text('+.2f')} in gold reward inside and by {gap.text('+.2f')} outside ({share.mean:+.0%} of DPO's "
         "there)."
     )
     return Verdict(holds, gap, sentence, more, _table(measured))
@@ -80,26 +83,27 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
 def _table(measured: Sequence[Measured]) -> list[list[str]]:
     rows = [["", *(f"gold, {words}" for words in SETS.values()), "right, longer", "tokens, longer"]]
     stages = [("base", "base", [m["base"] for m in measured])]
-    for road, words in ROADS.items():
-        stages += [(road, f"{words}, {a}", [m[f"{road}_{a}"] for m in measured]) for a in ANCHORS]
-        stages.append((road, f"{words}, best inside", [chosen(m, road) for m in measured]))
-    for _, words, found in stages:
-        gold = [f"{np.mean([f[name]['gold'] for f in found]):.2f}" for name in SETS]
-        right, length = (np.mean([f["longer"][key] for f in found]) for key in ("right", "length"))
-        rows.append([words, *gold, f"{right:.0%}", f"{length:.1f}"])
+    for road, label in ROADS.items():
+        stages += [(road, f"{label}, {a}", [m[f"{road}_{a}"] for m in measured]) for a in ANCHORS]
+        stages.append((road, f"{label}, best inside", [chosen(m, road) for m in measured]))
+    for _, label, seeds in stages:
+        gold = [f"{np.mean([figures[name]['gold'] for figures in seeds]):.2f}" for name in SETS]
+        right, length = (np.mean([figures["longer"][key] for figures in seeds]) for key in ("right", "length"))
+        rows.append([label, *gold, f"{right:.0%}", f"{length:.1f}"])
     return rows
 
 
 def draw(measured: Sequence[Measured], figure: Figure) -> None:
+    """A panel for each set: the gold reward of the base and of every route at its chosen anchor; dots are seeds."""
     axes = figure.subplots(1, len(SETS), sharey=True)
     colours = (SOFT, COLOURS[1], COLOURS[0], COLOURS[2])
-    for ax, (name, words) in zip(axes, SETS.items(), strict=True):
+    for ax, (name, title) in zip(axes, SETS.items(), strict=True):
         for i, (road, colour) in enumerate(zip(("base", *ROADS), colours, strict=True)):
             values = [(m["base"] if road == "base" else chosen(m, road))[name]["gold"] for m in measured]
             ax.bar(i, np.mean(values), 0.6, color=colour)
             ax.plot([i] * len(values), values, ".", color="black", markersize=4)
         ax.set_xticks(range(4), ["base", "DPO", "GRPO", "PPO"])
-        ax.set_title(words, loc="left", fontsize=9.5)
+        ax.set_title(title, loc="left", fontsize=9.5)
     axes[0].set_ylabel("gold reward, best anchor inside")
 
 

@@ -1,14 +1,14 @@
-"""What SFT changes: which weights move, what adapters of equally many parameters learn, and what merging them costs.
+"""What SFT changes: which weights move, how much adapters of equal parameter count learn, and the cost of merging them.
 
     change of a layer's attention (or MLP) = ||W' - W||_F / ||W||_F over its matrices together
 
-Adapters on attention, on the MLPs and on all linear layers have ranks 7, 5 and 3 here, which makes 10,440 to 10,872
-parameters (4% apart), alpha twice the rank, and three learning rates of which the best counts. "LoRA Without Regret"
-(Schulman et al. 2025, Thinking Machines) finds attention alone worse at equal parameters; Biderman et al. 2024
-(arXiv:2405.09673) that adapters learn less and forget less. Learned: the loss on documents of the SFT corpus that
-nobody trained on; forgotten: the rise of the loss on documents like the base's own.
+LoRA adapters on attention, on the MLPs and on all linear layers have ranks 7, 5 and 3 here, which makes 10,440 to
+10,872 parameters (4% apart), alpha twice the rank, and three learning rates of which the best counts. "LoRA Without
+Regret" (Schulman et al. 2025, Thinking Machines) finds adapters on attention alone worse at equal parameters; Biderman
+et al. 2024 (arXiv:2405.09673) find that adapters learn less and forget less. Learned: the loss on unseen documents of
+the SFT corpus. Forgotten: the rise of the loss on documents like those the base model was pretrained on.
 
-Left out: DoRA and other adapters; ranks large enough that nothing is missing.
+Left out: DoRA and other adapters; ranks large enough to match full fine-tuning.
 """
 
 from __future__ import annotations
@@ -40,44 +40,47 @@ KINDS = {"full": "all weights", "attention": "attention", "mlp": "MLPs", "linear
 ADAPTERS = ("attention", "mlp", "linear")
 RATES = ("low", "mid", "high")
 UNSEEN = 1_000_003
-"""Added to a run's seed for documents that no stage of it has read."""
+"""Added to a run's seed to generate documents that none of its stages trained on."""
 DOCUMENTS = 1000
 ROUNDS = 40
-"""Forward passes of each that are timed."""
+"""Number of timed forward passes of each model."""
 SPREAD = 1.05
-"""How far the numbers of parameters of adapters may be apart to be called equal."""
+"""Largest ratio of two adapters' parameter counts that counts as equal."""
 
 
 def measure(run: Path) -> Measured:
-    """{kind: its stage of least loss on unseen documents, with its figures}.
+    """{kind: the figures of its stage with the least loss on unseen documents, of the three learning rates}.
 
-    "learned", "forgot": losses, nats a token. "change": {"attention" | "mlp": one a layer}. Adapters also: "logits"
-    (largest difference, merged and not), "moved" (from the base's), "time" (of a forward pass against the base's:
-    {"merged", "apart"}). "base": its losses. "all": every stage's figures.
+    "learned", "forgot": losses, nats a token. "change": {"attention" | "mlp": one value a layer}. Adapters also:
+    "logits" (largest difference of merged and unmerged), "moved" (largest difference from the base's logits), "time"
+    (of a forward pass relative to the base's: {"merged", "apart"}). "base": its losses. "all": figures of every stage.
     """
     recipe, _ = recipes.load(str(run / "recipe.yaml"))
-    sft = WebData.model_validate(next(iter(recipe.stages.values()))["data"])
-    own = WebData(web={"documents": DOCUMENTS, "worked": 0.2, "worked_lengths": [1] * 12})
+    sft_data = WebData.model_validate(next(iter(recipe.stages.values()))["data"])
+    base_data = WebData(web={"documents": DOCUMENTS, "worked": 0.2, "worked_lengths": [1] * 12})
     seed = recipe.seed + UNSEEN
-    fresh, past = (web_samples(w, seed, "")[:DOCUMENTS] for w in (sft, own))
-    start = {"learned": loss(recipe, recipe.model.source, fresh), "forgot": loss(recipe, recipe.model.source, past)}
-    every: dict[str, Any] = {}
+    sft_samples, base_samples = (web_samples(data, seed, "")[:DOCUMENTS] for data in (sft_data, base_data))
+    base_losses = {
+        "learned": loss(recipe, recipe.model.source, sft_samples),
+        "forgot": loss(recipe, recipe.model.source, base_samples),
+    }
+    by_stage: dict[str, Any] = {}
     for name in (f"{kind}_{rate}" for kind in KINDS for rate in RATES):
         model = str(run / name / "model")
-        every[name] = {
-            "learned": loss(recipe, model, fresh),
-            "forgot": loss(recipe, model, past) - start["forgot"],
+        by_stage[name] = {
+            "learned": loss(recipe, model, sft_samples),
+            "forgot": loss(recipe, model, base_samples) - base_losses["forgot"],
             "accuracy": read_json(run / name / "summary.json")["easy"]["accuracy"],
         }
-    found: Measured = {"base": start, "all": every}
+    figures: Measured = {"base": base_losses, "all": by_stage}
     for kind in KINDS:
-        name = min((f"{kind}_{rate}" for rate in RATES), key=lambda n: every[n]["learned"])
-        found[kind] = {"stage": name} | every[name] | _weights(Path(recipe.model.source), run / name)
-    return found
+        name = min((f"{kind}_{rate}" for rate in RATES), key=lambda n: by_stage[n]["learned"])
+        figures[kind] = {"stage": name} | by_stage[name] | _weight_figures(Path(recipe.model.source), run / name)
+    return figures
 
 
 def loss(recipe: Recipe, source: str, samples: Sequence[Sample]) -> float:
-    """Nats a token that follows a prompt."""
+    """The cross-entropy of a model on samples, nats per trained token. source: of the model."""
     columns = build_models.frozen(recipe, build_models.load(recipe, source), 1.0).forward(samples)
     return -sum(float(c["logps"].sum()) for c in columns) / sum(int(s.mask.sum()) for s in samples)
 
@@ -85,43 +88,45 @@ def loss(recipe: Recipe, source: str, samples: Sequence[Sample]) -> float:
 # ---------------------------------------------------------------- weights
 
 
-def _weights(base: Path, stage: Path) -> dict[str, Any]:
+def _weight_figures(base: Path, stage: Path) -> dict[str, Any]:
+    """The change of a stage's weights, its number of trained parameters and, for an adapter, the cost of merging."""
     before, after = (load_file(d / "model.safetensors") for d in (base, stage / "model"))
-    found: dict[str, Any] = {"change": relative_change(before, after)}
+    change: dict[str, Any] = {"change": relative_change(before, after)}
     adapter = stage / "adapter"
     if not adapter.exists():
-        return found | {"parameters": sum(p.numel() for p in after.values())}
+        return change | {"parameters": sum(p.numel() for p in after.values())}
     count = sum(p.numel() for p in load_file(adapter / "adapter_model.safetensors").values())
-    return found | {"parameters": count} | merging(base, adapter, stage / "model")
+    return change | {"parameters": count} | merging(base, adapter, stage / "model")
 
 
 def relative_change(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """{"attention" | "mlp": of every layer, in order}."""
-    found: dict[str, list[float]] = {}
+    """The relative change of the weights: {"attention" | "mlp": one value a layer, in order}."""
+    changes: dict[str, list[float]] = {}
     for kind, part in (("attention", ".self_attn."), ("mlp", ".mlp.")):
-        names: dict[int, list[str]] = {}
+        names_of_layer: dict[int, list[str]] = {}
         for name in before:
             if part in name:
-                names.setdefault(int(name.split(".layers.")[1].split(".")[0]), []).append(name)
-        found[kind] = [
-            float(_norm(after[n] - before[n] for n in some) / _norm(before[n] for n in some))
-            for _, some in sorted(names.items())
+                names_of_layer.setdefault(int(name.split(".layers.")[1].split(".")[0]), []).append(name)
+        changes[kind] = [
+            float(_norm(after[n] - before[n] for n in names) / _norm(before[n] for n in names))
+            for _, names in sorted(names_of_layer.items())
         ]
-    return found
+    return changes
 
 
 def _norm(tensors: Any) -> torch.Tensor:
+    """The Frobenius norm of several matrices together, float64."""
     return torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()
 
 
 def merging(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
-    """Merged and not, in plain transformers and PEFT."""
+    """Compares the merged model with the base model plus adapter ("apart"), in plain transformers and PEFT."""
     from transformers import AutoModelForCausalLM
 
-    plain, folded = (AutoModelForCausalLM.from_pretrained(d).eval() for d in (base, merged))
+    base_model, merged_model = (AutoModelForCausalLM.from_pretrained(d).eval() for d in (base, merged))
     apart = attach_saved(AutoModelForCausalLM.from_pretrained(base), adapter)
-    tokens = torch.arange(32 * 64).reshape(32, 64) % plain.config.vocab_size
-    models = {"base": plain, "merged": folded, "apart": apart}
+    tokens = torch.arange(32 * 64).reshape(32, 64) % base_model.config.vocab_size  # [B, T]
+    models = {"base": base_model, "merged": merged_model, "apart": apart}
     with torch.no_grad():
         logits = {n: m(input_ids=tokens).logits for n, m in models.items()}
         times = slower({n: lambda m=m: m(input_ids=tokens) for n, m in models.items()}, ROUNDS)
@@ -133,30 +138,33 @@ def merging(base: Path, adapter: Path, merged: Path) -> dict[str, Any]:
 
 
 def slower(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """How much longer each takes than the first: the median of some rounds, each of all in turn, so that a busy machine
-    is as unkind to one as to the other."""
+    """Time of each call relative to the first: the median over rounds.
+
+    Every round times all calls in turn, so that other load on the machine affects them equally.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - start)
     first = next(iter(seconds.values()))
-    return {n: statistics.median(x / y for x, y in zip(own, first, strict=True)) for n, own in seconds.items()}
+    return {n: statistics.median(x / y for x, y in zip(times, first, strict=True)) for n, times in seconds.items()}
 
 
 # ---------------------------------------------------------------- verdict
 
 
 def verdict(measured: Sequence[Measured]) -> Verdict:
-    """Holds when, at equal parameters, the adapter on attention leaves more loss than that on the MLPs."""
+    """Holds when, at equal parameters, the adapter on attention ends with a higher loss than the one on the MLPs."""
 
     def each(kind: str, figure: str = "learned") -> list[float]:
+        """A figure of a kind of training, one value a seed."""
         return [m[kind][figure] for m in measured]
 
     counts = [m[kind]["parameters"] for m in measured for kind in ADAPTERS]
     if max(counts) > SPREAD * min(counts):
-        raise ValueError(f"adapters of {min(counts):,} and of {max(counts):,} parameters are no equals")
+        raise ValueError(f"adapters of {min(counts):,} and {max(counts):,} parameters are not of equal size")
     gap = difference(each("attention"), each("mlp"))
     moved = {part: [_mean(m["full"]["change"][part]) for m in measured] for part in ("attention", "mlp")}
     more = {
@@ -169,8 +177,8 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
         "logits of merged and not, largest difference": effect(
             [max(m[kind]["logits"] for kind in ADAPTERS) for m in measured]
         ),
-        "time of a forward pass, merged / base": _times(measured, "merged"),
-        "time of a forward pass, apart / base": _times(measured, "apart"),
+        "time of a forward pass, merged / base": _mean_times(measured, "merged"),
+        "time of a forward pass, apart / base": _mean_times(measured, "apart"),
     }
     base = _mean([m["base"]["learned"] for m in measured])
     ends = {k: f"{_mean(each(k)):.4f} ({_mean(each(k, 'accuracy')):.0%} right)" for k in KINDS}
@@ -183,8 +191,8 @@ def verdict(measured: Sequence[Measured]) -> Verdict:
     return Verdict(gap.positive, gap, sentence, more, _table(measured))
 
 
-def _times(measured: Sequence[Measured], how: str) -> Effect:
-    """Mean over the adapters."""
+def _mean_times(measured: Sequence[Measured], how: str) -> Effect:
+    """The relative time of a forward pass, mean over the adapters. how: "merged" or "apart"."""
     return effect([_mean([m[kind]["time"][how] for kind in ADAPTERS]) for m in measured])
 
 
@@ -195,26 +203,27 @@ def _mean(values: Sequence[float]) -> float:
 def _table(measured: Sequence[Measured]) -> list[list[str]]:
     head = ["trained", "parameters", "loss, unseen", "right", "forgotten", "attention moved", "MLPs moved"]
     rows = [[*head, "logits, merged", "time, merged", "time, apart"]]
-    for kind, words in KINDS.items():
-        own = [m[kind] for m in measured]
-        moved = [_mean([_mean(o["change"][part]) for o in own]) for part in ("attention", "mlp")]
-        row = [words, f"{own[0]['parameters']:,}", f"{_mean([o['learned'] for o in own]):.4f}"]
-        row += [f"{_mean([o['accuracy'] for o in own]):.1%}", f"{_mean([o['forgot'] for o in own]):+.3f}"]
+    for kind, label in KINDS.items():
+        seeds = [m[kind] for m in measured]
+        moved = [_mean([_mean(s["change"][part]) for s in seeds]) for part in ("attention", "mlp")]
+        row = [label, f"{seeds[0]['parameters']:,}", f"{_mean([s['learned'] for s in seeds]):.4f}"]
+        row += [f"{_mean([s['accuracy'] for s in seeds]):.1%}", f"{_mean([s['forgot'] for s in seeds]):+.3f}"]
         row += [f"{x:.1%}" for x in moved]
         if kind in ADAPTERS:
-            times = [_mean([o["time"][t] for o in own]) for t in ("merged", "apart")]
-            row += [f"{max(o['logits'] for o in own):.1e}", *(f"{t:.2f}" for t in times)]
+            times = [_mean([s["time"][t] for s in seeds]) for t in ("merged", "apart")]
+            row += [f"{max(s['logits'] for s in seeds):.1e}", *(f"{t:.2f}" for t in times)]
         rows.append(row + [""] * (len(rows[0]) - len(row)))
     return rows
 
 
 def draw(measured: Sequence[Measured], figure: Figure) -> None:
+    """Panels: relative change of the weights by layer, loss on unseen documents, rise of the old loss."""
     moved, learned, forgot = figure.subplots(1, 3, width_ratios=[1.1, 1, 1])
     layers = range(len(measured[0]["full"]["change"]["mlp"]))
-    for part, colour, words in (("attention", COLOURS[1], "attention"), ("mlp", COLOURS[0], "MLP")):
+    for part, colour, part_label in (("attention", COLOURS[1], "attention"), ("mlp", COLOURS[0], "MLP")):
         for kind, line in (("full", "-"), ("linear", "--")):
             means = [100 * _mean([m[kind]["change"][part][i] for m in measured]) for i in layers]
-            label = f"{words}, {'all weights' if kind == 'full' else 'adapter'}"
+            label = f"{part_label}, {'all weights' if kind == 'full' else 'adapter'}"
             moved.plot(layers, means, f"o{line}", color=colour, markersize=4, label=label)
     moved.set_xticks(layers, [str(i + 1) for i in layers])
     moved.set_xlabel("layer")

@@ -1,1 +1,1 @@
-"""Models: loading, presets, adapters, the head, log-probabilities, and the fused decoder of the Llama layout."""
+"""Models: loading, presets, LoRA, the output head, log-probabilities, and the fused decoder for the Llama layout."""

@@ -1,9 +1,9 @@
-"""A linear layer as the fused decoder computes it: y = x W' + b, with the low-rank adapters that PEFT put around it.
+"""A linear layer of the fused decoder, with the low-rank adapters that PEFT wrapped around it.
 
     y = x W' + b + sum_a s_a (x A_a') B_a'                        LoRA: Hu et al. 2021, arXiv:2106.09685, eq. 3
 
-The gradients are taken by hand, into buffers that are there. Left out, and so not known here: adapters with dropout, of
-other kinds than plain LoRA, or merged into their weights.
+Gradients are computed by hand, into existing buffers. Left out, so that `Linear.of` returns None for them: adapters
+with dropout, variants of LoRA, and adapters merged into the weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ladder.models.gradients import Gradients, add, add_product
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
+    """One active LoRA adapter: scale (x A') B' is added to the output."""
+
     A: Tensor  # [rank, D]
     B: Tensor  # [N, rank]
     scale: float
@@ -28,31 +30,34 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
+    """A linear layer's live parameters: D inputs, N outputs."""
+
     weight: Tensor  # [N, D]
     bias: Tensor | None
-    wrapped: LoRALinear | None  # where adapters are switched on and off
+    wrapped: LoRALinear | None  # PEFT's layer, which says which adapters are active
 
     @classmethod
     def of(cls, layer: nn.Module) -> Linear | None:
-        """None for a layer that is not known here."""
+        """The layer, or None for a kind of layer that is not supported (see the top of this file)."""
         wrapped = layer if type(layer) is LoRALinear else None
         inner = layer if wrapped is None else wrapped.base_layer
         if type(inner) is not nn.Linear or not inner.weight.is_contiguous():
             return None
-        if wrapped is not None and not _plain(wrapped):
+        if wrapped is not None and not _is_supported(wrapped):
             return None
         return cls(inner.weight, inner.bias, wrapped)
 
     def adapters(self) -> Iterator[Adapter]:
-        """Those that are switched on."""
-        m = self.wrapped
-        if m is None or m.disable_adapters:
+        """The active adapters."""
+        layer = self.wrapped
+        if layer is None or layer.disable_adapters:
             return
-        assert not m.merged, "an adapter that is merged into its weights cannot be trained"
-        for down, up, scale in llama_layout.adapters(m):
+        assert not layer.merged, "an adapter that is merged into its weights cannot be trained"
+        for down, up, scale in llama_layout.adapters(layer):
             yield Adapter(down, up, scale)
 
     def parameters(self) -> Iterator[Tensor]:
+        """Weight and bias, and those of the active adapters."""
         yield self.weight
         if self.bias is not None:
             yield self.bias
@@ -61,7 +66,7 @@ class Linear:
             yield a.B
 
     def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
-        """[T, D] -> [T, N]."""
+        """x [T, D] -> y [T, N], written to `into` if given."""
         y = x.new_empty(len(x), len(self.weight)) if into is None else into
         if self.bias is None:
             torch.mm(x, self.weight.t(), out=y)
@@ -72,14 +77,14 @@ class Linear:
         return y
 
     def inputs(self, dy: Tensor, into: Tensor, add: bool = False) -> Tensor:
-        """The gradient by x, written or added to `into`."""
+        """The gradient with respect to x, written to `into`, or added to it."""
         torch.addmm(into, dy, self.weight, beta=float(add), out=into)
         for a in self.adapters():
             into.addmm_(dy @ a.B, a.A, alpha=a.scale)
         return into
 
     def weights(self, x: Tensor, dy: Tensor, grads: Gradients) -> None:
-        """The gradients by what is trained here."""
+        """Adds the gradients with respect to the parameters that have an entry in `grads`."""
         if self.weight in grads:
             add_product(grads, self.weight, dy.t(), x)
         if self.bias is not None and self.bias in grads:
@@ -91,6 +96,6 @@ class Linear:
                 add_product(grads, a.A, (dy @ a.B).mul_(a.scale).t(), x)
 
 
-def _plain(m: LoRALinear) -> bool:
-    """An adapter as its paper has it, and no dropout."""
-    return all(isinstance(d, nn.Identity) for d in m.lora_dropout.values()) and llama_layout.plain(m)
+def _is_supported(layer: LoRALinear) -> bool:
+    """Whether its adapters are plain LoRA, without dropout."""
+    return all(isinstance(d, nn.Identity) for d in layer.lora_dropout.values()) and llama_layout.plain(layer)

@@ -1,15 +1,15 @@
-"""The decoder of the Llama layout (`ladder.models.llama_layout`) over a packed row, forward and backward by hand.
+"""The decoder of the Llama layout (`llama_layout.py`) over a packed row, with forward and backward written by hand.
 
     h = norm(x),  x = x + O attend(rope(Q h), rope(K h), V h)
     h = norm(x),  x = x + D (silu(G h) * U h)
 
-It computes what transformers' modules do, with the parameters where they are, and autograd sees one function. What
-stands between two matrix products is one pass over memory each (`kernels/between.py`), attention reads the packed row
-as it lies (`kernels/attend.py`; on CUDA `flash.py`), norms and gates are computed again in backward rather than kept,
-and behind the last attention only the rows go on that something is asked of.
+It computes the same as transformers' modules, on the same parameters, as a single autograd function. The operations
+between two matrix products take one pass over memory each (`kernels/dispatch.py`). Attention runs on the packed row
+(`kernels/attend.py`; on CUDA `attention/flash.py`). Norms and gates are recomputed in backward instead of stored. After
+the attention of the last layer, only the rows whose hidden states are requested are computed further.
 
-Float32 on the processor and halves on CUDA. Left out, and computed by the modules, which are the oracle: other families
-and types, adapters of other kinds, recomputed layers, and machines without a compiler.
+Float32 on the CPU, float16 and bfloat16 on CUDA. Left out, and computed by transformers' modules, which are the oracle:
+other families and dtypes, variants of LoRA, activation checkpointing, and machines without a compiler.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ class Norm:
 
     weight: Tensor
     eps: float
-    by: Any  # the kernels
+    by: Any  # the module of kernels for this weight
 
     @classmethod
     def of(cls, module: Any) -> Norm:
         return cls(module.weight, module.variance_epsilon, dispatch.must(module.weight))
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(x + delta, its norm, what the gradient needs); the norm is written over delta."""
+        """(s = x + delta, norm of s, r = 1 / sqrt(mean(s^2) + eps) for backward); the norm overwrites delta."""
         return self.by.norm(x, delta, self.weight, self.eps, delta)
 
     def again(self, s: Tensor, r: Tensor) -> Tensor:
+        """Recomputes the norm of s."""
         return self.by.norm_again(s, self.weight, r, torch.empty_like(s))
 
     def backward(
         self, s: Tensor, r: Tensor, grad: Tensor, more: Tensor | None, into: Tensor, grads: Gradients
     ) -> Tensor:
-        """The gradient by s plus `more`, in `into`, which may be either."""
+        """The gradient with respect to s, plus `more`, written to `into`, which may be `grad` or `more`."""
         dw = self.by.norm_backward(s, self.weight, r, grad, more, into, self.weight in grads)
         if dw is not None:
             add(grads, self.weight, dw)
@@ -61,7 +62,9 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class FusedLayer:
+    """The live parameters of one decoder layer."""
+
     norm: Norm
     q: Linear
     k: Linear
@@ -75,16 +78,20 @@ class Layer:
     down: Linear
 
     @classmethod
-    def of(cls, module: Any) -> Layer | None:
-        a, mlp = module.self_attn, module.mlp
-        linears = a.q_proj, a.k_proj, a.v_proj, a.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        found = [Linear.of(m) for m in linears]
-        q, k, v, out, gate, up, down = found
+    def of(cls, module: Any) -> FusedLayer | None:
+        """The layer, or None if one of its linear layers is not supported."""
+        attention, mlp = module.self_attn, module.mlp
+        projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        q, k, v, out, gate, up, down = (
+            Linear.of(m) for m in (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        )
         if q is None or k is None or v is None or out is None or gate is None or up is None or down is None:
             return None
-        q_norm, k_norm = (Norm.of(a._modules[n]) if n in a._modules else None for n in ("q_norm", "k_norm"))
-        before, after = Norm.of(module.input_layernorm), Norm.of(module.post_attention_layernorm)
-        return cls(before, q, k, v, out, q_norm, k_norm, after, gate, up, down)
+        q_norm, k_norm = (
+            Norm.of(attention._modules[n]) if n in attention._modules else None for n in ("q_norm", "k_norm")
+        )
+        norm, mlp_norm = Norm.of(module.input_layernorm), Norm.of(module.post_attention_layernorm)
+        return cls(norm, q, k, v, out, q_norm, k_norm, mlp_norm, gate, up, down)
 
     def parameters(self) -> Iterator[Tensor]:
         for norm in (self.norm, self.q_norm, self.k_norm, self.mlp_norm):
@@ -95,50 +102,51 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The packed row: tables of its rotations, who attends to whom, the rows that go on behind the last attention."""
+class FusedRow:
+    """The packed row of one forward pass: tokens, rotary tables, attention layout, requested positions."""
 
     tokens_T: Tensor
-    cos: Tensor
-    sin: Tensor
-    seen: Families | flash.Lines
-    rows_U: Tensor | None  # None: all
-    inverse_N: Tensor  # which of them each asked position is
+    cos: Tensor  # [T, W]
+    sin: Tensor  # [T, W]
+    seen: Families | flash.FlashLayout  # which keys a query attends to, in the layout of the attention kernels
+    rows_U: Tensor | None  # distinct requested positions, the only rows computed after the last attention; None: all
+    inverse_N: Tensor  # for each requested position, its index in rows_U
 
 
 @dataclass(slots=True)
 class Kept:
-    """What a layer's backward needs of its forward. raw: queries and keys before their norms, and the norms' scales."""
+    """The activations of one layer that its backward pass needs."""
 
-    x: Tensor
-    r: Tensor
-    q: Tensor
+    x: Tensor  # residual stream at the layer's input
+    r: Tensor  # 1 / RMS of x
+    q: Tensor  # queries, keys and values as attended to, after norms and rotary embedding
     k: Tensor
     v: Tensor
-    raw: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    out: Tensor
-    lse: Tensor
-    y: Tensor
-    ry: Tensor
-    g: Tensor
-    u: Tensor
+    raw: tuple[Tensor, Tensor, Tensor, Tensor] | None  # queries and keys before their norms, and the 1 / RMS of both
+    out: Tensor  # attention output
+    lse: Tensor  # log-sum-exp of the attention scores
+    y: Tensor  # residual stream before the MLP
+    ry: Tensor  # 1 / RMS of y
+    g: Tensor  # output of the gate projection
+    u: Tensor  # output of the up projection
 
 
 @dataclass(slots=True)
-class Run:
-    """One forward pass: kept by layer, and the last norm's."""
+class FusedForward:
+    """What one forward pass stores for backward: the activations of each layer, and the last norm's input x and r."""
 
-    row: Row
+    row: FusedRow
     kept: list[Kept]
     x: Tensor
     r: Tensor
 
 
-class Decoder:
-    """A model's decoder, its parameters live."""
+class FusedDecoder:
+    """The decoder of a model, on the model's live parameters."""
 
-    def __init__(self, base: Any, found: list[Layer], tied: bool) -> None:
-        """tied: the embedding is the output head as well, whose gradient is dense in any case."""
+    def __init__(self, base: Any, found: list[FusedLayer], tied: bool) -> None:
+        """base: transformers' decoder. found: its layers. tied: the embedding is also the output head, so its gradient
+        is dense anyway."""
         attention = base.layers[0].self_attn
         self.layers, self.tied = found, tied
         self.norm = Norm.of(base.norm)
@@ -152,12 +160,15 @@ class Decoder:
     def hidden(
         self, tokens_T: Tensor, positions_T: Tensor, plan: PackedPlan, asked_N: Tensor, in_place: bool = False
     ) -> Tensor:
-        """The last hidden states at the asked positions, [N, D], differentiable. in_place: see `gradients.taken`."""
+        """The last hidden states at the packed positions asked_N, [N, D], differentiable.
+
+        in_place: whether backward accumulates into `.grad` (see `gradients.py`).
+        """
         rows, inverse = asked_N.unique(return_inverse=True)
         cos, sin = self.rotary(self.embedding.weight, positions_T[None])
-        some = None if len(rows) == len(tokens_T) else rows
-        seen = plan.lines if self.attention is flash else plan.families
-        row = Row(tokens_T, cos[0].contiguous(), sin[0].contiguous(), seen, some, inverse)
+        rows_U = None if len(rows) == len(tokens_T) else rows
+        layout = plan.lines if self.attention is flash else plan.families
+        row = FusedRow(tokens_T, cos[0].contiguous(), sin[0].contiguous(), layout, rows_U, inverse)
         trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
         if not trained:
             with torch.no_grad():
@@ -172,19 +183,24 @@ class Decoder:
 
     # ------------------------------------------------------------ forward
 
-    def forward(self, row: Row, keep: bool) -> tuple[Tensor, Run | None]:
-        x, delta, kept = self.embedding.weight.index_select(0, row.tokens_T), None, []
+    def forward(self, row: FusedRow, keep: bool) -> tuple[Tensor, FusedForward | None]:
+        """The hidden states [N, D], and with keep what backward needs."""
+        x, delta, activations = self.embedding.weight.index_select(0, row.tokens_T), None, []
         last = self.layers[-1]
         for layer in self.layers:
-            x, delta, one = self._layer(layer, x, delta, row, row.rows_U if layer is last else None)
+            x, delta, layer_activations = self._layer(layer, x, delta, row, row.rows_U if layer is last else None)
             if keep:
-                kept.append(one)
+                activations.append(layer_activations)
         x, h, r = self.norm(x, delta)
-        return h.index_select(0, row.inverse_N), Run(row, kept, x, r) if keep else None
+        return h.index_select(0, row.inverse_N), FusedForward(row, activations, x, r) if keep else None
 
     def _layer(
-        self, layer: Layer, x: Tensor, delta: Tensor | None, row: Row, rows: Tensor | None
+        self, layer: FusedLayer, x: Tensor, delta: Tensor | None, row: FusedRow, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Kept]:
+        """(residual stream before the MLP, output of the MLP, which the next norm adds, activations for backward).
+
+        delta: the output of the MLP of the layer before. rows: the rows to go on with after attention (None: all).
+        """
         x, h, r = layer.norm(x, delta)
         T = len(h)
         q, k, v = (linear.forward(h).view(T, -1, self.width) for linear in (layer.q, layer.k, layer.v))
@@ -195,93 +211,99 @@ class Decoder:
         self.by.rotate_(q, row.cos, row.sin)
         self.by.rotate_(k, row.cos, row.sin)
         out, lse = self.attention.attend(q, k, v, row.seen, self.scale)
-        on, x_on = out.view(T, -1), x
+        attended, residual = out.view(T, -1), x
         if rows is not None:
-            on, x_on = on.index_select(0, rows), x.index_select(0, rows)
-        y, h, ry = layer.mlp_norm(x_on, layer.out.forward(on, h if rows is None else None))
+            attended, residual = attended.index_select(0, rows), x.index_select(0, rows)
+        y, h, ry = layer.mlp_norm(residual, layer.out.forward(attended, h if rows is None else None))
         g, u = layer.gate.forward(h), layer.up.forward(h)
         delta = layer.down.forward(self.by.gate(g, u), h)
         return y, delta, Kept(x, r, q, k, v, raw, out, lse, y, ry, g, u)
 
     # ------------------------------------------------------------ backward
 
-    def backward(self, run: Run, grad_ND: Tensor, grads: Gradients) -> None:
-        """Fills grads, and uses the run up."""
+    def backward(self, run: FusedForward, grad_ND: Tensor, grads: Gradients) -> None:
+        """Adds to grads, given the gradient with respect to the hidden states. Consumes the activations in `run`."""
         row = run.row
-        # summed in float32: what ends a prompt is asked by all of its answers
+        # summed in float32: all answers to a prompt request the hidden state at the prompt's last token
         dx = torch.zeros_like(run.x, dtype=torch.float32).index_add_(0, row.inverse_N, grad_ND.float()).to(run.x.dtype)
         self.norm.backward(run.x, run.r, dx, None, dx, grads)
-        whole = self.embedding.weight in grads
-        for at in range(len(self.layers) - 1, self._lowest(grads) - 1, -1):
-            layer, one = self.layers[at], run.kept.pop()
-            dx = self._mlp_backward(layer, one, dx, grads)
-            some = row.rows_U if layer is self.layers[-1] else None
-            dx = self._attention_backward(layer, one, dx, row, some, grads)
-        if whole:
+        embedding_trained = self.embedding.weight in grads
+        for index in range(len(self.layers) - 1, self._first_layer(grads) - 1, -1):
+            layer, saved = self.layers[index], run.kept.pop()
+            dx = self._mlp_backward(layer, saved, dx, grads)
+            rows = row.rows_U if layer is self.layers[-1] else None
+            dx = self._attention_backward(layer, saved, dx, row, rows, grads)
+        if embedding_trained:
             add(grads, self.embedding.weight, self._embedding_gradient(row.tokens_T, dx))
 
-    def _lowest(self, grads: Gradients) -> int:
-        """The first layer that a gradient has to reach."""
+    def _first_layer(self, grads: Gradients) -> int:
+        """Index of the lowest layer that the gradient has to reach."""
         if self.embedding.weight in grads:
             return 0
-        some = (i for i, layer in enumerate(self.layers) if any(p in grads for p in layer.parameters()))
-        return next(some, len(self.layers))
+        trained = (i for i, layer in enumerate(self.layers) if any(p in grads for p in layer.parameters()))
+        return next(trained, len(self.layers))
 
-    def _mlp_backward(self, layer: Layer, one: Kept, dx: Tensor, grads: Gradients) -> Tensor:
-        act = layer.down.inputs(dx, torch.empty_like(one.g))
-        self.by.gate_backward_(one.g, one.u, act)
+    def _mlp_backward(self, layer: FusedLayer, saved: Kept, dx: Tensor, grads: Gradients) -> Tensor:
+        act = layer.down.inputs(dx, torch.empty_like(saved.g))
+        self.by.gate_backward_(saved.g, saved.u, act)
         layer.down.weights(act, dx, grads)
-        dh = layer.gate.inputs(one.g, torch.empty_like(dx))
-        layer.up.inputs(one.u, dh, add=True)
-        h = layer.mlp_norm.again(one.y, one.ry)
-        layer.gate.weights(h, one.g, grads)
-        layer.up.weights(h, one.u, grads)
-        return layer.mlp_norm.backward(one.y, one.ry, dh, dx, dx, grads)
+        dh = layer.gate.inputs(saved.g, torch.empty_like(dx))
+        layer.up.inputs(saved.u, dh, add=True)
+        h = layer.mlp_norm.again(saved.y, saved.ry)
+        layer.gate.weights(h, saved.g, grads)
+        layer.up.weights(h, saved.u, grads)
+        return layer.mlp_norm.backward(saved.y, saved.ry, dh, dx, dx, grads)
 
     def _attention_backward(
-        self, layer: Layer, one: Kept, dx: Tensor, row: Row, rows: Tensor | None, grads: Gradients
+        self, layer: FusedLayer, saved: Kept, dx: Tensor, row: FusedRow, rows: Tensor | None, grads: Gradients
     ) -> Tensor:
         T = len(row.tokens_T)
-        out = one.out.view(T, -1)
+        out = saved.out.view(T, -1)
         d_out = layer.out.inputs(dx, dx.new_empty(len(dx), out.shape[1]))
         layer.out.weights(out if rows is None else out.index_select(0, rows), dx, grads)
         if rows is not None:
             d_out = torch.zeros_like(out).index_copy_(0, rows, d_out)
             dx = dx.new_zeros(T, dx.shape[1]).index_copy_(0, rows, dx)
         dq, dk, dv = self.attention.attend_backward(
-            one.q, one.k, one.v, one.out, one.lse, d_out.view_as(one.out), row.seen, self.scale
+            saved.q, saved.k, saved.v, saved.out, saved.lse, d_out.view_as(saved.out), row.seen, self.scale
         )
         self.by.rotate_(dq, row.cos, row.sin, -1.0)
         self.by.rotate_(dk, row.cos, row.sin, -1.0)
-        if one.raw is not None and layer.q_norm is not None and layer.k_norm is not None:
-            raw_q, raw_k, rq, rk = one.raw
+        if saved.raw is not None and layer.q_norm is not None and layer.k_norm is not None:
+            raw_q, raw_k, rq, rk = saved.raw
             layer.q_norm.backward(raw_q, rq, dq, None, dq, grads)
             layer.k_norm.backward(raw_k, rk, dk, None, dk, grads)
-        h, dh = layer.norm.again(one.x, one.r), torch.empty_like(dx)
+        h, dh = layer.norm.again(saved.x, saved.r), torch.empty_like(dx)
         for i, (linear, d) in enumerate(((layer.q, dq), (layer.k, dk), (layer.v, dv))):
             linear.inputs(d.view(T, -1), dh, add=i > 0)
             linear.weights(h, d.view(T, -1), grads)
-        return layer.norm.backward(one.x, one.r, dh, dx, dx, grads)
+        return layer.norm.backward(saved.x, saved.r, dh, dx, dx, grads)
 
     def _embedding_gradient(self, tokens_T: Tensor, dx: Tensor) -> Tensor:
-        e = self.embedding
-        pad = -1 if e.padding_idx is None else e.padding_idx
+        """The embedding's gradient, given that with respect to its output; sparse when the embedding is tied."""
+        embedding = self.embedding
+        pad = -1 if embedding.padding_idx is None else embedding.padding_idx
         if not self.tied:
-            return torch.ops.aten.embedding_dense_backward(dx, tokens_T, e.num_embeddings, pad, False)
-        own = (tokens_T != pad).nonzero()[:, 0]  # autograd adds a few rows to the head's gradient instead of a table
-        at, rows, shape = tokens_T[None, own], dx[own], e.weight.shape
+            return torch.ops.aten.embedding_dense_backward(dx, tokens_T, embedding.num_embeddings, pad, False)
+        # sparse, so that the few rows are added to the head's dense gradient without a second table of that size
+        non_pad = (tokens_T != pad).nonzero()[:, 0]
+        indices, rows, shape = tokens_T[None, non_pad], dx[non_pad], embedding.weight.shape
         if dx.dtype == torch.float32:
-            return torch.sparse_coo_tensor(at, rows, shape, check_invariants=False)
-        # a token that stands there often is summed in float32 first
-        few = torch.sparse_coo_tensor(at, rows.float(), shape, check_invariants=False).coalesce()
+            return torch.sparse_coo_tensor(indices, rows, shape, check_invariants=False)
+        # the rows of a token that occurs several times are summed in float32 first
+        summed = torch.sparse_coo_tensor(indices, rows.float(), shape, check_invariants=False).coalesce()
         return torch.sparse_coo_tensor(
-            few.indices(), few.values().to(dx.dtype), shape, is_coalesced=True, check_invariants=False
+            summed.indices(), summed.values().to(dx.dtype), shape, is_coalesced=True, check_invariants=False
         )
 
 
 class _Hidden(torch.autograd.Function):
+    """The whole decoder as one autograd function of its trained parameters."""
+
     @staticmethod
-    def forward(ctx: Any, decoder: Decoder, row: Row, trained: list[Tensor], in_place: bool, *_: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, decoder: FusedDecoder, row: FusedRow, trained: list[Tensor], in_place: bool, *_: Tensor
+    ) -> Tensor:
         ctx.decoder, ctx.trained, ctx.in_place = decoder, trained, in_place
         out, ctx.run = decoder.forward(row, keep=True)
         return out
@@ -290,26 +312,33 @@ class _Hidden(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grads: Gradients = dict.fromkeys(ctx.trained)
         run, ctx.run = ctx.run, None
-        assert run is not None, "what backward needs is used up by it: one backward a forward"
+        assert run is not None, "backward consumes the stored activations: only one backward a forward"
         taken(grads, ctx.in_place)
         ctx.decoder.backward(run, grad.contiguous(), grads)
         given(grads, ctx.in_place)
         return None, None, None, None, *grads.values()
 
 
-def of(base: Any, head: Tensor | None) -> Decoder | None:
-    """The decoder of a model whose output head has the weights `head`; None where it is not known here."""
-    if not known(base, base.config.max_position_embeddings) or not _kind(base):
+def of(base: Any, head: Tensor | None) -> FusedDecoder | None:
+    """The fused decoder for transformers' decoder `base`, or None where it is not supported (see the top of this file).
+
+    head: the weights of the model's output head.
+    """
+    if not known(base, base.config.max_position_embeddings) or not _has_kernels(base):
         return None
-    found = [Layer.of(module) for module in base.layers]
-    plain = [layer for layer in found if layer is not None]
-    if len(plain) < len(found) or type(base.embed_tokens) is not nn.Embedding or base.embed_tokens.max_norm:
+    layers_or_none = [FusedLayer.of(module) for module in base.layers]
+    supported = [layer for layer in layers_or_none if layer is not None]
+    if (
+        len(supported) < len(layers_or_none)
+        or type(base.embed_tokens) is not nn.Embedding
+        or base.embed_tokens.max_norm
+    ):
         return None
-    return Decoder(base, plain, head is base.embed_tokens.weight)
+    return FusedDecoder(base, supported, head is base.embed_tokens.weight)
 
 
-def _kind(base: Any) -> bool:
-    """Whether there are kernels for weights of this kind, all of which are of one."""
+def _has_kernels(base: Any) -> bool:
+    """Whether the weights are contiguous, of one dtype and on one device, and there are kernels for that."""
     weights = list(base.parameters())
     first = weights[0]
     if any(p.dtype != first.dtype or p.device != first.device or not p.is_contiguous() for p in weights):
@@ -320,5 +349,5 @@ def _kind(base: Any) -> bool:
 
 
 def missing() -> str | None:
-    """Why there are no kernels, in a sentence; None if there are."""
+    """The reason why there are no kernels for the CPU, as a message to the user; None if there are."""
     return why("layers") or why("attend")

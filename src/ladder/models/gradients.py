@@ -1,8 +1,8 @@
-"""Gradients taken by hand, by parameter, and how they reach the parameters.
+"""Gradients that a hand-written backward pass computes, by parameter, and how they reach the parameters.
 
-A backward pass returns its gradients to autograd, which sums them, or sums them where they belong, into `.grad`. The
-latter holds one copy of a step's gradients however many micro-batches it has, and spares the pass that adds a second;
-it is for `backward()`, one thread at a time. `torch.autograd.grad` needs the former.
+The backward pass either returns its gradients to autograd, which sums them, or accumulates in place, into `.grad`.
+Accumulating in place keeps one copy of a step's gradients for any number of micro-batches and saves the pass that adds
+a second copy; it works with `backward()` and one thread at a time. `torch.autograd.grad` needs the gradients returned.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ from __future__ import annotations
 from torch import Tensor
 
 Gradients = dict[Tensor, Tensor | None]
-"""By parameter; None until there is one. Only what is trained has a place."""
+"""Gradient by parameter, None until it is computed. Only trained parameters have an entry."""
 
 
 def taken(grads: Gradients, in_place: bool) -> None:
-    """Begins with what stands in the parameters, if their sums are to be taken in place."""
+    """Starts a backward pass: with in_place, the gradients start from the parameters' `.grad`."""
     if in_place:
         grads.update({p: p.grad for p in grads})
 
 
 def given(grads: Gradients, in_place: bool) -> None:
-    """Ends what `taken` began: the sums stand in the parameters, and nothing is left to hand to autograd."""
+    """Ends a backward pass that `taken` started: with in_place, the sums become the parameters' `.grad` and the entries
+    become None, so that autograd gets no gradient to add."""
     if in_place:
         for p, grad in grads.items():
-            assert grad is None or not grad.is_sparse, "the few rows of a tied table are added to the head's gradient"
+            assert grad is None or not grad.is_sparse, (
+                "a tied embedding's sparse gradient must have been added to the head's dense one"
+            )
             p.grad = grad
         grads.update(dict.fromkeys(grads))
 
 
 def add(grads: Gradients, p: Tensor, grad: Tensor) -> None:
-    """Adds a gradient, which may be sparse, to what is there."""
-    there = grads[p]
-    grads[p] = grad if there is None else there.add_(grad)
+    """Adds a gradient, which may be sparse, to the parameter's sum."""
+    accumulated = grads[p]
+    grads[p] = grad if accumulated is None else accumulated.add_(grad)
 
 
 def add_product(grads: Gradients, p: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a @ b."""
-    there = grads[p]
-    grads[p] = a @ b if there is None else there.addmm_(a, b)
+    """Adds a @ b to the parameter's sum."""
+    accumulated = grads[p]
+    grads[p] = a @ b if accumulated is None else accumulated.addmm_(a, b)

@@ -1,8 +1,8 @@
-"""The output head: from a hidden state to logits, as the model itself would compute them, or to one number.
+"""The output head: from a hidden state to logits, as the model itself computes them, or to one number.
 
 Most heads are one matrix; some families scale its output (Cohere, Granite) or bound it (Gemma 2's tanh). Training
-reaches the vocabulary at trained positions only and sampling at one position per row, so both need the head apart
-from the model. `Head.of` checks itself against the model once and refuses a head that it cannot reproduce.
+computes logits at trained positions only and sampling at one position per row, so both need the head separated from the
+model. `Head.of` compares its logits with the model's once and raises UserError for a head that it cannot reproduce.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module) -> Head:
-        """The head of a transformers causal language model. Raises UserError when it is of an unknown kind."""
+        """The head of a transformers causal language model. Raises UserError for a head of another form."""
         layer = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         config = model.config
         values = config.to_dict()  # pyright: ignore
@@ -49,35 +49,36 @@ class Head:
         return z
 
     def _check(self, model: nn.Module) -> None:
-        """Compares with the model's own logits on four tokens."""
+        """Compares with the model's own logits on four tokens. Raises UserError when they differ."""
         tokens = torch.arange(4, device=self.weight.device)
         with torch.no_grad():
-            mine = self.logits(hidden(model, tokens))
-            theirs = model(**_asked(tokens)).logits[0]
-        if not torch.allclose(mine.float(), theirs.float(), atol=1e-4, rtol=1e-3):
-            worst = (mine.float() - theirs.float()).abs().max().item()
+            head_logits = self.logits(hidden(model, tokens))
+            model_logits = model(**_inputs(tokens)).logits[0]
+        if not torch.allclose(head_logits.float(), model_logits.float(), atol=1e-4, rtol=1e-3):
+            worst = (head_logits.float() - model_logits.float()).abs().max().item()
             raise UserError(
-                f"{type(model).__name__} computes its logits in a way that is not known here "
-                f"(difference {worst:.2g} on a test input)",
+                f"the output head of {type(model).__name__} is not supported: its logits differ from those of a scaled "
+                f"or soft-capped linear layer (by {worst:.2g} on a test input)",
                 hint="use a model whose output head is a linear layer, scaled or soft-capped",
             )
 
 
 def hidden(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The last hidden states of one sequence [T], [T, D]."""
-    return model.get_decoder()(**_asked(tokens))[0][0]  # pyright: ignore[reportCallIssue]
+    """The last hidden states [T, D] of one sequence of tokens [T]."""
+    return model.get_decoder()(**_inputs(tokens))[0][0]  # pyright: ignore[reportCallIssue]
 
 
-def _asked(tokens: Tensor) -> dict[str, Any]:
+def _inputs(tokens: Tensor) -> dict[str, Any]:
+    """Keyword arguments of the model's forward pass over one sequence."""
     n = len(tokens)
     plan = PackedPlan.of([Segment(0, n)], n).to(tokens.device)
-    place = torch.arange(n, device=tokens.device)[None]
-    return {"input_ids": tokens[None], "position_ids": place, "use_cache": False, "plan": plan}
+    positions = torch.arange(n, device=tokens.device)[None]
+    return {"input_ids": tokens[None], "position_ids": positions, "use_cache": False, "plan": plan}
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarHead:
-    """One number a position: h @ weight.T (+ bias), as transformers' sequence classifiers with one label have it."""
+    """One number per position: h @ weight.T (+ bias), as in transformers' sequence classifiers with one label."""
 
     weight: Tensor  # [1, D]
     bias: Tensor | None  # [1]
@@ -88,15 +89,15 @@ class ScalarHead:
 
 
 def head_of(model: nn.Module) -> Head | ScalarHead:
-    """A language model's head, or a one-label classifier's. Raises UserError for anything else."""
+    """The head of a causal language model or of a one-label classifier. Raises UserError for any other model."""
     if model.get_output_embeddings() is not None:  # pyright: ignore[reportCallIssue]
         return Head.of(model)
     layer = getattr(model, "score", None)
     copies = getattr(layer, "modules_to_save", None)
-    layer = layer if copies is None else copies["default"]  # an adapter trains a copy of it
+    layer = layer if copies is None else copies["default"]  # with an adapter, PEFT trains a copy of the head
     if not isinstance(layer, nn.Linear) or layer.out_features != 1:
         raise UserError(
-            f"{type(model).__name__} has neither an output head nor a score of one number",
+            f"{type(model).__name__} has neither a language-model head nor a score head that gives one number",
             field="model",
             hint="give a causal language model, or a sequence classifier with one label",
         )

@@ -3,8 +3,9 @@
     x = x + O attend(rope(Q h), rope(K h), V h),  h = norm(x)
     x = x + D (silu(G h) * U h),                  h = norm(x)
 
-Sampling (`rollout/llama.py`) and training (`engine/fused.py`) compute it with fewer operators than the modules. Not of
-this layout: windows shorter than the context, rotations that depend on the length, other activations.
+Sampling (`decoding/llama.py`) and training (`fused_llama.py`) compute these equations with fewer operators than
+transformers' modules. Not of this layout: sliding windows shorter than the context, rotary embeddings that depend on
+the sequence length, activations other than SiLU.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
 def known(base: nn.Module, context: int) -> bool:
-    """Whether the decoder of a model is of this layout for sequences of at most `context` tokens."""
+    """Whether the decoder `base` has this layout for sequences of at most `context` tokens."""
     if type(base) not in FAMILIES:
         return False
     config: Any = base.config
     values = config.to_dict()
     window = values.get("sliding_window") or context
-    slides = isinstance(base, MistralModel) or "sliding_attention" in values.get("layer_types", ())
-    plain = values["hidden_act"] == "silu" and values["rope_parameters"]["rope_type"] in ROTATIONS
-    return plain and not (slides and window < context)
+    has_window = isinstance(base, MistralModel) or "sliding_attention" in values.get("layer_types", ())
+    same_operators = values["hidden_act"] == "silu" and values["rope_parameters"]["rope_type"] in ROTATIONS
+    return same_operators and not (has_window and window < context)
 
 
-# ------------------------------------------------------------ what both know of PEFT's LoRA layers
+# ------------------------------------------------------------ PEFT's LoRA layers, for sampling and training
 
 
 def plain(layer: Any) -> bool:
-    """Whether its adapters are as their paper has them, dropout aside: of no other kind, no biases, not merged."""
-    biased = any(b.bias is not None for b in layer.lora_B.values())
-    return not (biased or layer.lora_variant or layer.fan_in_fan_out or layer.merged)
+    """Whether its adapters are those of the LoRA paper: no variant, no biases, not merged. Dropout is not checked."""
+    has_bias = any(b.bias is not None for b in layer.lora_B.values())
+    return not (has_bias or layer.lora_variant or layer.fan_in_fan_out or layer.merged)
 
 
 def adapters(layer: Any) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """A [rank, D], B [N, rank] and the scale of each that is switched on."""
+    """(A [rank, D], B [N, rank], scale) of each active adapter."""
     if not layer.disable_adapters:
         for name in layer.active_adapters:
             if name in layer.lora_A:

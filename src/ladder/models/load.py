@@ -1,8 +1,8 @@
-"""Where a model comes from and how it goes back to disk.
+"""Loading a model and its tokenizer, and saving them.
 
-Sources: a hub id, a local Hugging Face directory, a GGUF file (dequantised), `preset:NAME` (random weights). Saved as
-a plain Hugging Face directory that any other tool loads: safetensors, config, tokenizer, chat template, generation
-config with every token that ends an answer.
+Sources: a hub id, a local Hugging Face directory, a GGUF file (dequantised), `preset:NAME` (random weights). A model is
+saved as a plain Hugging Face directory that any other tool loads: safetensors, config, tokenizer, chat template, and a
+generation config with every token that ends an answer.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from ladder.base.errors import UserError, missing_extra
 from ladder.data.chat import stop_ids
 from ladder.models import presets
 
-transformers_logging.disable_progress_bar()  # a run has bars of its own
+transformers_logging.disable_progress_bar()  # a run shows its own progress
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "resid_dropout")
 Scalar = Literal[False, True, "trained"]
-"""Whether a model has a score for a head: no, yes (a new one where it has none), or one that was trained."""
+"""Whether to load a score head instead of a language-model head: no; yes, a new one if the model has none; "trained":
+yes, and the model must have one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -64,49 +65,60 @@ def load_model(
     trust_remote_code: bool = False,
     scalar: Scalar = False,
 ) -> LoadedModel:
-    """Loads a model and tokenizer. tokenizer: required for presets, which have none of their own; else optional.
+    """Loads a model and its tokenizer from a source (see the top of this file).
 
-    scalar: with a head of one number a position instead of the vocabulary's (transformers' sequence classifier with
-    one label); it starts at 0 when the source has none, and "trained" asks that it has one. config: fields to change in
-    a preset. Raises UserError naming what is missing or broken.
+    tokenizer: required for presets, which have none; for other sources it replaces the source's own. seed: of a
+    preset's random weights. config: configuration fields to change, for presets only. revision, trust_remote_code: as
+    in transformers. scalar: load a score head, one number per position, instead of the language-model head
+    (transformers' sequence classifier with one label); a source without one gets a score head of zeros, and "trained"
+    requires that the source has one. Raises UserError naming what is missing or broken.
     """
-    kind = _dtype(dtype)
-    _take_device(device)
+    torch_dtype = _torch_dtype(dtype)
+    _select_device(device)
     if source.startswith("preset:"):
         if tokenizer is None:
-            raise UserError("a preset has no tokenizer of its own", field="model", hint="use a task that brings one")
+            raise UserError(
+                "a preset has no tokenizer, and the task does not provide one",
+                field="model",
+                hint="use a task that provides a tokenizer",
+            )
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         changes = special | (config or {})
         model = presets.build(source.removeprefix("preset:"), len(tokenizer), seed, IMPLEMENTATION, changes)
-        return _ready(model, tokenizer, source, kind, device)
+        return _finish_loading(model, tokenizer, source, torch_dtype, device)
     if config:
         raise UserError(
             "only a preset's configuration can be changed", field="model.config", hint="leave model.config out"
         )
-    where, extra = _place(source)
+    location, extra = _locate(source)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
     try:
-        its_own = None if tokenizer else AutoTokenizer.from_pretrained(where, **options)
+        source_tokenizer = None if tokenizer else AutoTokenizer.from_pretrained(location, **options)
         loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
         labels = {"num_labels": 1} if scalar else {}
         if scalar:
-            _check_labels(AutoConfig.from_pretrained(where, **options), scalar, source)
-        with _quietly():
-            both: Any = loader.from_pretrained(
-                where, attn_implementation=IMPLEMENTATION, dtype=kind, output_loading_info=True, **labels, **options
+            _check_labels(AutoConfig.from_pretrained(location, **options), scalar, source)
+        with _no_warnings():
+            model_and_info: Any = loader.from_pretrained(
+                location,
+                attn_implementation=IMPLEMENTATION,
+                dtype=torch_dtype,
+                output_loading_info=True,
+                **labels,
+                **options,
             )
-        model, info = both
+        model, info = model_and_info
     except UserError:
         raise
     except ImportError as err:
         if "gguf" in str(err).lower():
             raise missing_extra("gguf", "gguf", "reading a GGUF file") from err
         raise
-    except Exception as err:  # transformers, safetensors and the hub raise dozens of kinds; all mean one thing here
+    except Exception as err:  # transformers, safetensors and the hub raise dozens of types for an unreadable model
         raise _unreadable(source, err) from err
     if scalar is True:
-        info["missing_keys"] = _fresh_score(model, set(info["missing_keys"]))
-    if info["missing_keys"]:  # transformers fills them with random numbers and a warning
+        info["missing_keys"] = _init_missing_score(model, set(info["missing_keys"]))
+    if info["missing_keys"]:  # transformers fills them with random numbers and only warns
         raise UserError(
             f"the model's files lack {len(info['missing_keys'])} of its weights ({min(info['missing_keys'])}, ...)",
             file=source,
@@ -115,34 +127,35 @@ def load_model(
             if scalar == "trained"
             else "give a complete causal language model, not its base, an adapter or a classifier",
         )
-    if its_own is not None and "gguf_file" in extra:
-        _drop_invented(its_own, model.get_input_embeddings().weight.shape[0])
-    loaded = _ready(model, tokenizer or its_own, source, kind, device)
+    if source_tokenizer is not None and "gguf_file" in extra:
+        _drop_surplus_tokens(source_tokenizer, model.get_input_embeddings().weight.shape[0])
+    loaded = _finish_loading(model, tokenizer or source_tokenizer, source, torch_dtype, device)
     if scalar:
-        model.config.pad_token_id = _pad_apart(loaded)
+        model.config.pad_token_id = _non_eos_pad(loaded)
     return loaded
 
 
 def _check_labels(config: Any, scalar: Scalar, source: str) -> None:
-    """Raises UserError for a classifier of several labels, and for what is none where a trained score is wanted."""
-    classifies = any("ForSequenceClassification" in str(name) for name in config.architectures or ())
-    if classifies and config.num_labels != 1:
+    """Raises UserError for a classifier with several labels, and when a trained score head is required and the model is
+    not a classifier."""
+    is_classifier = any("ForSequenceClassification" in str(name) for name in config.architectures or ())
+    if is_classifier and config.num_labels != 1:
         raise UserError(
-            f"the model {source} tells {config.num_labels} labels apart, and a score is one number",
+            f"the model {source} is a classifier with {config.num_labels} labels; a score head gives one number",
             field="model",
             hint="give a sequence classifier with one label",
         )
-    if scalar == "trained" and not classifies:
+    if scalar == "trained" and not is_classifier:
         raise UserError(
-            f"the model {source} has no score",
+            f"the model {source} has no score head",
             field="model",
             hint="give a sequence classifier with one label",
         )
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' table of missing and left-over weights: what is missing is an error of ours."""
+def _no_warnings() -> Iterator[None]:
+    """Suppresses transformers' table of missing and unused weights; `load_model` raises an error for missing ones."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -151,54 +164,59 @@ def _quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _fresh_score(model: Any, missing: set[str]) -> set[str]:
-    """Sets a score that the files do not hold to 0, so that training starts from equal scores; what else is missing."""
+def _init_missing_score(model: Any, missing: set[str]) -> set[str]:
+    """Sets a score head that the files lack to 0, so that training starts from equal scores. Returns the other missing
+    weights."""
     if "score.weight" in missing:
         torch.nn.init.zeros_(model.score.weight)
     return missing - {"score.weight"}
 
 
-def _pad_apart(loaded: LoadedModel) -> int:
-    """A pad token that ends no answer: transformers reads a score at the last token that is no pad, and with pad = EOS
-    that would be the one before the terminator. Raises UserError when the tokenizer has none."""
+def _non_eos_pad(loaded: LoadedModel) -> int:
+    """A pad token that does not end an answer: transformers reads the score at the last token that is not padding; with
+    pad = EOS that would be the token before the terminator. Raises UserError when the tokenizer has none."""
     tokenizer = loaded.tokenizer
     for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids):
         if token is not None and token not in loaded.eos:
             return int(token)
     raise UserError(
-        "the tokenizer has no special token apart from those that end an answer, so nothing can stand for padding",
+        "every special token of the tokenizer ends an answer, so none can serve as the pad token",
         field="model",
         hint="add a pad_token to the tokenizer",
     )
 
 
-def _drop_invented(tokenizer: Any, rows: int) -> None:
-    """transformers gives every byte-level tokenizer out of a GGUF file GPT-2's <|endoftext|>; where the file has none
-    (Llama 3), that is one token more than the model knows."""
+def _drop_surplus_tokens(tokenizer: Any, rows: int) -> None:
+    """Removes added tokens beyond the `rows` rows of the embedding.
+
+    transformers adds GPT-2's <|endoftext|> to every byte-level tokenizer of a GGUF file; where the file has no such
+    token (Llama 3), that is one token more than the model has.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["id"] < rows]
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
 
 
-def _dtype(name: str) -> torch.dtype:
+def _torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UserError(f"there is no {name!r}", field="model.dtype", hint=f"one of {', '.join(DTYPES)}")
+        raise UserError(f"there is no dtype {name!r}", field="model.dtype", hint=f"use one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def _take_device(device: str) -> None:
-    """Makes it the current one of its kind, if it names one. Raises UserError for a device that cannot be used."""
+def _select_device(device: str) -> None:
+    """Makes a CUDA device with an index the current one. Raises UserError for a device that cannot be used."""
     try:
         torch.empty(0, device=device)
-        if (place := torch.device(device)).type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # where kernels of Triton's are launched and graphs are captured
-    except (RuntimeError, AssertionError) as err:  # an unknown name, and a torch built without it
+        if (torch_device := torch.device(device)).type == "cuda" and torch_device.index is not None:
+            torch.cuda.set_device(torch_device)  # Triton launches kernels and CUDA graphs are captured on this device
+    except (RuntimeError, AssertionError) as err:  # an unknown name, or a torch built without this device
         text = str(err).splitlines()[0]
         raise UserError(f"{device!r} cannot be used ({text})", field="model.device", hint="use cpu") from err
 
 
-def _place(source: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers should look, and the GGUF file's name if it is one."""
+def _locate(source: str) -> tuple[str, dict[str, Any]]:
+    """What to give transformers as the model's name, and further options: the GGUF file's name, or no hub access for a
+    directory. Raises UserError for a path without a model."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -210,7 +228,7 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
                 "this directory holds no model: config.json is missing",
                 file=path,
                 field="model",
-                hint="give the directory that holds config.json, the tokenizer and the .safetensors files",
+                hint="give the directory that contains config.json, the tokenizer and the .safetensors files",
             )
         return str(path), {"local_files_only": True}
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
@@ -221,6 +239,7 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def _unreadable(source: str, err: Exception) -> UserError:
+    """The message to the user for an exception while a model is loaded."""
     text = " ".join(str(err).split())
     if Path(source).expanduser().exists():
         return UserError(
@@ -229,15 +248,16 @@ def _unreadable(source: str, err: Exception) -> UserError:
             field="model",
             hint="copy or download it again: a file is missing, cut short or damaged",
         )
-    why = f"({type(err).__name__}: {text[:200]})"
+    reason = f"({type(err).__name__}: {text[:200]})"
     return UserError(
-        f"the model {source!r} is neither a local directory nor reachable on the hub {why}",
+        f"the model {source!r} is neither a local directory nor reachable on the hub {reason}",
         field="model",
         hint="give a directory, a .gguf file, preset:NAME, or a hub id that this machine can reach",
     )
 
 
-def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, device: str) -> LoadedModel:
+def _finish_loading(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, device: str) -> LoadedModel:
+    """Turns dropout off, checks the tokenizer against the embedding, and moves the model to its device and dtype."""
     config: Any = model.config
     for name in DROPOUTS:
         if config.to_dict().get(name):
@@ -245,38 +265,41 @@ def _ready(model: nn.Module, tokenizer: Any, source: str, dtype: torch.dtype, de
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():  # many attention layers keep the number and no nn.Dropout
+        for name, value in vars(module).items():  # many attention layers store the rate and have no nn.Dropout
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-    table: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    if len(tokenizer) > table.weight.shape[0]:
+    embedding: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    if len(tokenizer) > embedding.weight.shape[0]:
         raise UserError(
-            f"the tokenizer knows {len(tokenizer)} tokens and the model {table.weight.shape[0]}",
+            f"the tokenizer has {len(tokenizer)} tokens, but the model's embedding has {embedding.weight.shape[0]}",
             field="model",
             hint="use the tokenizer that belongs to the model",
         )
     model = model.to(device=device, dtype=dtype).eval()
-    return LoadedModel(model, tokenizer, source, _eos(model, tokenizer))
+    return LoadedModel(model, tokenizer, source, _eos_ids(model, tokenizer))
 
 
-def _eos(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+def _eos_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer: of the tokenizer, its chat template and the generation configuration."""
-    found = _turn_ends(tokenizer)
+    eos_ids = _turn_end_ids(tokenizer)
     generation: Any = vars(model).get("generation_config")  # a classifier has none
     for value in (tokenizer.eos_token_id, generation.eos_token_id if generation else None):
-        found.update([value] if isinstance(value, int) else value or ())
-    if not found:
+        eos_ids.update([value] if isinstance(value, int) else value or ())
+    if not eos_ids:
         raise UserError(
             "neither the tokenizer nor the model names a token that ends an answer",
             field="model",
             hint="set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
         )
-    return tuple(sorted(found))
+    return tuple(sorted(eos_ids))
 
 
-def _turn_ends(tokenizer: Any) -> set[int]:
-    """What the chat template ends a turn with. One that does not say it in a token adds nothing here, since the model
-    may be used without it; whoever encodes conversations with it is told."""
+def _turn_end_ids(tokenizer: Any) -> set[int]:
+    """Tokens with which the chat template ends a turn.
+
+    A template that ends turns without a special token gives none. That is no error here, since the model may be used
+    without its template; encoding a conversation with it raises the error.
+    """
     try:
         return set(stop_ids(tokenizer))
     except UserError:
@@ -284,29 +307,30 @@ def _turn_ends(tokenizer: Any) -> set[int]:
 
 
 def wrap_tokenizer(tokenizer: Any, *, bos: str, eos: str, pad: str) -> PreTrainedTokenizerFast:
-    """A `tokenizers.Tokenizer` as transformers' own class."""
+    """Wraps a `tokenizers.Tokenizer` in transformers' tokenizer class."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False
     )
 
 
 def save_model(loaded: LoadedModel, directory: Path) -> None:
-    """Writes a plain Hugging Face directory: nothing in it says which program trained it."""
+    """Writes a plain Hugging Face directory, without any trace of the program that trained the model."""
     model: Any = loaded.model
     config = model.config
-    # a dequantised GGUF still carries the note that it was quantised, and transformers would refuse to save it
+    # a dequantised GGUF model is still marked as quantised, and transformers would refuse to save it
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if name in vars(config):
             delattr(config, name)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if name in vars(model):
             delattr(model, name)
-    _say_what_ends(model, loaded.eos)
+    _set_generation_eos(model, loaded.eos)
     model.save_pretrained(directory)
     loaded.tokenizer.save_pretrained(directory)
 
 
-def _say_what_ends(model: Any, eos: Sequence[int]) -> None:
+def _set_generation_eos(model: Any, eos: Sequence[int]) -> None:
+    """Writes the tokens that end an answer into the generation config, if the model has one."""
     generation = vars(model).get("generation_config")
     if generation is not None:
         generation.eos_token_id = list(eos) if len(eos) > 1 else eos[0]

@@ -1,7 +1,7 @@
-"""Low-rank adapters through PEFT: trained instead of the weights, and switched off they are the reference.
+"""Low-rank adapters through PEFT: only the adapter is trained, and the model with the adapter off is the reference.
 
 LoRA: Hu et al. 2021, arXiv:2106.09685: W' = W + (alpha / rank) B A, with B = 0 at first. Attention matrices only by
-default, as in the paper; dropout is left out, because with it the ratio at step 0 is not 1.
+default, as in the paper. Left out: dropout, because with it the ratio at step 0 is not 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc")
 
 
 class LoRA(Config):
-    """targets: "attention", "mlp", "all-linear", or names of modules."""
+    """A recipe's adapter. targets: "attention", "mlp", "all-linear", or names of linear layers."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
@@ -36,7 +36,10 @@ class LoRA(Config):
 
 
 def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
-    """Puts an adapter into the model (in place) and freezes everything else. Raises UserError when nothing matches."""
+    """Wraps the model (in place) in a new adapter and freezes everything else.
+
+    Raises UserError when the model has none of the target layers, or lacks one that was named.
+    """
     names = _targets(model, lora.targets)
     config = LoraConfig(
         r=lora.rank,
@@ -48,47 +51,56 @@ def attach(model: nn.Module, lora: LoRA, seed: int) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # in the type of the model: an adapter in halves is trained like weights in halves (`optim.py`)
+        # in the model's dtype: a bfloat16 adapter is trained like bfloat16 weights (`engine/optim.py`)
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)  # pyright: ignore[reportArgumentType]
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
 
 def attach_saved(model: Any, directory: Path) -> PeftModel:
-    """Puts an adapter from a directory in PEFT's layout into the model (in place), to be used and not trained."""
+    """Wraps the model (in place) in an adapter loaded from a directory in PEFT's layout, for inference only."""
     return PeftModel.from_pretrained(model, str(directory)).eval()
 
 
 def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
+    """Names of the model's linear layers that `targets` selects. Raises UserError as `attach` does."""
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    linear -= {"lm_head", "score"}  # a score is trained as a whole: PEFT's SEQ_CLS keeps a copy of it in the adapter
-    named: dict[str, set[str]] = {"attention": set(ATTENTION), "mlp": set(MLP), "all-linear": linear}
-    listed = {targets} if isinstance(targets, str) else set(targets)
-    wanted = named[targets] if isinstance(targets, str) and targets in named else listed
-    found = sorted(wanted & linear)
-    if not found or (not isinstance(targets, str) and len(found) < len(wanted)):
-        missing = sorted(wanted - linear)
+    linear -= {"lm_head", "score"}  # a score head is trained in full: PEFT's SEQ_CLS stores a copy in the adapter
+    presets: dict[str, set[str]] = {"attention": set(ATTENTION), "mlp": set(MLP), "all-linear": linear}
+    layer_names = {targets} if isinstance(targets, str) else set(targets)
+    requested = presets[targets] if isinstance(targets, str) and targets in presets else layer_names
+    selected = sorted(requested & linear)
+    if not selected or (not isinstance(targets, str) and len(selected) < len(requested)):
+        missing = sorted(requested - linear)
         raise UserError(
             f"the model has no linear layer called {', '.join(missing)} (it has: {', '.join(sorted(linear))})",
             field="model.lora.targets",
             hint="attention, mlp, all-linear, or a list of these layers",
         )
-    return found
+    return selected
 
 
 @contextmanager
 def adapter_off(wrapped: PeftModel) -> Iterator[None]:
-    """The model as it was before: the reference. Raises UserError when something outside the adapter is trained."""
+    """A context in which the model is the reference: the weights it had before training, without the adapter.
+
+    Raises UserError when a parameter outside the adapter is trained.
+    """
     outside = [n for n, p in wrapped.named_parameters() if p.requires_grad and "lora_" not in n]
     if outside:
-        raise UserError(f"{outside[0]} is trained outside the adapter, so switching it off is no reference")
+        raise UserError(
+            f"{outside[0]} is trained outside the adapter, so the model with the adapter off is not the reference"
+        )
     with wrapped.disable_adapter():
         yield
 
 
 def merge(wrapped: PeftModel) -> Any:
-    """The adapter folded into the weights: a plain model with equal logits within rounding. In float32: halves would
-    round most of a young adapter away."""
+    """Merges the adapter into the weights and returns the plain model, whose logits are equal within rounding.
+
+    Models in bfloat16 and float16 are converted to float32 first, because rounding to 16 bits would lose most of an
+    adapter after little training.
+    """
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in wrapped.parameters()):
         wrapped.float()
     merged: Any = wrapped.merge_and_unload()
@@ -98,12 +110,12 @@ def merge(wrapped: PeftModel) -> Any:
 
 
 def save_adapter(wrapped: PeftModel, directory: Path) -> None:
-    """The adapter alone, in PEFT's layout."""
-    # "auto" would ask the hub whether the base model's vocabulary grew; only the adapter is trained here
+    """Writes the adapter without the base model, in PEFT's layout."""
+    # the default "auto" would query the hub whether the base model's vocabulary grew; only the adapter is trained here
     wrapped.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def save_merged(loaded: LoadedModel, directory: Path) -> None:
-    """The model with its adapter folded in, as a plain directory. What is in memory stays as it is."""
+    """Writes the model with its adapter merged, as a plain directory. The model in memory is not changed."""
     assert isinstance(loaded.model, PeftModel)
     save_model(replace(loaded, model=merge(copy.deepcopy(loaded.model))), directory)

@@ -1,9 +1,9 @@
-"""Named models from random weights: stock transformers classes, so every other tool loads what comes out.
+"""Named models with random weights. They are stock transformers classes, so other tools load the trained models.
 
-chain: the embedded world's decoder, a Llama of 153 thousand parameters. (Not a Qwen2: transformers replaces the
-tokenizer of a Qwen2 directory by that family's own, whatever it says.) Matrices are drawn at 1/sqrt(fan in), those
-that write to the residual stream smaller by sqrt(2 layers) (GPT-2's rule), the head small so that training starts
-at the uniform distribution.
+chain: the model of the built-in chain world, a Llama of 153 thousand parameters. (It is not a Qwen2, because
+transformers replaces the tokenizer in a Qwen2 directory by that family's own, whatever the directory specifies.)
+Matrices are drawn with standard deviation 1/sqrt(fan in), divided by sqrt(2 layers) for those that write to the
+residual stream (GPT-2's rule); the head is drawn small so that training starts at the uniform distribution.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ PRESETS: dict[str, tuple[type, type, dict[str, Any]]] = {
 
 
 def build(name: str, vocab_size: int, seed: int, implementation: str, changes: dict[str, Any]) -> nn.Module:
-    """A preset with fresh weights. changes: fields of its configuration to set otherwise."""
+    """Builds a preset with new random weights from `seed`.
+
+    implementation: transformers' name of the attention function. changes: configuration fields that replace those of
+    the preset. Raises UserError for an unknown preset or field.
+    """
     if name not in PRESETS:
         raise UserError(f"no preset is called {name!r}", field="model.source", hint=f"one of {', '.join(PRESETS)}")
     config_class, model_class, fields = PRESETS[name]

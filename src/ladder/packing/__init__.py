@@ -1,1 +1,1 @@
-"""Sequences laid end to end without padding; common prefixes are stored once."""
+"""Packing: sequences concatenated without padding, with shared prefixes stored once."""

@@ -1,13 +1,14 @@
-"""Packing: units laid end to end without padding, a common beginning laid down once, and what a loss sees of it.
+"""Packing: units concatenated into micro-batches without padding, with shared prefixes stored once.
 
-A pack is a row of segments (`forest.py`). Neighbours that begin with the same untrained tokens share them: answers to
-one prompt, sides of a pair, conversations that open with the same instructions. The sequence forks where they part,
-and forks again where some of them part later. A query sees its own segment up to itself and the whole of every segment
-that leads to it, so logits and gradients equal those of each sequence alone.
+A micro-batch is one row of segments (`prefix_tree.py`). Neighbouring sequences that begin with the same untrained
+tokens share them: answers to one prompt, the two sides of a pair, conversations with the same system prompt. Sequences
+branch off where they first differ, at any number of depths. A query attends to its own segment up to itself and to the
+whole of every ancestor segment, so logits and gradients equal those of each sequence alone.
 
-Only what predicts something is computed: the model reads each sequence up to the token before its last trained
-one, and the vocabulary is reached at trained positions only (`Packed.src_N` names the hidden state, `tgt_N` the
-token it has to predict). The loss sees those N positions and nothing else: it never meets a mask or a pad.
+Only tokens that a prediction needs are computed: the model reads each sequence up to the token before its last trained
+one, and the output head is applied at trained positions only (`Packed.src_N` is the position whose hidden state
+predicts, `tgt_N` the token to predict). The loss sees those N positions and nothing else, so it needs neither masks nor
+padding.
 """
 
 from __future__ import annotations
@@ -25,37 +26,37 @@ from ladder.packing import prefix_tree
 from ladder.packing.prefix_tree import Segment
 
 CLOSER = 1.03
-"""How much closer to even the packs of a step are cut, from one try to the next."""
+"""Factor by which the target size of a micro-batch grows from one attempt at equal sizes to the next."""
 
 
 @dataclass(slots=True)
 class Packed:
-    """One micro-batch: what the model reads, where it is asked, and what the loss is told."""
+    """One micro-batch: the model's input, the positions that predict, and the batch that the loss reads."""
 
     tokens_T: Tensor
-    positions_T: Tensor
+    positions_T: Tensor  # position in the sequence
     segments: Sequence[Segment]
     src_N: Tensor  # the packed position whose hidden state predicts
-    tgt_N: Tensor  # the token it predicts
+    tgt_N: Tensor  # the token to predict
     batch: Batch
 
     def to(self, device: torch.device) -> Packed:
         if device.type == "cpu":
             return self
-        b = self.batch
-        cols = {k: v.to(device) for k, v in b.cols.items()}
+        batch = self.batch
+        cols = {name: column.to(device) for name, column in batch.cols.items()}
         return Packed(
             self.tokens_T.to(device),
             self.positions_T.to(device),
             self.segments,
             self.src_N.to(device),
             self.tgt_N.to(device),
-            Batch(b.seq_N.to(device), b.lengths_S.to(device), cols),
+            Batch(batch.seq_N.to(device), batch.lengths_S.to(device), cols),
         )
 
 
 def sequences(units: Sequence[Unit]) -> Iterator[Sample]:
-    """The units' sequences in order: a pair is its chosen, then its rejected."""
+    """The sequences of the units in order: of a pair the chosen one, then the rejected one."""
     for unit in units:
         if isinstance(unit, Pair):
             yield unit.chosen
@@ -65,12 +66,12 @@ def sequences(units: Sequence[Unit]) -> Iterator[Sample]:
 
 
 def count(units: Sequence[Unit], loss: Loss) -> float:
-    """What the whole optimiser step divides by: the number of the loss's units in `units`.
+    """The divisor of the whole optimiser step: how many of the loss's units (tokens, sequences, pairs) `units` hold.
 
-    Raises ValueError when the units are not of the loss's kind or nothing is trained.
+    Raises ValueError when the loss takes pairs and the units are samples or the reverse, and when nothing is trained.
     """
-    paired = [isinstance(u, Pair) for u in units]
-    if (loss.unit == "pair") != all(paired) or (any(paired) and not all(paired)):
+    is_pair = [isinstance(u, Pair) for u in units]
+    if (loss.unit == "pair") != all(is_pair) or (any(is_pair) and not all(is_pair)):
         raise ValueError(f"{type(loss).__name__} takes {'pairs' if loss.unit == 'pair' else 'samples'} only")
     match loss.unit:
         case "token":
@@ -80,54 +81,63 @@ def count(units: Sequence[Unit], loss: Loss) -> float:
         case "padded":
             total = len(units) * int(loss.length)  # pyright: ignore[reportAttributeAccessIssue]
         case _:
-            raise ValueError(f"{type(loss).__name__} counts in {loss.unit!r}, which is no unit")
+            raise ValueError(
+                f"{type(loss).__name__}.unit is {loss.unit!r}; it must be 'token', 'sequence', 'pair' or 'padded'"
+            )
     if not total:
-        raise ValueError("nothing to train: the batch holds no trained token")
+        raise ValueError("nothing to train: the batch has no trained token")
     return float(total)
 
 
 def pack(
     units: Sequence[Unit], needs: Sequence[str], budget: int, share_prefix: bool = True, lanes: int = 1
 ) -> list[Packed]:
-    """Lays the units into micro-batches of at most `budget` tokens each (a single larger unit gets its own).
+    """Packs the units into micro-batches of at most `budget` tokens each (a single larger unit gets its own).
 
-    There are as few as the budget allows and `lanes` can work off side by side, about equally large. needs: the columns
-    carried along. Order is kept, so results can be matched to `sequences(units)`.
+    The micro-batches are of about equal size. There are at most as many as the budget requires, rounded up to a
+    multiple of `lanes`, the number of workers. needs: names of the columns to include. The order of the units is kept,
+    so results can be matched to `sequences(units)`. Raises ValueError for a sample without a trained token or without a
+    needed column.
     """
     if budget < 1:
         raise ValueError(f"budget must be positive, got {budget}")
-    read: list[list[_Sequence]] = []
+    prepared: list[list[_Sequence]] = []
     before: _Sequence | None = None
     for unit in units:
-        read.append([])
+        prepared.append([])
         for sample in (unit.chosen, unit.rejected) if isinstance(unit, Pair) else (unit,):
             before = _Sequence.after(before if share_prefix else None, sample)
-            read[-1].append(before)
-    return [layout.finish(needs) for layout in _cut(read, budget, lanes)]
+            prepared[-1].append(before)
+    return [layout.finish(needs) for layout in _split_evenly(prepared, budget, lanes)]
 
 
-def _cut(units: Sequence[Sequence[_Sequence]], budget: int, lanes: int) -> list[_Layout]:
-    """One pack where the budget holds all, otherwise filled to what cuts the units into as many parts of one size."""
-    found = _filled(units, budget)
-    n = -(-len(found) // lanes) * lanes
+def _split_evenly(units: Sequence[Sequence[_Sequence]], budget: int, lanes: int) -> list[_Layout]:
+    """One micro-batch if the budget holds all units; otherwise micro-batches of about equal size.
+
+    Filling up to the budget gives the smallest number of micro-batches; the units are then filled again up to the
+    smallest size that still needs no more of them.
+    """
+    fullest = _fill(units, budget)
+    n = -(-len(fullest) // lanes) * lanes
     if n <= 1:
-        return found
-    size = sum(layout.tokens for layout in found) / n
+        return fullest
+    size = sum(layout.tokens for layout in fullest) / n
     while size < budget:
-        closer = _filled(units, int(size))
-        if len(closer) <= n:
-            return closer
+        even = _fill(units, int(size))
+        if len(even) <= n:
+            return even
         size *= CLOSER
-    return found
+    return fullest
 
 
-def _filled(units: Sequence[Sequence[_Sequence]], budget: int) -> list[_Layout]:
-    packs: list[_Layout] = []
+def _fill(units: Sequence[Sequence[_Sequence]], budget: int) -> list[_Layout]:
+    """Greedy in order: a new micro-batch is opened when a unit does not fit into the last one."""
+    layouts: list[_Layout] = []
     for unit in units:
-        if not packs or not packs[-1].add(unit, budget):
-            packs.append(_Layout())
-            packs[-1].add(unit, None)
-    return packs
+        if not layouts or not layouts[-1].add(unit, budget):
+            layouts.append(_Layout())
+            layouts[-1].add(unit, None)
+    return layouts
 
 
 def prompt_length(sample: Sample) -> int:
@@ -137,8 +147,11 @@ def prompt_length(sample: Sample) -> int:
 
 @dataclass(slots=True)
 class _Sequence:
-    """A sample as packing sees it. read: its tokens up to the one that predicts its last trained one. common: how many
-    tokens before anything is trained it has in common with the sequence before it."""
+    """A sample prepared for packing.
+
+    trained: indices of its trained tokens. read: its tokens up to the one that predicts the last trained token. common:
+    length of the prefix it has in common with the sequence before it, as far as neither trains a token in it.
+    """
 
     sample: Sample
     trained: np.ndarray
@@ -147,7 +160,7 @@ class _Sequence:
 
     @classmethod
     def after(cls, before: _Sequence | None, sample: Sample) -> _Sequence:
-        trained = _trained(sample)
+        trained = _trained_indices(sample)
         read, common = sample.tokens.numpy()[: trained[-1]], 0
         if before is not None:
             common = prefix_tree.common(before.read, read, int(min(trained[0], before.trained[0])))
@@ -155,24 +168,25 @@ class _Sequence:
 
 
 class _Layout:
-    """The packing of one micro-batch while it grows.
+    """One micro-batch under construction.
 
-    Runs once per sample and step, so it works on numpy views: for short samples a torch call costs more than
-    what it computes.
+    This code runs once per sample and step, so it uses numpy views: for short samples the overhead of a torch call
+    exceeds the work it does.
     """
 
     def __init__(self) -> None:
         self.sequences: list[_Sequence] = []
-        self.shared: list[int] = []  # tokens that each shares with the one before it
-        self.forks: list[int] = []  # where the last sequence parted from others, in ascending order
+        self.shared: list[int] = []  # how many tokens each sequence shares with the one before it
+        self.forks: list[int] = []  # prefix lengths, ascending, at which the last sequence branched off from others
         self.tokens = 0
 
     def add(self, unit: Sequence[_Sequence], budget: int | None) -> bool:
-        """Whether it still fits; if not, nothing has changed."""
+        """Adds a unit if it fits into the budget (None: no limit), and returns whether it did."""
         forks, tokens, shared = list(self.forks), self.tokens, []
-        for one in unit:
-            shared.append(prefix_tree.fork(forks, one.common, len(one.read)) if self.sequences or shared else 0)
-            tokens += len(one.read) - shared[-1]
+        for sequence in unit:
+            is_first = not (self.sequences or shared)
+            shared.append(0 if is_first else prefix_tree.fork(forks, sequence.common, len(sequence.read)))
+            tokens += len(sequence.read) - shared[-1]
         if budget is not None and tokens > budget:
             return False
         self.sequences += unit
@@ -181,12 +195,12 @@ class _Layout:
         return True
 
     def finish(self, needs: Sequence[str]) -> Packed:
-        row = prefix_tree.grown([one.read for one in self.sequences], self.shared)
-        trained = [one.trained for one in self.sequences]
-        samples = [one.sample for one in self.sequences]
-        src = [_predicting(leaf, t) for leaf, t in zip(row.leaves, trained, strict=True)]
+        row = prefix_tree.grown([sequence.read for sequence in self.sequences], self.shared)
+        trained = [sequence.trained for sequence in self.sequences]
+        samples = [sequence.sample for sequence in self.sequences]
+        src = [_predicting_positions(leaf, t) for leaf, t in zip(row.leaves, trained, strict=True)]
         lengths = np.array([len(t) for t in trained])
-        cols = {name: torch.cat([_column(s, name) for s in samples]) for name in needs}
+        cols = {name: torch.cat([_masked_column(s, name) for s in samples]) for name in needs}
         targets = [s.tokens.numpy()[t] for s, t in zip(samples, trained, strict=True)]
         return Packed(
             torch.from_numpy(row.tokens),
@@ -200,23 +214,24 @@ class _Layout:
         )
 
 
-def _predicting(leaf: Segment, trained: np.ndarray) -> np.ndarray:
-    """The packed places of what predicts the trained tokens of a sequence that ends with the leaf."""
-    where = trained + (leaf.start - leaf.above - 1)
-    if leaf.parent is not None and trained[0] == leaf.above:
-        where[0] = leaf.parent.end - 1  # the last shared token predicts the first trained one
-    return where
+def _predicting_positions(leaf: Segment, trained: np.ndarray) -> np.ndarray:
+    """Packed positions whose hidden states predict the trained tokens of the sequence that ends with `leaf`."""
+    positions = trained + (leaf.start - leaf.prefix_length - 1)
+    if leaf.parent is not None and trained[0] == leaf.prefix_length:
+        positions[0] = leaf.parent.end - 1  # the last shared token predicts the first trained one
+    return positions
 
 
-def _trained(sample: Sample) -> np.ndarray:
-    """Trained indices. Raises ValueError when there are none."""
+def _trained_indices(sample: Sample) -> np.ndarray:
+    """Raises ValueError when no token is trained."""
     trained = np.flatnonzero(sample.mask.numpy())
     if not trained.size:
         raise ValueError(f"a sample of {len(sample.tokens)} tokens has nothing to train (meta: {sample.meta})")
     return trained
 
 
-def _column(sample: Sample, name: str) -> Tensor:
+def _masked_column(sample: Sample, name: str) -> Tensor:
+    """The column at trained positions. Raises ValueError when the sample lacks it."""
     if name not in sample.cols:
         raise ValueError(f"the loss needs the column {name!r}; the sample has {sorted(sample.cols) or 'none'}")
     return sample.cols[name][sample.mask]

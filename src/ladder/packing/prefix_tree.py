@@ -1,12 +1,18 @@
-"""A packed row as a forest: segments of tokens, each of which may continue another one, on which it stands.
+"""A packed row as prefix trees: a prefix that several sequences share is stored once, and the sequences branch off it.
 
-    [ the opening all share | one prompt | an answer | another answer | the next prompt | its answer | ... ]
+A `Segment` is a run of consecutive tokens in the row that may continue another segment, its parent. A sequence is the
+path from a root to one segment. Here three sequences share a system prompt S, and two of them a question Q:
 
-A query sees its own segment up to itself and the whole of every segment below it. What stands on a segment is laid
-right behind it, so a key is seen by exactly the queries from itself to the end of what stands on its segment.
+    S --+-- Q --+-- A1          packed row:  [ S | Q | A1 | A2 | R ]
+        |       +-- A2
+        +-- R                   A2: prefix_length = len(S) + len(Q),  keys = prefix_length + len(A2)
 
-It grows from sequences in their order: each shares with the one before it what both begin with, as far as that may be
-shared. Only neighbours are compared.
+A query attends to its own segment up to itself and to the whole of every ancestor segment. The descendants of a segment
+follow it directly in the row (depth-first order), so a key is visible to exactly the queries from its own position to
+the end of its segment's subtree.
+
+The trees are built from sequences in their given order: each shares with the sequence before it their longest common
+prefix, as far as that may be shared. Only neighbouring sequences are compared.
 """
 
 from __future__ import annotations
@@ -17,16 +23,17 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_SHARED = 4
-"""A common beginning shorter than this is not worth a segment of its own,"""
+"""Fewest tokens that a new branch point must share in addition to those shared at an existing one."""
 LEAST = 32
-"""nor one shorter than this part of the sequence: where attention needs a mask for it, that costs more."""
-Tokens = np.ndarray
-"""int64 [T]"""
+"""They must also be at least 1 / LEAST of the sequence: where attention needs a mask to share less, the mask costs more
+than sharing saves."""
+TokenArray = np.ndarray
+"""Token ids, int64 [T]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """`length` tokens from packed position `start`, continuing `parent` if there is one."""
+    """`length` tokens from packed position `start`; they continue the sequence of `parent`, if there is one."""
 
     start: int
     length: int
@@ -37,75 +44,79 @@ class Segment:
         return self.start + self.length
 
     @property
-    def above(self) -> int:
-        """Tokens before its first one in the sequence: those that it continues."""
+    def prefix_length(self) -> int:
+        """Tokens before this segment in its sequence: those of all its ancestors."""
         return self.parent.keys if self.parent else 0
 
     @property
     def keys(self) -> int:
-        return self.length + self.above
+        """Tokens of the sequence that ends with this segment: the keys its last query attends to."""
+        return self.length + self.prefix_length
 
     def chain(self) -> Iterator[Segment]:
-        """It, what it continues, and so on."""
-        at: Segment | None = self
-        while at is not None:
-            yield at
-            at = at.parent
+        """This segment, its parent, and so on to the root."""
+        segment: Segment | None = self
+        while segment is not None:
+            yield segment
+            segment = segment.parent
 
     def line(self) -> np.ndarray:
-        """Packed positions of the sequence that ends with it, [keys]."""
+        """Packed positions of the sequence that ends with this segment, in sequence order, [keys]."""
         return np.concatenate([np.arange(s.start, s.end) for s in self.chain()][::-1])
 
 
 def laid(segments: Sequence[Segment], tokens: int) -> list[Segment]:
-    """By start. Asserts that they tile a row of `tokens` tokens, what stands on a segment right behind it."""
+    """The segments sorted by start. Asserts that they tile a row of `tokens` tokens and that descendants directly
+    follow their ancestor."""
     row = sorted(segments, key=lambda s: s.start)
-    at, standing = 0, []
+    end, path = 0, []
     for s in row:
-        assert s.start == at and s.length > 0, "segments must tile the packed row"
-        while standing and standing[-1] is not s.parent:
-            standing.pop()
-        assert s.parent is None or standing, "what continues a segment must stand behind it"
-        standing.append(s)
-        at = s.end
-    assert at == tokens, "segments must tile the packed row"
+        assert s.start == end and s.length > 0, "segments must tile the packed row"
+        while path and path[-1] is not s.parent:
+            path.pop()
+        assert s.parent is None or path, "the descendants of a segment must follow it directly"
+        path.append(s)
+        end = s.end
+    assert end == tokens, "segments must tile the packed row"
     return row
 
 
 def until(row: Sequence[Segment]) -> list[int]:
-    """Of each segment of a laid row: the end of all that stands on it."""
+    """For each segment of a row sorted by `laid`: the packed position where its subtree ends."""
     ends = [s.end for s in row]
-    place = {s: i for i, s in enumerate(row)}
+    index_of = {s: i for i, s in enumerate(row)}
     for i in range(len(row) - 1, -1, -1):
         parent = row[i].parent
         if parent is not None:
-            ends[place[parent]] = max(ends[place[parent]], ends[i])
+            ends[index_of[parent]] = max(ends[index_of[parent]], ends[i])
     return ends
 
 
 def families(row: Sequence[Segment]) -> list[list[Segment]]:
-    """Of a laid row: each segment that continues nothing with all that stands on it, the most attention first."""
-    found: list[list[Segment]] = []
+    """The trees of a row sorted by `laid`, each a root with all its descendants, those with most attention first."""
+    trees: list[list[Segment]] = []
     for s in row:
         if s.parent is None:
-            found.append([])
-        found[-1].append(s)
-    return sorted(found, key=lambda family: -sum(s.length * s.keys for s in family))
+            trees.append([])
+        trees[-1].append(s)
+    return sorted(trees, key=lambda tree: -sum(s.length * s.keys for s in tree))
 
 
-# ------------------------------------------------------------ growing
+# ------------------------------------------------------------ building a row from sequences
 
 
-def common(before: Tokens, tokens: Tokens, most: int) -> int:
-    """How many of the first `most` tokens are the same; neither has fewer."""
+def common(before: TokenArray, tokens: TokenArray, most: int) -> int:
+    """Length of the common prefix of two sequences, at most `most`; neither sequence is shorter than `most`."""
     differ = before[:most] != tokens[:most]
     return int(differ.argmax()) if differ.any() else most
 
 
 def fork(forks: list[int], common: int, length: int) -> int:
-    """How much a sequence of `length` tokens shares that has `common` tokens in common with the one before it.
+    """How many tokens a sequence of `length` tokens shares with the sequence before it.
 
-    forks: where the one before parted from others, in ascending order; brought up to this one."""
+    common: the length of their common prefix. forks: prefix lengths, ascending, at which the sequence before branched
+    off from earlier ones; updated in place for this sequence.
+    """
     while forks and forks[-1] > common:
         forks.pop()
     deepest = forks[-1] if forks else 0
@@ -116,8 +127,8 @@ def fork(forks: list[int], common: int, length: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """tokens, positions [T], as they lie. leaves: each sequence's deepest segment."""
+class PackedRow:
+    """One packed row. tokens, positions (in the sequence): [T]. leaves: the last segment of each sequence."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -125,26 +136,29 @@ class Row:
     leaves: list[Segment]
 
 
-def grown(sequences: Sequence[Tokens], shared: Sequence[int]) -> Row:
-    """The row of sequences that share so many tokens with the one before (`fork`). None is empty."""
-    spans: list[tuple[Tokens, int, int]] = []
+def grown(sequences: Sequence[TokenArray], shared: Sequence[int]) -> PackedRow:
+    """Packs sequences into a row. shared: how many tokens each shares with the one before it (see `fork`).
+
+    No sequence may be empty.
+    """
+    spans: list[tuple[TokenArray, int, int]] = []
     segments: list[Segment] = []
     leaves: list[Segment] = []
-    standing: list[Segment] = []  # those that lead to where the row stands in the last sequence
+    path: list[Segment] = []  # from the root to the segment that the current sequence has reached
     at = 0
     for i, tokens in enumerate(sequences):
-        while standing and standing[-1].keys > shared[i]:
-            standing.pop()
-        depth = standing[-1].keys if standing else 0
-        assert depth == shared[i], "a fork lies between segments"
-        for to in (*_ahead(shared, i), len(tokens)):
-            if to > depth:
-                standing.append(Segment(at, to - depth, standing[-1] if standing else None))
-                segments.append(standing[-1])
-                spans.append((tokens, depth, to))
-                at, depth = standing[-1].end, to
-        leaves.append(standing[-1])
-    return Row(
+        while path and path[-1].keys > shared[i]:
+            path.pop()
+        depth = path[-1].keys if path else 0
+        assert depth == shared[i], "a sequence may branch off only where a segment ends"
+        for end in (*_later_forks(shared, i), len(tokens)):
+            if end > depth:
+                path.append(Segment(at, end - depth, path[-1] if path else None))
+                segments.append(path[-1])
+                spans.append((tokens, depth, end))
+                at, depth = path[-1].end, end
+        leaves.append(path[-1])
+    return PackedRow(
         np.concatenate([tokens[a:b] for tokens, a, b in spans]),
         np.concatenate([np.arange(a, b) for _, a, b in spans]),
         segments,
@@ -152,12 +166,12 @@ def grown(sequences: Sequence[Tokens], shared: Sequence[int]) -> Row:
     )
 
 
-def _ahead(shared: Sequence[int], i: int) -> list[int]:
-    """Where sequences that follow part from what sequence i lays down, in ascending order."""
-    found: list[int] = []
+def _later_forks(shared: Sequence[int], i: int) -> list[int]:
+    """Prefix lengths, ascending, at which later sequences branch off from the tokens that sequence i adds."""
+    lengths: list[int] = []
     for j in range(i + 1, len(shared)):
         if shared[j] <= shared[i]:
             break
-        if not found or shared[j] < found[-1]:
-            found.append(shared[j])
-    return found[::-1]
+        if not lengths or shared[j] < lengths[-1]:
+            lengths.append(shared[j])
+    return lengths[::-1]

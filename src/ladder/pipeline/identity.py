@@ -14,25 +14,9 @@ from typing import Any
 
 from ladder.base.errors import UserError
 from ladder.base.files import sha256
+from ladder.pipeline import code
 from ladder.pipeline.recipe import Recipe
 from ladder.pipeline.stage import StageConfig
-
-SOURCE = Path(__file__).resolve().parents[1]
-ASIDE = (
-    "report", "lab", "cli.py", "commands", "diagnose", "tracking", "data/inspection.py", "pipeline/alarms.py",
-)  # fmt: skip
-"""Code that changes no weight."""
-
-
-@functools.cache
-def code() -> str:
-    """A hash of the program's own sources."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in SOURCE.rglob("*") if p.suffix in (".py", ".c", ".h")):
-        name = path.relative_to(SOURCE).as_posix()
-        if not name.startswith(ASIDE):
-            digest.update(f"{name}\0{sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
@@ -55,7 +39,7 @@ def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> di
         "chat_template": recipe.chat_template,
         "inputs": {str(p): _hash(p) for p in inputs},
         "parents": parents,
-        "code": code(),
+        "code": code.identity(type(config).__module__),
     }
 
 

@@ -133,7 +133,7 @@ class FirstUpdate:
             if not self.updated:
                 check_kl(figures)
                 if self.job.at_reference is not None:
-                    check_reference(figures["first/loss"], self.job.at_reference)
+                    check_reference(figures["first/loss"], self.job.at_reference, _sums(figures))
         self.checked = self.updated = True
 
     def _divergence(self) -> float | None:
@@ -212,9 +212,18 @@ def check_kl(figures: Mapping[str, float]) -> None:
         )
 
 
-def check_reference(loss: float, at_reference: float) -> None:
-    """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). Raises UserError."""
-    if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference):
+def _sums(figures: Mapping[str, float]) -> float:
+    """How large the summed log-probabilities are that a loss on whole answers compares, in nats: its own figures where
+    it has them, else a nat a token."""
+    sums = [abs(x) for name, x in figures.items() if name.startswith("first/logps/")]
+    return max(sums, default=figures.get("length/mean", 0.0))
+
+
+def check_reference(loss: float, at_reference: float, sums: float = 0.0) -> None:
+    """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). sums: the size of the
+    log-probabilities that it compares, which policy and reference may have added up in another order: each is known to
+    a few times 2^-24 of it. Raises UserError."""
+    if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference) + 4 * 2**-24 * sums:
         raise UserError(
             f"at the first update the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
             "is its reference: the reference's log-probabilities are of another model, or of other tokens",

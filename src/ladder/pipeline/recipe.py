@@ -52,17 +52,25 @@ class EngineSpec(Config):
     checkpointing: bool = False
 
 
-class SamplerSpec(Config):
-    """slots: sequences decoded side by side. Native: cache_tokens bounds slots x length, workers are threads of a
-    processor (for tiny models), dtype what it computes in (bfloat16: half to read; a loss with a ratio then needs
-    importance_cap). vllm: room for keys in cache_gb, by blocks of `block` tokens; compiled by torch.compile (minutes at
-    every start); tolerance: how far a canary's log-probability may be off. The native one measures in any case."""
+class NativeSpec(Config):
+    """The native sampler. slots: sequences decoded side by side. cache_tokens: bounds slots x length. workers: threads
+    of a processor (for tiny models). dtype: what it computes in (bfloat16: half to read; a loss with a ratio then needs
+    importance_cap)."""
 
-    kind: Literal["native", "vllm"] = "native"
+    kind: Literal["native"] = "native"
     slots: int = Field(default=256, ge=1)
     cache_tokens: int = Field(default=1 << 20, ge=1)
     workers: int = Field(default=1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class VLLMSpec(Config):
+    """vLLM draws what is trained on; evaluations are drawn by the native sampler in any case. slots: sequences decoded
+    side by side. cache_gb: room for keys and values, in blocks of `block` tokens. compiled: by torch.compile (minutes
+    at every start). tolerance: how far a canary's log-probability may be off."""
+
+    kind: Literal["vllm"]
+    slots: int = Field(default=256, ge=1)
     cache_gb: int = Field(default=4, ge=1)
     block: int = Field(default=32, ge=1)
     compiled: bool = False
@@ -118,7 +126,7 @@ class Recipe(Config):
     threads: int = Field(default=0, ge=0)
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
-    sampler: SamplerSpec = SamplerSpec()
+    sampler: NativeSpec | VLLMSpec = NativeSpec()
     task: Spec | None = None
     reward: Spec | None = None
     chat_template: bool = False

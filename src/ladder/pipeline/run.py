@@ -144,7 +144,7 @@ def base_of(recipe: Recipe, config: StageConfig, done: dict[str, StageConfig], p
     """What the chain of models under a stage started from, once pretrained."""
     at = config.from_
     while at is not None:
-        if done[at].kind == "pretrain":
+        if done[at].begins:
             return str(parents[at] / "model")
         at = done[at].from_
     return recipe.model.source

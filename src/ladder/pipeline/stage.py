@@ -28,6 +28,10 @@ class StageConfig(Config):
     from_: str | None = Field(default=None, alias="from")
     require: dict[str, str] = Field(default_factory=dict)
 
+    named: ClassVar[str] = ""
+    """The name that recipes give this kind of stage; empty for one that other kinds are built on."""
+    begins: ClassVar[bool] = False
+    """Whether its model is where a chain of models begins: the base that a KL is measured from."""
     makes: ClassVar[Makes] = "model"
     """What the stage leaves behind: `model/`, `data.jsonl`, nothing but its summary, or a `model/` that scores."""
 

@@ -1,1 +1,1 @@
-"""A run as people look at it: one self-contained HTML page (`page.py`), one figure for documents (`figure.py`)."""
+"""Reports of a run: a self-contained HTML page (`page.py`) and a figure for documents (`figure.py`)."""

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: curves over steps, bars, sparklines, a funnel. No script, no request, no fixed colour.
+"""Charts as inline SVG: curves over steps, bars, sparklines, a funnel. No scripts and no requests.
 
-Colours and fonts come from the page's style sheet by class, so light and dark are one drawing. Every value can be
-hovered (`<title>`). A drawing is a pure function of its numbers; all text is escaped here.
+The page's style sheet sets colours and fonts by class, so one drawing serves the light and the dark theme. Every value
+has a tooltip (`<title>`). A drawing is a pure function of its numbers; all text is escaped here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from markupsafe import Markup
 from ladder.report import words
 
 Say = Callable[[float | None], str]
+"""Formats a value, e.g. as a percentage."""
 Point = tuple[float, float]
+"""(step, value) of a curve, or (x, y) in the drawing."""
 
 MOST_POINTS = 120
-"""Points drawn of one curve; longer ones are averaged over equal stretches."""
+"""Largest number of points drawn of one curve; longer curves are averaged over equal intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve. tone: which of the style sheet's colours."""
+    """One curve. tone: index of its colour in the style sheet."""
 
     points: Sequence[Point]
     name: str = ""
@@ -33,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One stage's part of a chart: curves over its own steps 1..steps."""
+    """One stage's part of a chart: curves over the stage's steps 1..steps."""
 
     name: str
     steps: float
@@ -42,7 +44,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """The plotting area in the units of the drawing, and what lies at its bottom and top."""
+    """The plotting area in the drawing's units. low, high: the values at its bottom and top edge."""
 
     left: float
     top: float
@@ -52,6 +54,7 @@ class Box:
     high: float
 
     def y(self, value: float) -> float:
+        """The vertical position of a value."""
         return self.top + self.height * (1 - (value - self.low) / (self.high - self.low))
 
 
@@ -60,42 +63,42 @@ class Box:
 WIDTH, HEIGHT = 360, 196
 LEFT, RIGHT, TOP, BOTTOM, GAP = 40, 10, 26, 34, 14
 NAMES = 56
-"""Room on the right for the curves' names, when there are several."""
+"""Width of the right margin for the names of several curves."""
 
 
 def curves(panels: Sequence[Panel], label: str, say: Say = words.number, *, ground: float | None = 0.0) -> Markup:
-    """Panels side by side, one scale for the steps and one for the values. ground: a value the scale must hold."""
+    """Panels side by side with common scales of steps and values. ground: a value that the scale must include."""
     values = [y for p in panels for line in p.lines for _, y in thin(line.points)]
     if not values:
         return Markup("")
     low, high, ticks = scale(values, ground)
-    many = any(len(p.lines) > 1 for p in panels)
-    room = WIDTH - LEFT - (NAMES if many else RIGHT) - GAP * (len(panels) - 1)
-    total = sum(p.steps for p in panels)
-    # a short stage still gets room for its labels; the others then share what is left
-    shares = [max(p.steps / total, 0.5 / len(panels)) for p in panels]
-    parts, at = [_value_axis(low, high, ticks, say)], float(LEFT)
-    for panel, part in zip(panels, shares, strict=True):
-        width = room * part / sum(shares)
-        box = Box(at, TOP, width, HEIGHT - TOP - BOTTOM, low, high)
-        parts.append(_panel(panel, box, say, heading=len(panels) > 1, named=many and panel is panels[-1]))
-        at += width + GAP
+    several = any(len(p.lines) > 1 for p in panels)
+    available = WIDTH - LEFT - (NAMES if several else RIGHT) - GAP * (len(panels) - 1)
+    total_steps = sum(p.steps for p in panels)
+    # widths are in proportion to steps, except that a short stage keeps a minimum for its labels
+    shares = [max(p.steps / total_steps, 0.5 / len(panels)) for p in panels]
+    parts, left = [_value_axis(low, high, ticks, say)], float(LEFT)
+    for panel, share in zip(panels, shares, strict=True):
+        width = available * share / sum(shares)
+        box = Box(left, TOP, width, HEIGHT - TOP - BOTTOM, low, high)
+        parts.append(_draw_panel(panel, box, say, heading=len(panels) > 1, named=several and panel is panels[-1]))
+        left += width + GAP
     parts.append(text_at(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 4, "step", "axis", "middle"))
     return drawing(WIDTH, HEIGHT, label, parts)
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most MOST_POINTS, averaged over equal stretches; a stretch stands at its last step."""
+    """At most MOST_POINTS points: means over equal intervals, each at the last step of its interval."""
     n = len(points)
     if n <= MOST_POINTS:
         return list(points)
-    cuts = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)]
-    parts = [points[a:b] for a, b in pairwise(cuts)]
-    return [(p[-1][0], math.fsum(y for _, y in p) / len(p)) for p in parts]
+    bounds = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)]
+    intervals = [points[a:b] for a, b in pairwise(bounds)]
+    return [(p[-1][0], math.fsum(y for _, y in p) / len(p)) for p in intervals]
 
 
 def scale(values: Sequence[float], ground: float | None) -> tuple[float, float, list[float]]:
-    """Lowest, highest and round numbers in between."""
+    """(lowest, highest, ticks) of an axis for the values, all of them round numbers."""
     low, high = min(values), max(values)
     if ground is not None:
         low, high = min(low, ground), max(high, ground)
@@ -107,7 +110,7 @@ def scale(values: Sequence[float], ground: float | None) -> tuple[float, float, 
 
 
 def _round_up(x: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    """The smallest number of at least x that is 1, 2, 2.5, 5 or 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(x))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= x * (1 - 1e-9))
 
@@ -123,101 +126,104 @@ def _tick(value: float, say: Say) -> str:
     return words.number(round(value, 10))
 
 
-def _panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> Markup:
-    """One stage: grid, heading, its own steps below, its curves."""
+def _draw_panel(panel: Panel, box: Box, say: Say, *, heading: bool, named: bool) -> Markup:
+    """One stage: grid, heading, step axis and curves. named: write the curves' names on the right."""
     _, _, ticks = scale([box.low, box.high], None)
     right, bottom = box.left + box.width, box.top + box.height
-    out = [line_at(box.left, box.y(t), right, box.y(t), "grid") for t in ticks if box.low <= t <= box.high]
-    out.append(line_at(box.left, bottom, right, bottom, "base"))
+    parts = [line_at(box.left, box.y(t), right, box.y(t), "grid") for t in ticks if box.low <= t <= box.high]
+    parts.append(line_at(box.left, bottom, right, bottom, "base"))
     if heading:
-        out.append(text_at(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
-    out += _step_axis(panel.steps, box)
+        parts.append(text_at(box.left + box.width / 2, box.top - 12, panel.name, "head", "middle"))
+    parts += _step_axis(panel.steps, box)
     ends: list[tuple[float, Line]] = []
     for line in panel.lines:
         points = thin(line.points)
         if points:
-            out.append(_curve(points, line, panel, box, say, alone=len(panel.lines) == 1))
+            parts.append(_draw_curve(points, line, panel, box, say, alone=len(panel.lines) == 1))
             ends.append((box.y(points[-1][1]), line))
     if named:
-        out += [text_at(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
-    return Markup("").join(out)
+        parts += [text_at(right + 6, y + 4, line.name, f"name tone{line.tone}", "start") for y, line in apart(ends)]
+    return Markup("").join(parts)
 
 
 def _step_axis(steps: float, box: Box) -> list[Markup]:
-    """Nothing, the last step, and round numbers between them where there is room."""
+    """Labels of step 0, of the last step and, in a wide panel, of round numbers between them."""
     bottom = box.top + box.height + 13
-    places = [(box.left, 0.0, "start"), (box.left + box.width, steps, "end")]
+    labels = [(box.left, 0.0, "start"), (box.left + box.width, steps, "end")]
     if box.width > 5 * LABEL:
         _, _, ticks = scale([0, steps], 0)
-        places += [(box.left + box.width * t / steps, t, "middle") for t in ticks if 0 < t < 0.88 * steps]
-    return [text_at(x, bottom, words.number(t), "tick", anchor) for x, t, anchor in places]
+        labels += [(box.left + box.width * t / steps, t, "middle") for t in ticks if 0 < t < 0.88 * steps]
+    return [text_at(x, bottom, words.number(t), "tick", anchor) for x, t, anchor in labels]
 
 
-def _curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *, alone: bool) -> Markup:
-    at = [(box.left + box.width * x / panel.steps, box.y(y)) for x, y in points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
-    out = [Markup('<path class="curve tone{}" d="{}"/>').format(line.tone, path)]
+def _draw_curve(points: list[Point], line: Line, panel: Panel, box: Box, say: Say, *, alone: bool) -> Markup:
+    positions = [(box.left + box.width * x / panel.steps, box.y(y)) for x, y in points]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in positions)
+    parts = [Markup('<path class="curve tone{}" d="{}"/>').format(line.tone, path)]
     if len(points) <= 12:
-        out += [dot_at(x, y, f"mark tone{line.tone}", 2.4) for x, y in at]
+        parts += [dot_at(x, y, f"mark tone{line.tone}", 2.4) for x, y in positions]
     if alone:
-        out.append(_end_labels(points, at, box, say))
-    out += _hovers(points, at, line, panel, box, say)
-    return Markup("").join(out)
+        parts.append(_end_labels(points, positions, box, say))
+    parts += _tooltips(points, positions, line, panel, box, say)
+    return Markup("").join(parts)
 
 
-def _end_labels(points: list[Point], at: list[Point], box: Box, say: Say) -> Markup:
-    """The last value beside the curve's end, and the first one where there is room for both."""
-    wanted = [(at[-1], points[-1][1], "end")]
-    if len(at) > 1 and at[-1][0] - at[0][0] > 2 * LABEL:
-        wanted.append((at[0], points[0][1], "start"))
-    placed = [(end, _beside(end, at, box), value, anchor) for end, value, anchor in wanted]
+def _end_labels(points: list[Point], positions: list[Point], box: Box, say: Say) -> Markup:
+    """The last value beside the curve's end and, if both fit, the first value beside its start."""
+    labels = [(positions[-1], points[-1][1], "end")]
+    if len(positions) > 1 and positions[-1][0] - positions[0][0] > 2 * LABEL:
+        labels.append((positions[0], points[0][1], "start"))
+    placed = [(end, _label_height(end, positions, box), value, anchor) for end, value, anchor in labels]
     return Markup("").join(text_at(end[0], y, say(v), "value", anchor) for end, y, v, anchor in placed if y is not None)
 
 
 LABEL = 40
-"""About the width of a value."""
+"""Approximate width of a value's label."""
 FAR = 30
-"""A value further from its end than this says nothing any more."""
+"""Largest vertical distance of a label from its curve's end; a label further away is not drawn."""
 
 
-def _beside(end: Point, at: list[Point], box: Box) -> float | None:
-    """Just above or below all of the curve that runs past a label at its end: whichever is nearer, and inside."""
-    near = [y for x, y in at if abs(x - end[0]) <= LABEL]
-    above, below = min(near) - 6, max(near) + 14
+def _label_height(end: Point, positions: list[Point], box: Box) -> float | None:
+    """The vertical position of a label at a curve's end, clear of the curve: the nearer of above and below.
+
+    None when neither lies inside the box and within FAR.
+    """
+    nearby = [y for x, y in positions if abs(x - end[0]) <= LABEL]
+    above, below = min(nearby) - 6, max(nearby) + 14
     choices = [(end[1] - above, above)] if above >= box.top + 1 else []
     choices += [(below - end[1] - 6, below)] if below <= box.top + box.height - 2 else []
     distance, y = min(choices, default=(FAR + 1, 0.0))
     return y if distance <= FAR else None
 
 
-def _hovers(points: list[Point], at: list[Point], line: Line, panel: Panel, box: Box, say: Say) -> list[Markup]:
-    """A strip around every point that shows it and says its value."""
-    out, edges = [], [(a[0] + b[0]) / 2 for a, b in pairwise(at)]
+def _tooltips(
+    points: list[Point], positions: list[Point], line: Line, panel: Panel, box: Box, say: Say
+) -> list[Markup]:
+    """For every point an invisible strip that on hover shows the point and its value."""
+    parts, edges = [], [(a[0] + b[0]) / 2 for a, b in pairwise(positions)]
     starts, ends = [box.left, *edges], [*edges, box.left + box.width]
-    for (step, value), (x, y), a, b in zip(points, at, starts, ends, strict=True):
+    for (step, value), (x, y), start, end in zip(points, positions, starts, ends, strict=True):
         name = f"{panel.name} {line.name}".strip()
         title = f"{name}, step {words.number(step)}: {say(value)}"
-        strip = rect_at(a, box.top, max(b - a, 0.1), box.height, "")
+        strip = rect_at(start, box.top, max(end - start, 0.1), box.height, "")
         dot = dot_at(x, y, f"tone{line.tone}", 3)
-        out.append(Markup('<g class="hover">{}{}<title>{}</title></g>').format(strip, dot, title))
-    return out
+        parts.append(Markup('<g class="hover">{}{}<title>{}</title></g>').format(strip, dot, title))
+    return parts
 
 
 def apart(ends: list[tuple[float, Line]], least: float = 13) -> list[tuple[float, Line]]:
-    """Label places moved down until none covers another."""
-    out: list[tuple[float, Line]] = []
+    """Label positions moved down until neighbours are at least `least` apart."""
+    spaced: list[tuple[float, Line]] = []
     for y, line in sorted(ends, key=lambda e: e[0]):
-        out.append((max(y, out[-1][0] + least) if out else y, line))
-    return out
+        spaced.append((max(y, spaced[-1][0] + least) if spaced else y, line))
+    return spaced
 
 
 # ------------------------------------------------------------ bars, sparklines, the funnel
 
 
-def bar(
-    value: float, most: float, title: str, *, tone: int = 0, between: tuple[float, float] | None = None
-) -> Markup:
-    """A bar of a table's cell. between: the interval drawn over its end."""
+def bar(value: float, most: float, title: str, *, tone: int = 0, between: tuple[float, float] | None = None) -> Markup:
+    """A horizontal bar for a table's cell. most: the value at full length. between: an interval drawn over its end."""
     width, height = 100, 12
 
     def x(v: float) -> float:
@@ -234,38 +240,37 @@ def bar(
     return drawing(width, height, title, parts, extra="bar", stretch=True)
 
 
-def spark(
-    values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0, joined: bool = True
-) -> Markup:
-    """A value through the stages. joined: they follow one another; else the first is a level for all."""
+def spark(values: Sequence[tuple[str, float]], say: Say, label: str, *, tone: int = 0, joined: bool = True) -> Markup:
+    """A sparkline of (stage, value). joined: a curve through the stages; else dots and the level of the first stage."""
     width, height, pad = 220, 40, 5
     high = max((v for _, v in values), default=0.0) or 1.0
     low = min(0.0, *(v for _, v in values)) if values else 0.0
-    span = (width - 2 * pad) / max(1, len(values) - 1)
+    pitch = (width - 2 * pad) / max(1, len(values) - 1)
     box = Box(pad, pad, width - 2 * pad, height - 2 * pad, low, high)
-    at = [(pad + i * span, box.y(v)) for i, (_, v) in enumerate(values)]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    positions = [(pad + i * pitch, box.y(v)) for i, (_, v) in enumerate(values)]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in positions)
     parts = [Markup('<path class="curve tone{}" d="{}"/>').format(tone, path)]
     if not joined:
-        parts = [line_at(pad, at[0][1], width - pad, at[0][1], "diagonal")] if at else []
-    for (name, value), (x, y) in zip(values, at, strict=True):
+        level = positions[0][1] if positions else 0.0
+        parts = [line_at(pad, level, width - pad, level, "diagonal")] if positions else []
+    for (name, value), (x, y) in zip(values, positions, strict=True):
         dot = dot_at(x, y, f"mark tone{tone}", 2.6)
         parts.append(Markup("<g>{}<title>{}: {}</title></g>").format(dot, name, say(value)))
     return drawing(width, height, label, parts, extra="spark")
 
 
 def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
-    """(name, explanation, count) from top to bottom, each bar a share of the first."""
+    """A bar chart of (name, explanation, count) from top to bottom, each bar in proportion to the first count."""
     if not rows:
         return Markup("")
-    pitch, left, room = 30, 78, 176
+    pitch, left, full_width = 30, 78, 176
     first, parts = rows[0][2] or 1.0, []
-    for i, (name, why, count) in enumerate(rows):
-        y, width = i * pitch + 4, room * min(1.0, count / first)
+    for i, (name, explanation, count) in enumerate(rows):
+        y, width = i * pitch + 4, full_width * min(1.0, count / first)
         parts += [
             text_at(left - 8, y + 15, name, "head", "end"),
             Markup("<g>{}<title>{}</title></g>").format(
-                rect_at(left, y, max(width, 1), 21, "fill tone0"), f"{name}: {words.number(count)}. {why}"
+                rect_at(left, y, max(width, 1), 21, "fill tone0"), f"{name}: {words.number(count)}. {explanation}"
             ),
             Markup('<text class="value" x="{:.1f}" y="{}">{}<tspan class="of" dx="6">{}</tspan></text>').format(
                 left + width + 6, y + 15, words.number(count), words.share(count / first) if i else ""
@@ -274,15 +279,16 @@ def funnel(rows: Sequence[tuple[str, str, float]], label: str) -> Markup:
     return drawing(WIDTH, len(rows) * pitch + 4, label, parts)
 
 
-# ------------------------------------------------------------ pieces
+# ------------------------------------------------------------ SVG elements
 
 
 def drawing(
     width: float, height: float, label: str, parts: Sequence[Markup], extra: str = "", stretch: bool = False
 ) -> Markup:
-    shape = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
+    """An `<svg>` element. label: its text for screen readers. stretch: fill the cell without keeping proportions."""
+    aspect_ratio = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
     return Markup('<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}"{}>{}</svg>').format(
-        extra, width, height, label, shape, Markup("").join(parts)
+        extra, width, height, label, aspect_ratio, Markup("").join(parts)
     )
 
 
@@ -295,8 +301,8 @@ def line_at(x1: float, y1: float, x2: float, y2: float, cls: str) -> Markup:
 
 
 def rect_at(x: float, y: float, width: float, height: float, cls: str) -> Markup:
-    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>')
-    return shape.format(cls, x, y, width, height)
+    template = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>')
+    return template.format(cls, x, y, width, height)
 
 
 def dot_at(x: float, y: float, cls: str, r: float) -> Markup:

@@ -1,4 +1,4 @@
-"""What the page draws: losses, the funnel of a harvest, and reward-driven stages side by side on common axes."""
+"""The page's charts: losses, the funnel of rejection sampling, and stages trained on rewards side by side."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ladder.report import chart, kinds, ranked, words
-from ladder.report.run import Run, Stage, number
+from ladder.report.run import RunFiles, Stage, number
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """A drawing with its caption. unit: what the values are, e.g. "nats per token"."""
+
     title: str
     unit: str
     drawing: Markup
 
 
-def of_stage(run: Run, stage: Stage) -> list[Chart]:
-    """The charts of one stage alone; those that learn from rewards stand side by side elsewhere."""
-    own = [] if stage.is_rewarded else measured(run, [stage])
-    learned = [] if stage.is_rewarded else [_lines([stage], *one) for one in PREFERENCES]
-    return [c for c in (loss(stage), *learned, *own, funnel(stage), *_held_out(stage)) if c]
+def of_stage(run: RunFiles, stage: Stage) -> list[Chart]:
+    """The charts on a stage's card. `side_by_side` draws the curves of stages trained on rewards."""
+    evaluations = [] if stage.is_rewarded else measured(run, [stage])
+    preferences = [] if stage.is_rewarded else [_multi_curve_chart([stage], *spec) for spec in PREFERENCES]
+    return [c for c in (loss(stage), *preferences, *evaluations, funnel(stage), *_held_out(stage)) if c]
 
 
 def loss(stage: Stage) -> Chart | None:
-    """The loss of stages that imitate or prefer; the loss of a policy with rewards says nothing by itself."""
+    """The loss of a stage trained on examples or preferences. A policy-gradient loss is no measure of progress."""
     points = series(stage, "loss")
     if stage.is_rewarded or len(points) < 2:
         return None
@@ -35,47 +37,49 @@ def loss(stage: Stage) -> Chart | None:
 
 
 def _held_out(stage: Stage) -> list[Chart]:
-    """How a reward model ranks pairs that it never saw."""
-    out = []
+    """Charts of a reward model's accuracy on held-out pairs."""
+    charts = []
     if bins := stage.held_out.get("bins"):
         drawing = ranked.reliability(bins, f"Reliability of {stage.name}")
-        out.append(Chart("Reliability", "held-out pairs: share right; on the line, as often as it says", drawing))
+        charts.append(Chart("Reliability", "share right of held-out pairs; on the diagonal: calibrated", drawing))
     if rows := stage.held_out.get("by_margin"):
         drawing = ranked.by_margin(rows, f"Accuracy of {stage.name} by margin")
-        out.append(Chart("Accuracy by margin", "held-out pairs: share right; dashed: guessing", drawing))
-    return out
+        charts.append(Chart("Accuracy by margin", "share right of held-out pairs; dashed: chance", drawing))
+    return charts
 
 
 FUNNEL = {
-    "sampled": "answers the model wrote",
+    "sampled": "sampled answers",
     "judged": "answers that could be judged",
-    "right": "whose final answer is right",
-    "correct": "whose final answer is right",
-    "clean": "that are well-formed and in one notation",
-    "distinct": "after removing duplicates",
-    "kept": "after the quota for each problem",
+    "right": "answers with a right final answer",
+    "correct": "answers with a right final answer",
+    "clean": "well-formed answers in one notation",
+    "distinct": "answers without duplicates",
+    "kept": "answers within the quota of each problem",
 }
 
 
 def funnel(stage: Stage) -> Chart | None:
+    """How many answers pass each filter of a stage of rejection sampling."""
     rows = [(name, FUNNEL.get(name, ""), count) for name, count in stage.funnel.items()]
     if not rows:
         return None
-    return Chart("What is kept", "answers", chart.funnel(rows, f"Answers kept by {stage.name}"))
+    return Chart("Answers kept", "number of answers", chart.funnel(rows, f"Answers kept by {stage.name}"))
 
 
 def series(stage: Stage, key: str) -> list[chart.Point]:
-    """A curve; what is nothing beside its largest value is rounding."""
-    found = [(float(m["step"]), x) for m in stage.metrics if (x := number(m, key)) is not None]
-    least = 1e-6 * max((abs(x) for _, x in found), default=0.0)
-    return [(step, x if abs(x) > least else 0.0) for step, x in found]
+    """(step, value) of a metric. Values below 1e-6 of the largest are rounding errors and become 0."""
+    points = [(float(m["step"]), x) for m in stage.metrics if (x := number(m, key)) is not None]
+    threshold = 1e-6 * max((abs(x) for _, x in points), default=0.0)
+    return [(step, x if abs(x) > threshold else 0.0) for step, x in points]
 
 
 # ------------------------------------------------------------ side by side
 
 Known = tuple[str, str, str, chart.Say]
+"""A chart of one curve: metrics key, title, unit, format of the values."""
 Together = tuple[str, str, chart.Say, dict[str, str]]
-"""Title, unit, how values are written, and the curves of one chart: key -> name."""
+"""A chart of several curves: title, unit, format of the values, metrics key -> name of the curve."""
 PREFERENCES: tuple[Together, ...] = (
     ("Accuracy", "share of the step's pairs ranked as preferred", words.share, {"accuracy": ""}),
     ("Margin", "of the two answers' implicit rewards", words.number, {"rewards/margin": ""}),
@@ -85,7 +89,7 @@ PREFERENCES: tuple[Together, ...] = (
         {"rewards/desirable": "liked", "rewards/undesirable": "disliked"},
     ),
     (
-        "Log-probability of answers", "nats per answer, of those trained on", words.number,
+        "Log-probability of the trained answers", "nats per answer", words.number,
         {
             "logps/chosen": "chosen", "logps/rejected": "rejected",
             "logps/desirable": "liked", "logps/undesirable": "disliked",
@@ -98,57 +102,61 @@ VALUES: Together = (
 )
 MAIN: tuple[Known, ...] = (
     ("length/mean", "Answer length", "tokens per answer", words.tokens),
-    ("worked", "Worked out", "share of answers with steps before the answer", words.share),
+    ("worked", "Worked answers", "share of answers with steps before the final answer", words.share),
     ("mixed", "Mixed notations", "share of worked answers that use both", words.share),
-    ("entropy", "Entropy", "nats per token: how undecided the model is", words.number),
-    ("kl_base", "KL from the base", "nats per token: how far it has moved away", words.number),
-    ("kl/response", "KL of an answer", "nats per answer, from the model it began as", words.number),
-    ("critic/explained", "Critic: explained", "share of the returns' variance that it foresees", words.number),
+    ("entropy", "Entropy", "nats per token", words.number),
+    ("kl_base", "KL from the base", "nats per token", words.number),
+    ("kl/response", "KL of an answer", "nats per answer, from the starting model", words.number),
+    ("critic/explained", "Critic: explained variance", "share of the returns' variance, by the values", words.number),
 )
 MORE: tuple[Known, ...] = (
-    ("reward/penalised", "Penalised reward", "less the KL, mean over the step's answers", words.number),
+    ("reward/penalised", "Penalised reward", "reward less the KL penalty, mean over the step's answers", words.number),
     ("critic/loss", "Critic: loss", "squared error of its values", words.number),
     ("critic/grad_norm", "Critic: gradient norm", "before clipping", words.number),
-    ("groups/no_signal", "Groups without a signal", "share whose answers all scored the same", words.share),
-    ("truncated", "Cut off", "share of answers that hit the length limit", words.share),
-    ("checks", "Second thoughts", "share of answers with a “?”", words.share),
+    ("groups/no_signal", "Groups without a signal", "share of groups with equal rewards", words.share),
+    ("truncated", "Truncated", "share of answers that hit the length limit", words.share),
+    ("checks", "Self-checks", "share of answers with a “?”", words.share),
     ("ratio/clipped", "Clipped", "share of tokens whose ratio was clipped", words.share),
     ("grad_norm", "Gradient norm", "before clipping", words.number),
     ("lr", "Learning rate", "", words.number),
     ("tokens_per_s", "Speed", "tokens per second", words.number),
 )
 NOT_PARTS = {"reward/mean", "reward/std", "reward/penalised"}
+"""Metrics keys under `reward/` that are no component of the reward."""
 
 
-def side_by_side(run: Run) -> tuple[list[Chart], list[Chart]]:
-    """The reward-driven stages on common axes: the charts that tell the story, and the rest."""
+def side_by_side(run: RunFiles) -> tuple[list[Chart], list[Chart]]:
+    """(main charts, further charts) of the stages trained on rewards, one panel a stage on common axes."""
     stages = [s for s in run.stages if s.is_rewarded and s.metrics]
-    found = [_together(stages, *one) for one in (*_parts(stages), *MAIN)]
-    main = [_rewards(run, stages), *measured(run, stages), *found]
-    more = [_lines(stages, *VALUES), *[_together(stages, *one) for one in MORE]]
+    curves = [_chart(stages, *spec) for spec in (*_reward_parts(stages), *MAIN)]
+    main = [_reward_chart(run, stages), *measured(run, stages), *curves]
+    more = [_multi_curve_chart(stages, *VALUES), *[_chart(stages, *spec) for spec in MORE]]
     return [c for c in main if c], [c for c in more if c]
 
 
-def _rewards(run: Run, stages: list[Stage]) -> Chart | None:
-    """What was climbed and, beside it, what was only measured."""
+def _reward_chart(run: RunFiles, stages: list[Stage]) -> Chart | None:
+    """The trained reward and, in the same chart, the watched rewards."""
     share = all(kinds.is_answer_only(run, s) for s in stages)
     unit = "share of right answers" if share else "mean over the step's answers"
     watched = list(dict.fromkeys(n for s in stages for n in kinds.watches(s)))
     proxy = any(kinds.proxies(run, s) for s in stages)
+    trained = "Proxy reward" if proxy else "Reward"
     if not watched:
-        title = "Proxy reward" if proxy else "Reward"
-        return _together(stages, "reward/mean", title, unit, words.share if share else words.number)
-    title = f"{'Proxy reward' if proxy else 'Reward'}, and {words.listed(watched)} beside it"
+        return _chart(stages, "reward/mean", trained, unit, words.share if share else words.number)
+    title = f"{trained}; watched: {words.listed(watched)}"
     keys = {"reward/mean": "proxy" if proxy else "reward", **{f"watched/{n}": n for n in watched}}
-    return _lines(stages, title, f"{unit}; {words.listed(watched)}: never trained on", words.number, keys)
+    unit = f"{unit}; {words.listed(watched)}: not trained on"
+    return _multi_curve_chart(stages, title, unit, words.number, keys)
 
 
-def _lines(stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dict[str, str]) -> Chart | None:
-    """Several curves in one chart."""
+def _multi_curve_chart(
+    stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dict[str, str]
+) -> Chart | None:
+    """A chart of several metrics, one panel a stage; None when no metric has at least two values."""
     panels = []
     for stage in stages:
-        there = {k: name for k, name in keys.items() if any(k in m for s in stages for m in s.metrics)}
-        lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(there.items())]
+        logged = {k: name for k, name in keys.items() if any(k in m for s in stages for m in s.metrics)}
+        lines = [chart.Line(series(stage, k), name, i % TONES) for i, (k, name) in enumerate(logged.items())]
         lines = [line for line in lines if len(line.points) > 1]
         if lines:
             panels.append(_panel(stage, lines))
@@ -158,16 +166,17 @@ def _lines(stages: list[Stage], title: str, unit: str, say: chart.Say, keys: dic
 
 
 TONES = 4
-"""Colours of curves in the style sheet."""
+"""Number of curve colours in the style sheet."""
 
 
-def _parts(stages: list[Stage]) -> list[Known]:
-    """The reward's named components."""
+def _reward_parts(stages: list[Stage]) -> list[Known]:
+    """A chart for each named component of the reward."""
     names = sorted({k for s in stages for m in s.metrics for k in m if k.startswith("reward/")} - NOT_PARTS)
     return [(n, f"Reward: {n.removeprefix('reward/')}", "mean over the step's answers", words.number) for n in names]
 
 
-def _together(stages: list[Stage], key: str, title: str, unit: str, say: chart.Say) -> Chart | None:
+def _chart(stages: list[Stage], key: str, title: str, unit: str, say: chart.Say) -> Chart | None:
+    """A chart of one metric, one panel a stage; None when no stage has at least two values."""
     panels = [_panel(s, [chart.Line(series(s, key))]) for s in stages if len(series(s, key)) > 1]
     if not panels:
         return None
@@ -179,15 +188,17 @@ def _panel(stage: Stage, lines: list[chart.Line]) -> chart.Panel:
     return chart.Panel(stage.name, max([*ends, float(stage.steps or 1)]), lines)
 
 
-def measured(run: Run, stages: list[Stage]) -> list[Chart]:
-    """Shares and scores on the sets while training, where they were measured more than once."""
-    return [c for graded in (False, True) if (c := _measured(run, stages, graded))]
+def measured(run: RunFiles, stages: list[Stage]) -> list[Chart]:
+    """Charts of accuracies and of scores on the evaluation sets, of stages evaluated more than once while training."""
+    return [c for graded in (False, True) if (c := _evaluation_chart(run, stages, graded))]
 
 
-def _measured(run: Run, stages: list[Stage], graded: bool) -> Chart | None:
+def _evaluation_chart(run: RunFiles, stages: list[Stage], graded: bool) -> Chart | None:
     panels = []
     for stage in stages:
-        lines = [chart.Line(_evaluated(stage, n), n, i) for i, n in enumerate(run.sets) if run.graded(n) == graded]
+        lines = [
+            chart.Line(_evaluation_series(stage, n), n, i) for i, n in enumerate(run.sets) if run.graded(n) == graded
+        ]
         lines = [line for line in lines if len(line.points) > 1]
         if lines:
             panels.append(_panel(stage, lines))
@@ -198,10 +209,10 @@ def _measured(run: Run, stages: list[Stage], graded: bool) -> Chart | None:
     return Chart(title, unit, chart.curves(panels, title, say))
 
 
-def _evaluated(stage: Stage, name: str) -> list[chart.Point]:
-    """(step, accuracy) at the highest temperature measured; of a step measured twice, the last."""
-    own = [e for e in stage.evals if e.get("set") == name and number(e, "accuracy") is not None]
-    hottest = max((number(e, "temperature") or 0.0 for e in own), default=0.0)
+def _evaluation_series(stage: Stage, name: str) -> list[chart.Point]:
+    """(step, accuracy) on a set at the highest temperature; of several evaluations of a step, the last."""
+    evals = [e for e in stage.evals if e.get("set") == name and number(e, "accuracy") is not None]
+    highest = max((number(e, "temperature") or 0.0 for e in evals), default=0.0)
     return sorted(
-        {float(e["step"]): float(e["accuracy"]) for e in own if (number(e, "temperature") or 0.0) == hottest}.items()
+        {float(e["step"]): float(e["accuracy"]) for e in evals if (number(e, "temperature") or 0.0) == highest}.items()
     )

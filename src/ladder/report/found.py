@@ -1,4 +1,4 @@
-"""What alarms found, as views: the sentence, the curves that show it, an answer from the start and one from then."""
+"""Views of the alarms' findings: the sentence, the curves behind it, an early answer and one from that step."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from ladder.diagnose.finding import Finding
 from ladder.report import chart
 from ladder.report.curves import Chart
-from ladder.report.run import Run, Stage
+from ladder.report.run import RunFiles, Stage
 
 SHOWN = 3
-"""Curves of one finding."""
+"""Largest number of curves shown with one finding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """texts: (label, what prompt and answer were)."""
+    """A finding with its charts. texts: (label, prompt and answer)."""
 
     stage: str
     finding: Finding
@@ -23,12 +23,12 @@ class Found:
     texts: list[tuple[str, str]]
 
 
-def findings(run: Run) -> list[Found]:
-    """Those of all stages, in order."""
-    return [_found(stage, finding) for stage in run.stages for finding in stage.findings]
+def findings(run: RunFiles) -> list[Found]:
+    """The findings of all stages, in the recipe's order."""
+    return [_view(stage, finding) for stage in run.stages for finding in stage.findings]
 
 
-def _found(stage: Stage, finding: Finding) -> Found:
+def _view(stage: Stage, finding: Finding) -> Found:
     charts = []
     for name, points in finding.figures.items():
         if len(points) > 1:

@@ -1,4 +1,4 @@
-"""What the stages of a run do, in sentences: their kind, what they read, what judges them, where they start."""
+"""Sentences about a run's stages: what their kind does, their input data, their reward and their starting model."""
 
 from __future__ import annotations
 
@@ -6,143 +6,147 @@ from typing import Any
 
 from ladder.report import words
 from ladder.report.marks import is_chain
-from ladder.report.run import Run, Stage, number
+from ladder.report.run import RunFiles, Stage, number
 
 KINDS = {
-    "pretrain": "Reads a corpus and learns to predict the next token. Nothing is judged and nothing is rewarded.",
-    "sft": "Learns by imitation: it is shown finished answers and learns to predict them token by token.",
-    "evaluate": "Trains nothing: it shows where the model stands before anything is done to it.",
+    "pretrain": "Pretraining: learns next-token prediction on a text corpus, without a reward.",
+    "sft": "Supervised fine-tuning: learns to predict given answers token by token.",
+    "evaluate": "Trains nothing: evaluates the model as it is.",
     "rl": (
-        "Writes a group of answers to each problem and has every answer judged. What scored above its group's average "
-        "becomes more likely, the rest less likely. No answer is ever shown to it."
+        "The policy samples a group of answers to each problem, and the reward scores them. Answers above their "
+        "group's mean become more likely, the others less likely. The policy sees no reference answer."
     ),
     "ppo": (
-        "Writes answers to problems and has each judged. A second model, the critic, learns to foresee that score from "
-        "what has been written so far: what turned out better than foreseen becomes more likely, the rest less likely. "
-        "No answer is ever shown to it."
+        "The policy samples answers to problems, and the reward scores them. A second model, the critic, predicts the "
+        "reward from the tokens so far: tokens that lead to more than predicted become more likely, the others less "
+        "likely. The policy sees no reference answer."
     ),
     "annotate": (
-        "Trains nothing. The model answers each problem several times, and simulated annotators say which of two "
-        "answers they prefer."
+        "Trains nothing. The model samples several answers to each problem, and simulated annotators choose the "
+        "preferred one of two answers."
     ),
     "reward_model": (
-        "Learns to score answers: a scalar head on the model, trained so that of two answers the preferred one scores "
-        "higher. It writes no answers itself."
+        "Trains a reward model: a scalar head scores answers so that the preferred answer of a pair scores higher. It "
+        "writes no answers."
     ),
     "rejection_sampling": (
-        "Trains nothing. The model answers problems many times over, and only answers that pass every filter are kept: "
-        "they are the documents of a later stage."
+        "Trains nothing. The model samples many answers to each problem, and the answers that pass every filter become "
+        "the training documents of a later stage."
     ),
 }
 
 
 LOSSES = {
-    "DPO": "Of two answers the preferred one becomes more likely, the other less, measured against the model it began "
-    "as; how sure it already is decides how hard each pair pulls.",
-    "IPO": "Of two answers the preferred one becomes more likely, up to a fixed margin over the model it began as.",
-    "Hinge": "Of two answers the preferred one becomes more likely, until it leads by a margin over the model it began "
-    "as.",
-    "SimPO": "Of two answers the preferred one becomes more likely for each of its tokens, by a margin; there is no "
+    "DPO": "The preferred answer of a pair becomes more likely relative to the reference model, the other one less "
+    "likely; pairs that the policy already ranks clearly weigh less.",
+    "IPO": "The preferred answer of a pair becomes more likely relative to the reference model, up to a fixed margin.",
+    "Hinge": "The preferred answer of a pair becomes more likely relative to the reference model, until it leads by a "
+    "margin.",
+    "SimPO": "The mean log-probability of the preferred answer's tokens rises over the other's by a margin, without a "
     "reference model.",
-    "ORPO": "It imitates the preferred answer while its odds over the other one grow; there is no reference model.",
-    "KTO": "Answers are taken one by one, liked or disliked: liked ones become more likely, disliked ones less, "
-    "measured against the model it began as.",
+    "ORPO": "The preferred answer is imitated while its odds over the other one grow, without a reference model.",
+    "KTO": "Single answers are labelled liked or disliked: liked ones become more likely relative to the reference "
+    "model, disliked ones less likely.",
 }
-"""What the losses of `prefer` do."""
+"""What the losses of `preference` stages do."""
 
 
 def loss_name(stage: Stage) -> str:
-    """The loss that a stage names: DPO where a stage of preferences names none."""
+    """The name of a stage's loss; `preference` stages use DPO by default."""
     names = names_in(stage.spec.get("loss"))
     return names[0] if names else "DPO" if stage.kind == "preference" else ""
 
 
-def _kind(stage: Stage) -> str:
+def _kind_text(stage: Stage) -> str:
     """What stages of this kind do."""
     if stage.kind == "preference":
-        return f"Learns from preferences with the loss {loss_name(stage)}. {LOSSES.get(loss_name(stage), '')}".strip()
+        return f"Trains on preferences with the loss {loss_name(stage)}. {LOSSES.get(loss_name(stage), '')}".strip()
     return KINDS.get(stage.kind, f"A stage of the kind “{stage.kind}”." if stage.kind else "")
 
 
-def what(run: Run, stage: Stage) -> str:
-    """What a stage of this kind does, what it reads, and what its reward looks at."""
-    text = _kind(stage)
-    like = next((s for s in run.stages if s.kind == stage.kind and _kind(s) == text), stage)
-    if like is not stage and stage.kind in (*KINDS, "preference") and stage.kind != "evaluate":
-        text = f"{'Works' if stage.is_data else 'Learns'} as {like.name} does."
+def what(run: RunFiles, stage: Stage) -> str:
+    """A paragraph about a stage: what its kind does, its input data and its reward."""
+    text = _kind_text(stage)
+    first = next((s for s in run.stages if s.kind == stage.kind and _kind_text(s) == text), stage)
+    if first is not stage and stage.kind in (*KINDS, "preference") and stage.kind != "evaluate":
+        text = f"{'Works' if stage.is_data else 'Trains'} like {first.name}."
     if not stage.is_data:
-        text += _read(run, stage)
-    more = {"annotate": _annotated, "reward_model": _climbed}.get(stage.kind, judged_by if stage.is_rewarded else None)
-    if more is not None:
-        text += f" {more(run, stage)}"
+        text += _data_text(run, stage)
+    details = {"annotate": _annotation_text, "reward_model": _reward_model_text}.get(
+        stage.kind, judged_by if stage.is_rewarded else None
+    )
+    if details is not None:
+        text += f" {details(run, stage)}"
     return text.strip()
 
 
-def _read(run: Run, stage: Stage) -> str:
-    read = [s for s in run.stages if s.is_data and s.name in stage.reads]
-    pairs = [s.name for s in read if s.kind == "annotate"]
-    documents = [s.name for s in read if s.kind != "annotate"]
-    text = f" Here: the documents kept by {words.listed(documents)}." if documents else ""
-    return text + (f" Here: the pairs of {words.listed(pairs)}." if pairs else "")
+def _data_text(run: RunFiles, stage: Stage) -> str:
+    """The data stages that a stage trains on."""
+    sources = [s for s in run.stages if s.is_data and s.name in stage.reads]
+    pairs = [s.name for s in sources if s.kind == "annotate"]
+    documents = [s.name for s in sources if s.kind != "annotate"]
+    text = f" Data: the documents kept by {words.listed(documents)}." if documents else ""
+    return text + (f" Data: the pairs of {words.listed(pairs)}." if pairs else "")
 
 
-def _annotated(run: Run, stage: Stage) -> str:
-    """What annotators went by, how often they err, and what they left."""
+def _annotation_text(run: RunFiles, stage: Stage) -> str:
+    """The annotators' judge and error rate, and the number of pairs they produced."""
     judge, error = words.listed(names_in(stage.spec.get("judge"))), number(stage.spec, "error")
-    goes = [f"go by {judge}"] if judge else []
-    goes += [f"give {words.share(error)} of their verdicts the wrong way round"] if error is not None else []
-    text = f"They {' and '.join(goes)}. " if goes else ""
-    pairs, equal, agreed = (stage.counts.get(k) for k in ("pairs", "equal", "agreement"))
+    habits = [f"follow {judge}"] if judge else []
+    habits += [f"reverse {words.share(error)} of their verdicts"] if error is not None else []
+    text = f"The annotators {' and '.join(habits)}. " if habits else ""
+    pairs, equal, agreement = (stage.counts.get(k) for k in ("pairs", "equal", "agreement"))
     if pairs is not None:
-        text += f"{words.number(pairs)} pairs are left"
-        text += f", {words.number(equal)} that compared equal are not" if equal is not None else ""
-        text += f"; {words.share(agreed)} of the verdicts are as the judge would have it" if agreed is not None else ""
+        text += f"{words.number(pairs)} pairs were kept"
+        text += f", {words.number(equal)} ties were dropped" if equal is not None else ""
+        text += f"; {words.share(agreement)} of the verdicts agree with the judge" if agreement is not None else ""
         text += "."
     return text.strip()
 
 
-def _climbed(run: Run, stage: Stage) -> str:
-    """Which stages take its scores as their reward."""
+def _reward_model_text(run: RunFiles, stage: Stage) -> str:
+    """A reward model's loss, and the stages that use its scores as their reward."""
     users = [s.name for s in run.stages if s.is_rewarded and stage.name in s.reads]
     name = loss_name(stage)
     text = f"Loss: {name}. " if name else ""
     return (text + (f"Its scores are the reward of {words.listed(users)}." if users else "")).strip()
 
 
-def judged_by(run: Run, stage: Stage) -> str:
-    """What the reward looks at."""
+def judged_by(run: RunFiles, stage: Stage) -> str:
+    """The reward that a stage trains on, its KL penalty, and the rewards that it only watches."""
     spec = stage.spec.get("reward") or run.recipe.get("reward")
     if is_answer_only(run, stage):
-        return "The reward is 1 for a right final answer, else 0: nothing about form, notation or length."
+        return "The reward is 1 for a right final answer, else 0; form, notation and length do not count."
     scorers = proxies(run, stage)
     names = [f"the scores of {words.listed(scorers)}"] if scorers else names_in(spec)
-    kl = number(stage.spec, "kl_coef")
-    less = f", less {words.number(kl)} for each nat that an answer lies from the model it began as" if kl else ""
-    text = f"Its reward: {words.listed(names)}{less}." if names else ""
+    kl_coef = number(stage.spec, "kl_coef")
+    penalty = f", less {words.number(kl_coef)} for each nat of KL from the starting model" if kl_coef else ""
+    text = f"Its reward: {words.listed(names)}{penalty}." if names else ""
     watched = watches(stage)
     if watched:
-        text += f" Measured beside it and never trained on: {words.listed(watched)}."
+        text += f" Watched, not trained on: {words.listed(watched)}."
     return text.strip()
 
 
-def proxies(run: Run, stage: Stage) -> list[str]:
-    """The reward models whose scores a stage is rewarded with."""
+def proxies(run: RunFiles, stage: Stage) -> list[str]:
+    """Names of the reward-model stages whose scores are a stage's reward."""
     return [s.name for s in run.stages if s.is_scorer and s.name in stage.reads and s.name != stage.parent]
 
 
 def watches(stage: Stage) -> list[str]:
-    """Names of the rewards that it only measures."""
+    """Names of the rewards that a stage logs without training on them."""
     spec = stage.spec.get("watch")
     logged = {k.removeprefix("watched/"): None for m in stage.metrics[:1] for k in m if k.startswith("watched/")}
     return list(dict.fromkeys([*(map(str, spec) if isinstance(spec, dict) else ()), *logged]))
 
 
-def is_answer_only(run: Run, stage: Stage) -> bool:
+def is_answer_only(run: RunFiles, stage: Stage) -> bool:
+    """Whether the reward is the built-in world's, which judges the final answer only."""
     return is_chain(stage.spec.get("reward") or run.recipe.get("reward"))
 
 
 def task_words(spec: Any) -> str:
-    """A task's kind and its short options: `chain, steps 3–6`."""
+    """A task's kind with its short options: `chain, steps 3–6`."""
     if isinstance(spec, str):
         return spec
     if not isinstance(spec, dict) or not spec:
@@ -151,37 +155,37 @@ def task_words(spec: Any) -> str:
         kind, options = str(spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
     else:
         kind, options = next(iter(spec.items()))
-    shown = [f"{k} {_option(v)}" for k, v in options.items()] if isinstance(options, dict) else []
-    return ", ".join([str(kind), *[x for x in shown if len(x) <= 30][:3]])
+    texts = [f"{k} {_option_text(v)}" for k, v in options.items()] if isinstance(options, dict) else []
+    return ", ".join([str(kind), *[text for text in texts if len(text) <= 30][:3]])
 
 
-def splits(run: Run) -> str:
-    """Which splits the measured sets are from, as far as the recipe says."""
+def splits(run: RunFiles) -> str:
+    """The splits of the evaluation sets, where the recipe names them."""
     spec = run.recipe.get("eval")
     sets = spec.get("sets") if isinstance(spec, dict) else None
-    own = sets.values() if isinstance(sets, dict) else ()
-    names = dict.fromkeys(str(s["split"]) for s in own if isinstance(s, dict) and "split" in s)
+    set_specs = sets.values() if isinstance(sets, dict) else ()
+    names = dict.fromkeys(str(s["split"]) for s in set_specs if isinstance(s, dict) and "split" in s)
     return f" (split: {words.listed(list(names))})" if names else ""
 
 
-def _option(value: Any) -> str:
-    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
-    return f"{value[0]}–{value[1]}" if pair else str(value)
+def _option_text(value: Any) -> str:
+    is_range = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
+    return f"{value[0]}–{value[1]}" if is_range else str(value)
 
 
 def names_in(spec: Any) -> list[str]:
-    """The names in a reward's specification."""
+    """The names in the specification of a reward or loss."""
     if isinstance(spec, str):
         return [spec]
     if isinstance(spec, list):
-        return [n for one in spec for n in names_in(one)]
+        return [n for item in spec for n in names_in(item)]
     if isinstance(spec, dict):
         return [str(spec["kind"])] if "kind" in spec else [str(k) for k in spec]
     return []
 
 
-def origin(run: Run, stage: Stage) -> str:
-    """What a stage starts from."""
+def origin(run: RunFiles, stage: Stage) -> str:
+    """The model that a stage starts from or, for a data stage, that writes its answers."""
     if stage.parent:
         return f"{'answers by' if stage.is_data else 'starts from'} {stage.parent}"
     start = run.before(stage)

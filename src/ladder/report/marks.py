@@ -1,6 +1,6 @@
-"""Words of an answer that deserve a colour. Only the built-in world has some so far: its two notations.
+"""Colours for the words of an answer. Only the built-in task world has them: its two notations.
 
-A world's function gives every word of an answer its class, "" for none; everything else is the same for all worlds.
+A task world supplies one function that gives every word of an answer a class ("" for none); the rest is shared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 Classify = Callable[[list[str]], list[str]]
-Pieces = list[tuple[str, str]]  # (class, text); together the text again
+Pieces = list[tuple[str, str]]  # (class, text); the texts joined give the answer
 
 ARABIC = re.compile(r"[+-]?[0-9]")
 CHINESE = re.compile(r"[〇一二三四五六七八九加减]+")
@@ -18,7 +18,7 @@ ANSWER = "#"
 
 
 def chain(words: list[str]) -> list[str]:
-    """The notation of the working's words: "a" (Arabic numerals), "b" (Chinese ones). The answer is always Arabic."""
+    """Classes of the words before `#`: "a" for Arabic notation, "b" for Chinese. The final answer is always Arabic."""
     end = words.index(ANSWER) if ANSWER in words else len(words)
     return [_notation(w) if i < end else "" for i, w in enumerate(words)]
 
@@ -28,37 +28,38 @@ def _notation(word: str) -> str:
 
 
 def classifier(recipe: dict[str, Any], name: str) -> Classify | None:
-    """What colours the answers of a set; None when its world knows no classes."""
-    return chain if is_chain(_task(recipe, name)) else None
+    """The function that classifies the words of an evaluation set's answers; None for other task worlds."""
+    return chain if is_chain(_task_spec(recipe, name)) else None
 
 
 def is_chain(spec: Any) -> bool:
+    """Whether a task's or reward's specification names the built-in world `chain`."""
     return spec == "chain" or (isinstance(spec, dict) and ("chain" in spec or spec.get("kind") == "chain"))
 
 
-def _task(recipe: dict[str, Any], name: str) -> Any:
-    """A set's task, else the recipe's."""
+def _task_spec(recipe: dict[str, Any], name: str) -> Any:
+    """The specification of an evaluation set's task: the set's own, else the recipe's."""
     spec = recipe.get("eval")
     sets = spec.get("sets") if isinstance(spec, dict) else None
-    one = sets.get(name) if isinstance(sets, dict) else None
-    own = one.get("task") if isinstance(one, dict) else None
-    return own if own is not None else recipe.get("task")
+    set_spec = sets.get(name) if isinstance(sets, dict) else None
+    set_task = set_spec.get("task") if isinstance(set_spec, dict) else None
+    return set_task if set_task is not None else recipe.get("task")
 
 
 def pieces(text: str, classify: Classify | None) -> Pieces:
-    """The text cut at changes of class. Words of one class stay together, with the space between them."""
+    """The text split where the class changes. Neighbouring words of one class form one piece with their spaces."""
     if classify is None or not text:
         return [("", text)] if text else []
-    parts = re.split(r"(\s+)", text)
-    marks = classify(parts[::2])
-    found: Pieces = [(marks[0], parts[0])]
-    for i in range(1, len(marks)):
-        (last, before), space, word = found[-1], parts[2 * i - 1], parts[2 * i]
-        if marks[i] == last:
-            found[-1] = (last, before + space + word)
-        elif last:  # the space between two classes belongs to neither
-            found += [("", space), (marks[i], word)] if marks[i] else [("", space + word)]
+    parts = re.split(r"(\s+)", text)  # words at even indices, spaces at odd ones
+    classes = classify(parts[::2])
+    split: Pieces = [(classes[0], parts[0])]
+    for i in range(1, len(classes)):
+        (last_class, last_text), space, word = split[-1], parts[2 * i - 1], parts[2 * i]
+        if classes[i] == last_class:
+            split[-1] = (last_class, last_text + space + word)
+        elif last_class:  # the space between two classes has no class
+            split += [("", space), (classes[i], word)] if classes[i] else [("", space + word)]
         else:
-            found[-1] = ("", before + space)
-            found.append((marks[i], word))
-    return [(mark, piece) for mark, piece in found if piece]
+            split[-1] = ("", last_text + space)
+            split.append((classes[i], word))
+    return [(word_class, piece) for word_class, piece in split if piece]

@@ -1,7 +1,7 @@
-"""The report: `report.html`, one file that needs nothing else. A template places views of its parts.
+"""Writes `report.html`, a self-contained page: the template `page.html` lays out views that the other modules compute.
 
-Self-contained and inert: no script, no request (a content policy forbids both), every text escaped by the template.
-The same run gives the same bytes.
+The page is inert: no script and no network request (a content security policy forbids both), and the template escapes
+every text. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ladder.report import curves, found, kinds, marks, sections, story, terms, words, written
-from ladder.report.run import Run, load
+from ladder.report.run import RunFiles, load
 
 HERE = Path(__file__).parent
 NAME = "report.html"
 
 
 def write(run: Path) -> Path:
-    """Writes the report of a run's directory; returns its path. Raises UserError where there is no run."""
+    """Writes the report of a run's directory; returns its path. Raises UserError when the directory has no run."""
     text = render(load(run))
     path, partial = run / NAME, run / f".{NAME}.partial"
     with partial.open("w", encoding="utf-8", errors="replace") as f:
@@ -32,15 +32,16 @@ def write(run: Path) -> Path:
     return path
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
+    """The HTML of the report."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(views(run))
 
 
-def views(run: Run) -> dict[str, Any]:
-    """Everything that the template names."""
+def views(run: RunFiles) -> dict[str, Any]:
+    """The variables of the template `page.html`."""
     main, more = curves.side_by_side(run)
     sets = written.problem_sets(run)
     return {
@@ -66,25 +67,25 @@ def views(run: Run) -> dict[str, Any]:
     }
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """The run's particulars, as far as they are known."""
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """(label, value) of the run's model, seed, time and stages, where known."""
     model = " · ".join(p for p in (run.source, run.built) if p)
-    known = {
+    values = {
         "model": model,
         "seed": "" if run.seed is None else str(run.seed),
         "time": "" if run.seconds is None else words.duration(run.seconds),
         "stages": (" · " if run.branches else " → ").join(s.name for s in run.stages),
     }
-    return [(k, v) for k, v in known.items() if v]
+    return [(label, value) for label, value in values.items() if value]
 
 
-def command(run: Run) -> str:
-    """What runs the resolved recipe once more, elsewhere."""
-    where = place(run.path)
-    return shlex.join(["ladder", "run", str(where / "recipe.yaml"), "--out", f"{where}-again"])
+def command(run: RunFiles) -> str:
+    """The shell command that repeats the run in another directory from its resolved recipe."""
+    directory = place(run.path)
+    return shlex.join(["ladder", "run", str(directory / "recipe.yaml"), "--out", f"{directory}-again"])
 
 
 def place(path: Path) -> Path:
-    """A path as one would type it from here."""
+    """A path relative to the working directory if it lies below it, else unchanged."""
     full, here = path.resolve(), Path.cwd()
     return full.relative_to(here) if full.is_relative_to(here) and full != here else path

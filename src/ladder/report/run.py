@@ -1,6 +1,6 @@
-"""A run's directory as plain data. Whatever is missing, unfinished or null is None here, and never an error.
+"""Reads the files of a run's directory into plain data. Missing, unfinished or null values become None, not errors.
 
-Only a directory that holds no run at all is refused. Nothing here knows how it will look.
+Only a directory without a run raises. Formatting is left to the other modules of the package.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from ladder.base.jsonl import read_lines
 from ladder.diagnose.finding import Finding
 
 Figures = dict[str, Any]
+"""A parsed JSON object with figures: a step's metrics, one evaluation, one sample."""
 State = Literal["finished", "unfinished", "missing"]
 
 REWARDED = ("rl", "ppo")
-"""Kinds that learn from rewards."""
+"""Kinds of stages that train on rewards."""
 GRADED_REWARDS = ("chain_gold",)
-"""Rewards that are known to give more than 0 and 1; for runs that do not say so themselves."""
+"""Rewards with values other than 0 and 1, for runs whose evaluations do not record `graded`."""
 
 MOST_HEADER = 1 << 26
-"""Bytes of a safetensors header that are believed."""
+"""Largest size of a safetensors header, bytes; a larger one is taken for a damaged file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. spec: its part of the recipe. figures: set -> what was measured of its result. held_out: what it got
-    right of pairs that it never saw, with `bins` and `by_margin` where it left them. counts: its summary's numbers.
-    findings: of its alarms."""
+    """The files of one stage. spec: its section of the recipe. figures: evaluation set -> figures of its model.
+    held_out: accuracy on held-out preference pairs, with `bins` and `by_margin` where recorded. counts: the numbers of
+    its summary. findings: of its alarms. metrics, evals: one entry a line of the log file. samples: shown answers."""
 
     name: str
     kind: str
@@ -51,36 +52,39 @@ class Stage:
 
     @property
     def parent(self) -> str | None:
-        """The stage whose model it starts from."""
+        """Name of the stage whose model this stage starts from."""
         return self.spec.get("from")
 
     @property
     def is_data(self) -> bool:
-        """It leaves documents or pairs behind, not a model."""
+        """Whether the stage writes documents or pairs and no model."""
         return self.kind in ("rejection_sampling", "annotate")
 
     @property
     def is_scorer(self) -> bool:
-        """Its model scores answers and writes none."""
+        """Whether the stage's model scores answers and writes none."""
         return self.kind == "reward_model"
 
     @property
     def is_rewarded(self) -> bool:
+        """Whether the stage trains on rewards."""
         return self.kind in REWARDED
 
     @property
     def reads(self) -> list[str]:
-        """The stages that it needs: its parent, and whatever its part of the recipe names as `stage`."""
-        return list(dict.fromkeys([*([self.parent] if self.parent else []), *_named(self.spec)]))
+        """Names of the stages it depends on: its parent and every `stage` that its recipe section names."""
+        return list(dict.fromkeys([*([self.parent] if self.parent else []), *_stage_names(self.spec)]))
 
     @property
     def steps(self) -> int | None:
+        """The last recorded step."""
         return last_step(self.metrics)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """All stages in the recipe's order. sets: the names of what is measured, in the recipe's order."""
+class RunFiles:
+    """The files of a run: its stages, in the recipe's order. sets: names of the evaluation sets, in the recipe's order.
+    seconds: total time. built: description of the trained model, e.g. "LlamaForCausalLM, 153,472 parameters"."""
 
     path: Path
     recipe: dict[str, Any]
@@ -96,7 +100,7 @@ class Run:
 
     @property
     def source(self) -> str | None:
-        """The model at the root of the run."""
+        """The recipe's `model.source`, which the first stage starts from."""
         model = self.recipe.get("model")
         return str(model["source"]) if isinstance(model, dict) and "source" in model else None
 
@@ -105,104 +109,110 @@ class Run:
 
     @property
     def models(self) -> list[Stage]:
-        """Stages with a measured model."""
+        """Stages whose model was evaluated."""
         return [s for s in self.stages if s.figures and not s.is_data and not s.is_scorer]
 
     def before(self, stage: Stage) -> Stage | None:
-        """The nearest measured model that a stage started from; a stage that only measures stands for its parent."""
+        """The nearest evaluated model that a stage's model descends from.
+
+        An `evaluate` stage has the same model as its parent, so it counts as the parent's evaluation.
+        """
         seen, parent = {stage.name}, stage.parent
         while True:
-            at = self.stage(parent)
-            if at is not None and at.figures and not at.is_data and not at.is_scorer:
-                return at
-            same = [s for s in self.models if s.kind == "evaluate" and s.parent == parent and s is not stage]
-            if same and stage.kind != "evaluate":
-                return same[0]
-            if at is None or at.name in seen:
+            ancestor = self.stage(parent)
+            if ancestor is not None and ancestor.figures and not ancestor.is_data and not ancestor.is_scorer:
+                return ancestor
+            evaluations = [s for s in self.models if s.kind == "evaluate" and s.parent == parent and s is not stage]
+            if evaluations and stage.kind != "evaluate":
+                return evaluations[0]
+            if ancestor is None or ancestor.name in seen:
                 return None
-            seen.add(at.name)
-            parent = at.parent
+            seen.add(ancestor.name)
+            parent = ancestor.parent
 
     @property
     def ends(self) -> list[Stage]:
-        """Measured models that no later measured model was made with: several where the recipe has branches."""
-        made = [m for m in self.models if m.kind != "evaluate"]
-        used = set().union(*(self._needed(m) for m in made)) if made else set()
-        return [m for m in made if m.name not in used]
+        """Evaluated models that no other evaluated model depends on: several if the recipe has branches."""
+        trained = [m for m in self.models if m.kind != "evaluate"]
+        used = set().union(*(self._dependencies(m) for m in trained)) if trained else set()
+        return [m for m in trained if m.name not in used]
 
     @property
     def branches(self) -> list[tuple[Stage | None, list[Stage]]]:
-        """(start, the alternatives that begin there); empty for a run that is one chain."""
+        """(common starting model, the alternative final models trained from it); empty for a run without branches."""
         if len(self.ends) < 2:
             return []
-        found: dict[str | None, tuple[Stage | None, list[Stage]]] = {}
+        by_start: dict[str | None, tuple[Stage | None, list[Stage]]] = {}
         for end in self.ends:
             start = self.before(end)
-            found.setdefault(start.name if start else None, (start, []))[1].append(end)
-        return list(found.values())
+            by_start.setdefault(start.name if start else None, (start, []))[1].append(end)
+        return list(by_start.values())
 
-    def _needed(self, stage: Stage) -> set[str]:
-        """Every stage that went into one, however far back."""
-        found: set[str] = set()
+    def _dependencies(self, stage: Stage) -> set[str]:
+        """Names of all direct and indirect dependencies of a stage."""
+        names: set[str] = set()
         waiting = list(stage.reads)
         while waiting:
             name = waiting.pop()
-            one = self.stage(name)
-            if name not in found and name != stage.name and one is not None:
-                found.add(name)
-                waiting += one.reads
-        return found
+            dependency = self.stage(name)
+            if name not in names and name != stage.name and dependency is not None:
+                names.add(name)
+                waiting += dependency.reads
+        return names
 
     def graded(self, name: str) -> bool:
-        """A set's figures are mean scores and no shares."""
+        """Whether `accuracy` of an evaluation set is a mean score of any size, not a share of right answers."""
         figures = [f for s in self.stages if (f := s.figures.get(name))]
         return any(_is_graded(f) for f in figures) or (bool(figures) and self.judge(name) in GRADED_REWARDS)
 
     def judge(self, name: str) -> Any:
-        """What a set's answers are judged by."""
+        """The specification of an evaluation set's reward: the set's own, else the recipe's."""
         spec = self.recipe.get("eval")
         sets = spec.get("sets") if isinstance(spec, dict) else None
-        one = sets.get(name) if isinstance(sets, dict) else None
-        own = one.get("reward") if isinstance(one, dict) else None
-        return own if own is not None else self.recipe.get("reward")
+        set_spec = sets.get(name) if isinstance(sets, dict) else None
+        set_reward = set_spec.get("reward") if isinstance(set_spec, dict) else None
+        return set_reward if set_reward is not None else self.recipe.get("reward")
 
     def most(self, name: str) -> float:
-        """What the bars of a set end at: 1 for shares, the largest value for scores."""
+        """The value at the full length of a set's bars: 1 for shares, the largest value for scores."""
         if not self.graded(name):
             return 1.0
-        figures = [f for s in self.stages if (f := s.figures.get(name))]
-        both = [*figures, *[f.get("greedy") for f in figures]]
-        return max((x for f in both for k in ("accuracy", "high") if (x := number(f, k)) is not None), default=1.0)
+        sampled = [f for s in self.stages if (f := s.figures.get(name))]
+        figures = [*sampled, *[f.get("greedy") for f in sampled]]
+        return max((x for f in figures for k in ("accuracy", "high") if (x := number(f, k)) is not None), default=1.0)
 
 
-def load(path: Path) -> Run:
-    """Reads a run. Raises UserError where there is none."""
+def load(path: Path) -> RunFiles:
+    """Reads a run's directory. Raises UserError when it contains no run."""
     if not (path / "recipe.yaml").is_file():
         raise UserError(
-            "holds no run (there is no recipe.yaml in it)", file=path, hint="give the directory that `ladder run` wrote"
+            "contains no run (it has no recipe.yaml)", file=path, hint="give the directory that `ladder run` wrote"
         )
     recipe = read(path / "recipe.yaml").data
-    whole = _json(path / "summary.json", {})
+    run_summary = _json(path / "summary.json", {})
     specs = recipe.get("stages")
     specs = specs if isinstance(specs, dict) else {}
-    known = whole.get("stages") if isinstance(whole.get("stages"), dict) else {}
-    sets = _wanted(recipe)
-    stages = [_stage(path / n, n, specs.get(n), known.get(n), sets) for n in dict.fromkeys([*specs, *known])]
-    seed = recipe.get("seed", whole.get("seed"))
-    return Run(
+    summaries = run_summary.get("stages") if isinstance(run_summary.get("stages"), dict) else {}
+    sets = _recipe_sets(recipe)
+    stages = [
+        _read_stage(path / n, n, specs.get(n), summaries.get(n), sets) for n in dict.fromkeys([*specs, *summaries])
+    ]
+    seed = recipe.get("seed", run_summary.get("seed"))
+    return RunFiles(
         path,
         recipe,
         stages,
-        _sets(recipe, stages),
+        _evaluated_sets(recipe, stages),
         seed if isinstance(seed, int) else None,
-        number(whole, "seconds"),
+        number(run_summary, "seconds"),
         next((b for s in stages if not s.is_scorer and (b := built(path / s.name / "model"))), None),
     )
 
 
-def _stage(path: Path, name: str, spec: Any, known: Any, sets: list[str]) -> Stage:
+def _read_stage(path: Path, name: str, spec: Any, run_summary: Any, sets: list[str]) -> Stage:
+    """One stage. run_summary: the stage's entry in the run's summary.json, used where its own file is missing."""
     spec = spec if isinstance(spec, dict) else {}
-    summary = _json(path / "summary.json", {}) or (known if isinstance(known, dict) else {})
+    summary = _json(path / "summary.json", {}) or (run_summary if isinstance(run_summary, dict) else {})
     funnel = summary.get("funnel")
     samples = _json(path / "samples.json", [])
     metrics = read_lines(path / "metrics.jsonl")
@@ -213,7 +223,7 @@ def _stage(path: Path, name: str, spec: Any, known: Any, sets: list[str]) -> Sta
         spec,
         state,
         number(summary, "seconds"),
-        {k: v for k, v in summary.items() if _is_set(k, v, sets)},
+        {k: v for k, v in summary.items() if _is_evaluation(k, v, sets)},
         [m for m in metrics if isinstance(m, dict) and number(m, "step") is not None],
         [e for e in read_lines(path / "evals.jsonl") if isinstance(e, dict) and number(e, "step") is not None],
         [s for s in samples if isinstance(s, dict)],
@@ -225,71 +235,74 @@ def _stage(path: Path, name: str, spec: Any, known: Any, sets: list[str]) -> Sta
 
 
 def _findings(path: Path) -> list[Finding]:
-    """What alarms wrote; a line that is none of theirs is left out."""
-    found = []
+    """The findings in an alarm file; malformed lines are skipped."""
+    findings = []
     for row in read_lines(path):
         try:
-            found.append(Finding.of(row))
+            findings.append(Finding.of(row))
         except (KeyError, TypeError, ValueError, AttributeError):
             continue
-    return found
+    return findings
 
 
-def _is_set(name: str, value: Any, sets: list[str]) -> bool:
-    """Figures of a set; those of held-out pairs are no set's, unless a set bears that very name."""
+def _is_evaluation(name: str, value: Any, sets: list[str]) -> bool:
+    """Whether a summary's entry holds the figures of an evaluation set.
+
+    `held_out` holds figures of preference pairs, unless an evaluation set has that name.
+    """
     if name == "held_out" and name not in sets:
         return False
     return isinstance(value, dict) and bool({"accuracy", "length", "mixed"} & value.keys())
 
 
 def held_out(path: Path, summary: Figures) -> Figures:
-    """Figures of pairs that were never trained on, the finer ones of held_out.json included."""
-    found = summary.get("held_out")
-    fine = _json(path / "held_out.json", {})
-    rows = {k: _rows(fine.get(k), width) for k, width in (("bins", 3), ("by_margin", 4))}
-    plain = {k: v for k in found if (v := number(found, k)) is not None} if isinstance(found, dict) else {}
-    return {**plain, **{k: v for k, v in rows.items() if v}} if plain else {}
+    """Figures of held-out preference pairs: those of the summary, and the tables of held_out.json."""
+    figures = summary.get("held_out")
+    tables = _json(path / "held_out.json", {})
+    rows = {k: _finite_rows(tables.get(k), width) for k, width in (("bins", 3), ("by_margin", 4))}
+    numbers = {k: v for k in figures if (v := number(figures, k)) is not None} if isinstance(figures, dict) else {}
+    return {**numbers, **{k: v for k, v in rows.items() if v}} if numbers else {}
 
 
-def _rows(value: Any, width: int) -> list[list[float]]:
-    """The rows of finite numbers of a table."""
+def _finite_rows(value: Any, width: int) -> list[list[float]]:
+    """The rows of `width` finite numbers in a table read from JSON; other rows are skipped."""
     rows = [r for r in value if isinstance(r, list) and len(r) == width] if isinstance(value, list) else []
-    known = [[number({"": x}, "") for x in r] for r in rows]
-    return [[x for x in r if x is not None] for r in known if None not in r]
+    numbers = [[number({"": x}, "") for x in r] for r in rows]
+    return [[x for x in r if x is not None] for r in numbers if None not in r]
 
 
 def _is_graded(figures: Any) -> bool:
-    """Said so by itself, or beyond what a share can be."""
+    """Whether figures are mean scores: they record `graded`, or a value lies outside 0 to 1."""
     values = [number(figures, k) for k in ("accuracy", "low", "high")]
     return figures.get("graded") is True or any(v is not None and not 0 <= v <= 1 for v in values)
 
 
-def _named(spec: Any) -> list[str]:
-    """All that stands under `stage` in a specification."""
+def _stage_names(spec: Any) -> list[str]:
+    """All values of `stage` in a specification, at any depth."""
     if isinstance(spec, list):
-        return [n for one in spec for n in _named(one)]
+        return [n for item in spec for n in _stage_names(item)]
     if not isinstance(spec, dict):
         return []
-    own = spec.get("stage")
-    names = own if isinstance(own, list) else [own]
-    return [*[n for n in names if isinstance(n, str)], *[n for one in spec.values() for n in _named(one)]]
+    value = spec.get("stage")
+    names = value if isinstance(value, list) else [value]
+    return [*[n for n in names if isinstance(n, str)], *[n for item in spec.values() for n in _stage_names(item)]]
 
 
-def _wanted(recipe: dict[str, Any]) -> list[str]:
-    """Names of the sets that the recipe measures."""
+def _recipe_sets(recipe: dict[str, Any]) -> list[str]:
+    """Names of the recipe's evaluation sets."""
     spec = recipe.get("eval")
-    wanted = spec.get("sets") if isinstance(spec, dict) else None
-    return [str(n) for n in wanted] if isinstance(wanted, dict) else []
+    sets = spec.get("sets") if isinstance(spec, dict) else None
+    return [str(n) for n in sets] if isinstance(sets, dict) else []
 
 
-def _sets(recipe: dict[str, Any], stages: list[Stage]) -> list[str]:
-    """Names of the measured sets: the recipe's order, then the order in which they turn up."""
-    found = dict.fromkeys(n for s in stages for n in s.figures)
-    return list(dict.fromkeys([*[n for n in _wanted(recipe) if n in found], *found]))
+def _evaluated_sets(recipe: dict[str, Any], stages: list[Stage]) -> list[str]:
+    """Names of the sets with figures: the recipe's in its order, then others in the order of the stages."""
+    evaluated = dict.fromkeys(n for s in stages for n in s.figures)
+    return list(dict.fromkeys([*[n for n in _recipe_sets(recipe) if n in evaluated], *evaluated]))
 
 
 def _json(path: Path, empty: Any) -> Any:
-    """A JSON file of the same type as `empty`; `empty` when it is missing, broken or of another type."""
+    """The content of a JSON file; `empty` when the file is missing, invalid or of another type than `empty`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -298,7 +311,7 @@ def _json(path: Path, empty: Any) -> Any:
 
 
 def number(figures: Any, key: str) -> float | None:
-    """A finite number; None for anything else."""
+    """`figures[key]` if it is a finite number, else None."""
     value = figures.get(key) if isinstance(figures, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -310,7 +323,7 @@ def last_step(metrics: list[Figures]) -> int | None:
 
 
 def built(model: Path) -> str | None:
-    """What a saved model is: `LlamaForCausalLM, 153,472 parameters`; None without one."""
+    """Description of a saved model, e.g. `LlamaForCausalLM, 153,472 parameters`; None when there is no model."""
     config = _json(model / "config.json", {})
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else None
@@ -323,7 +336,7 @@ def built(model: Path) -> str | None:
 
 
 def parameters(path: Path) -> int:
-    """The numbers in a safetensors file, counted from its header alone."""
+    """The number of parameters in a safetensors file, counted from its header."""
     with path.open("rb") as f:
         (size,) = struct.unpack("<Q", f.read(8))
         if size > MOST_HEADER:

@@ -1,6 +1,7 @@
-"""The upper parts of the page as plain views: tiles, the table, a card for each stage.
+"""Views of the page's upper sections: tiles, the table of stages, a card for each stage.
 
-A view holds finished texts and drawings; the template only places them. Below them: `curves.py`, `written.py`.
+A view holds finished texts and drawings; the template only lays them out. The lower sections: `curves.py`,
+`written.py`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from markupsafe import Markup
 
 from ladder.report import chart, curves, kinds, story, words
 from ladder.report.curves import Chart
-from ladder.report.run import Run, Stage, number
-from ladder.report.written import Example, example
+from ladder.report.run import RunFiles, Stage, number
+from ladder.report.written import AnswerExample, example
 
 # ------------------------------------------------------------ tiles and the table
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure's way through the run."""
+    """A figure at the run's first and last model, with a sparkline of the stages."""
 
     title: str
     first: str
@@ -29,7 +30,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One figure. value: as it stands in summary.json. wide: it has an interval."""
+    """One figure of the table. value: as in summary.json. bar: its drawing. wide: reserves room for an interval."""
 
     label: str
     value: float | None
@@ -41,8 +42,8 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One stage of the table: a list of cells for each set. note: what it leaves, where that is no measured model."""
+class StageRow:
+    """One stage of the table. sets: for each evaluation set, its cells. note: the stage's kind, or what it produces."""
 
     stage: Stage
     sets: list[list[Cell]]
@@ -52,22 +53,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """names: (set, problems, columns)."""
+    """The table of stages. names: (evaluation set, number of problems, column heads)."""
 
     names: list[tuple[str, str, list[str]]]
-    rows: list[Row]
+    rows: list[StageRow]
 
 
-def tiles(run: Run) -> list[Tile]:
-    shown = enumerate(run.sets[: story.SHOWN_SETS])
-    wanted = [(s, "accuracy", f"{'Score' if run.graded(s) else 'Right'}, {s}", story.say(run, s), i) for i, s in shown]
+def tiles(run: RunFiles) -> list[Tile]:
+    """Tiles for the accuracy on the first sets, and for answer length and mixed notations on the first set."""
+    sets = enumerate(run.sets[: story.SHOWN_SETS])
+    specs = [(s, "accuracy", f"{'Score' if run.graded(s) else 'Right'}, {s}", story.say(run, s), i) for i, s in sets]
     if run.sets:
-        wanted.append((run.sets[0], "length", f"Tokens per answer, {run.sets[0]}", words.tokens, 0))
-        wanted.append((run.sets[0], "mixed", f"Mixed notations, {run.sets[0]}", words.share, 0))
-    return [t for one in wanted if (t := _tile(run, *one))]
+        specs.append((run.sets[0], "length", f"Tokens per answer, {run.sets[0]}", words.tokens, 0))
+        specs.append((run.sets[0], "mixed", f"Mixed notations, {run.sets[0]}", words.share, 0))
+    return [tile for spec in specs if (tile := _tile(run, *spec))]
 
 
-def _tile(run: Run, name: str, key: str, title: str, say: chart.Say, tone: int) -> Tile | None:
+def _tile(run: RunFiles, name: str, key: str, title: str, say: chart.Say, tone: int) -> Tile | None:
+    """The tile of one figure `key` of a set. With one branching point: its start against the range of the ends."""
     values = [(m.name, x) for m in run.models if (x := number(m.figures.get(name), key)) is not None]
     if not values:
         return None
@@ -76,13 +79,14 @@ def _tile(run: Run, name: str, key: str, title: str, say: chart.Say, tone: int) 
         ends = [x for m in run.branches[0][1] if (x := number(m.figures.get(name), key)) is not None]
         first = number(start.figures.get(name), key)
         if first is not None and ends:
-            reached = "–".join(dict.fromkeys(say(x) for x in (min(ends), max(ends))))
-            drawn = chart.spark(values, say, label, tone=tone, joined=False)
-            return Tile(title, say(first), reached, drawn)
+            end_range = "–".join(dict.fromkeys(say(x) for x in (min(ends), max(ends))))
+            sparkline = chart.spark(values, say, label, tone=tone, joined=False)
+            return Tile(title, say(first), end_range, sparkline)
     return Tile(title, say(values[0][1]), say(values[-1][1]), chart.spark(values, say, label, tone=tone))
 
 
-def table(run: Run) -> Table:
+def table(run: RunFiles) -> Table:
+    """The table of all stages with their figures on all evaluation sets."""
     names, columns = [], {}
     for name in run.sets:
         keys = [k for k in ("accuracy", "length", "mixed") if any(k in s.figures.get(name, {}) for s in run.stages)]
@@ -90,7 +94,7 @@ def table(run: Run) -> Table:
         names.append((name, problems(run, name), [head(run, name, k) for k in keys]))
     longest = {n: max((number(s.figures.get(n), "length") or 0.0 for s in run.stages), default=0.0) for n in run.sets}
     rows = [
-        Row(
+        StageRow(
             s,
             [[_cell(run, s, n, key, i, longest[n]) for key in columns[n]] for i, n in enumerate(run.sets)],
             words.duration(s.seconds) if s.seconds is not None else "",
@@ -104,12 +108,13 @@ def table(run: Run) -> Table:
 HEADS = {"accuracy": "right", "length": "tokens", "mixed": "mixed"}
 
 
-def head(run: Run, name: str, key: str) -> str:
+def head(run: RunFiles, name: str, key: str) -> str:
+    """The column head of a figure on a set."""
     return "score" if key == "accuracy" and run.graded(name) else HEADS[key]
 
 
 def leaves(stage: Stage) -> str:
-    """What a row says below the stage's name."""
+    """The note below a stage's name in the table: what it produces if that is no policy, else its kind."""
     if stage.kind == "annotate":
         return "pairs, no model"
     if stage.is_scorer:
@@ -120,18 +125,19 @@ def leaves(stage: Stage) -> str:
 
 
 def scored(figures: object) -> list[tuple[str, float]]:
-    """The parts of a score: (name, mean)."""
+    """(name, mean) of the components of a score."""
     keys = [k for k in figures if str(k).startswith("score/")] if isinstance(figures, dict) else []
     return [(k.removeprefix("score/"), x) for k in sorted(keys) if (x := number(figures, k)) is not None]
 
 
-def problems(run: Run, name: str) -> str:
-    """How many problems a set has."""
+def problems(run: RunFiles, name: str) -> str:
+    """The number of problems of a set, e.g. "1,024 problems"."""
     counts = {n for m in run.models if (n := number(m.figures.get(name), "n")) is not None}
     return f"{words.number(max(counts))} problems" if counts else ""
 
 
-def _cell(run: Run, stage: Stage, name: str, key: str, tone: int, longest: float) -> Cell:
+def _cell(run: RunFiles, stage: Stage, name: str, key: str, tone: int, longest: float) -> Cell:
+    """The figure `key` of a stage on a set. longest: the largest mean length of the set's column, for its bars."""
     figures = stage.figures.get(name, {})
     value = number(figures, key)
     greedy = number(figures.get("greedy"), key)
@@ -150,8 +156,8 @@ def _cell(run: Run, stage: Stage, name: str, key: str, tone: int, longest: float
     notes = [f"greedy {say(greedy)}"] if greedy is not None and key == "accuracy" else []
     notes += [" · ".join(f"{n} {words.score(x)}" for n, x in scored(figures))] if graded else []
     most = longest if key == "length" else run.most(name) if key == "accuracy" else 1.0
-    drawn = chart.bar(value, most, title, tone=tone, between=between)
-    return Cell(label, value, say(value), interval, "\n".join(n for n in notes if n), drawn, key == "accuracy")
+    bar = chart.bar(value, most, title, tone=tone, between=between)
+    return Cell(label, value, say(value), interval, "\n".join(n for n in notes if n), bar, key == "accuracy")
 
 
 # ------------------------------------------------------------ stage by stage
@@ -159,8 +165,8 @@ def _cell(run: Run, stage: Stage, name: str, key: str, tone: int, longest: float
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One stage. moved: (set, what became of its figures, what became of the parts of its score). held: (figure, what
-    it is) of pairs that were never trained on."""
+    """One stage in detail. compared: name of the model it started from. moved: (set, changes of its figures, changes of
+    its score's components). held: (figure, description) on held-out pairs."""
 
     stage: Stage
     number: int
@@ -170,22 +176,23 @@ class Card:
     moved: list[tuple[str, list[tuple[str, str, str]], str]]
     held: list[tuple[str, str]]
     charts: list[Chart]
-    example: Example | None
+    example: AnswerExample | None
 
 
 STATES = {"missing": "not run yet", "unfinished": "unfinished", "finished": ""}
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: RunFiles) -> list[Card]:
+    """A card for every stage, in the recipe's order."""
     return [_card(run, i, s) for i, s in enumerate(run.stages, 1)]
 
 
-def _card(run: Run, i: int, stage: Stage) -> Card:
+def _card(run: RunFiles, i: int, stage: Stage) -> Card:
     before = run.before(stage) if not stage.is_data else None
     facts = [kinds.origin(run, stage)]
-    on_tasks = stage.is_rewarded or stage.is_data
-    if on_tasks and (on := kinds.task_words(stage.spec.get("task") or run.recipe.get("task"))):
-        facts.append(f"on {on}")
+    has_task = stage.is_rewarded or stage.is_data
+    if has_task and (task := kinds.task_words(stage.spec.get("task") or run.recipe.get("task"))):
+        facts.append(f"on {task}")
     if stage.steps is not None:
         facts.append(f"{stage.steps:,} steps")
     if stage.seconds is not None:
@@ -198,7 +205,7 @@ def _card(run: Run, i: int, stage: Stage) -> Card:
         facts,
         kinds.what(run, stage),
         before.name if before else "",
-        [(n, m, _parts(stage, before, n)) for n in run.sets if (m := _moved(run, stage, before, n))],
+        [(n, m, _score_parts(stage, before, n)) for n in run.sets if (m := _changes(run, stage, before, n))],
         held(stage),
         curves.of_stage(run, stage),
         example(run, stage, before) if (stage.is_rewarded or stage.kind == "preference") and before else None,
@@ -206,36 +213,37 @@ def _card(run: Run, i: int, stage: Stage) -> Card:
 
 
 def held(stage: Stage) -> list[tuple[str, str]]:
-    """What a stage got right of the pairs that it never saw."""
+    """(figure, description) of a stage's accuracy on held-out preference pairs."""
     figures = stage.held_out
     right, n = number(figures, "accuracy"), number(figures, "n")
-    if (area := number(figures, "auc")) is not None:
-        couples = "of couples of a liked and a disliked held-out answer, its own log-ratio is larger for the liked one"
-        return [(words.share(area), couples)]
+    if (auc := number(figures, "auc")) is not None:
+        return [
+            (words.share(auc), "of (liked, disliked) held-out answers: the policy's log-ratio is larger for the liked")
+        ]
     if right is None:
         return []
     low, high = number(figures, "low"), number(figures, "high")
-    between = f" ({words.share(low)} to {words.share(high)})" if low is not None and high is not None else ""
-    of = f" of {words.number(n)} held-out pairs" if n is not None else " of held-out pairs"
-    how = "ranked as the annotators did" if stage.is_scorer else "where its own log-ratio prefers the same answer"
-    out = [(words.share(right), f"{of.strip()} {how}{between}")]
+    interval = f" ({words.share(low)} to {words.share(high)})" if low is not None and high is not None else ""
+    pairs = f"of {words.number(n)} held-out pairs" if n is not None else "of held-out pairs"
+    how = "ranked as the annotators did" if stage.is_scorer else "where the policy's log-ratio prefers the same answer"
+    rows = [(words.share(right), f"{pairs} {how}{interval}")]
     if (ece := number(figures, "ece")) is not None:
-        out.append((words.number(ece), "calibration error (ECE): how far its certainty is from how often it is right"))
-    if (tied := number(figures, "length_correlation")) is not None:
-        out.append((words.number(tied), "correlation of its score with the answer's length"))
-    return out
+        rows.append((words.number(ece), "expected calibration error (ECE): difference of confidence and accuracy"))
+    if (correlation := number(figures, "length_correlation")) is not None:
+        rows.append((words.number(correlation), "correlation of its score with the answer's length"))
+    return rows
 
 
-def _parts(stage: Stage, before: Stage | None, name: str) -> str:
-    """right 0.21 → 0.66 · form 0.06 → 0.99: the parts of a score."""
+def _score_parts(stage: Stage, before: Stage | None, name: str) -> str:
+    """The components of a score before and after a stage: right 0.21 → 0.66 · form 0.06 → 0.99."""
     old = dict(scored(before.figures.get(name))) if before else {}
-    now = scored(stage.figures.get(name))
-    return " · ".join(f"{k} {f'{words.score(old[k])} → ' if k in old else ''}{words.score(x)}" for k, x in now)
+    new = scored(stage.figures.get(name))
+    return " · ".join(f"{k} {f'{words.score(old[k])} → ' if k in old else ''}{words.score(x)}" for k, x in new)
 
 
-def _moved(run: Run, stage: Stage, before: Stage | None, name: str) -> list[tuple[str, str, str]]:
-    """(label, before, after) of a set's figures; without a model before, only after."""
-    out = []
+def _changes(run: RunFiles, stage: Stage, before: Stage | None, name: str) -> list[tuple[str, str, str]]:
+    """(label, value before, value after) of a set's figures; the value before is empty without an earlier model."""
+    changes = []
     for key, label, say in (
         ("accuracy", head(run, name, "accuracy"), story.say(run, name)),
         ("length", "tokens", words.tokens),
@@ -244,5 +252,5 @@ def _moved(run: Run, stage: Stage, before: Stage | None, name: str) -> list[tupl
         value = number(stage.figures.get(name), key)
         start = number(before.figures.get(name), key) if before else None
         if value is not None:
-            out.append((label, say(start) if start is not None else "", say(value)))
-    return out
+            changes.append((label, say(start) if start is not None else "", say(value)))
+    return changes

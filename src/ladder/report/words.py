@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Formats numbers, durations, lists and untrusted text for the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NONE = "–"
 
 
 def share(x: float | None) -> str:
-    """0.9632 -> 96.3%. Only what is exactly nothing or everything is written as 0% or 100%."""
+    """A share as a percentage: 0.9632 -> 96.3%. Only exactly 0 and 1 become 0% and 100%."""
     if x is None:
         return NONE
     if not 0 <= x <= 1:
@@ -20,14 +20,14 @@ def share(x: float | None) -> str:
 
 
 def score(x: float | None) -> str:
-    """1.4898 -> 1.49: a mean score, of whatever size."""
+    """A mean score of any size: 1.4898 -> 1.49."""
     if x is None:
         return NONE
     return number(x) if 0 < abs(x) < 0.005 or abs(x) >= 1000 else f"{x:.2f}"
 
 
 def number(x: float | None) -> str:
-    """At most three figures behind what matters."""
+    """A number with about three significant digits."""
     if x is None:
         return NONE
     if x == int(x) and abs(x) < 1e15:
@@ -43,11 +43,12 @@ def number(x: float | None) -> str:
 
 
 def tokens(x: float | None) -> str:
+    """A mean number of tokens: 22.08 -> 22.1."""
     return NONE if x is None else f"{x:,.1f}"
 
 
 def duration(seconds: float | None) -> str:
-    """41.2 -> 41 s; 176 -> 2 min 56 s; 5400 -> 1 h 30 min."""
+    """A time in seconds: 41.2 -> 41 s; 176 -> 2 min 56 s; 5400 -> 1 h 30 min."""
     if seconds is None:
         return NONE
     if seconds < 9.95:
@@ -62,19 +63,19 @@ def duration(seconds: float | None) -> str:
 
 
 def listed(parts: list[str]) -> str:
-    """a, b and c"""
+    """The parts as an enumeration: a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
 
 def visible(text: Any) -> str:
-    """Text with its control characters shown as symbols, so that it cannot act on the page or the file."""
-    return "".join(_visible(c) for c in (text if isinstance(text, str) else str(text)))
+    """Text with control and bidirectional-override characters replaced by visible symbols."""
+    return "".join(_visible_character(c) for c in (text if isinstance(text, str) else str(text)))
 
 
-def _visible(c: str) -> str:
+def _visible_character(c: str) -> str:
     if c in "\n\t":
         return c
     if c < " ":
-        return chr(0x2400 + ord(c))
-    hidden = c == "\x7f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return "\N{REPLACEMENT CHARACTER}" if hidden else c
+        return chr(0x2400 + ord(c))  # the Unicode control pictures
+    invisible = c == "\x7f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
+    return "\N{REPLACEMENT CHARACTER}" if invisible else c

@@ -1,17 +1,17 @@
-"""What the stages' models wrote: the same problems answered by each, and one problem before and after a stage."""
+"""Sample answers: the same problems answered by the model of every stage, and one problem before and after a stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 from ladder.report import marks, words
-from ladder.report.run import Figures, Run, Stage, number
+from ladder.report.run import Figures, RunFiles, Stage, number
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a stage wrote. verdict: right, partly, wrong, unknown, scored. said: the same in words.
-    note: length and more."""
+class ShownAnswer:
+    """One answer of a stage's model. verdict: right, partly, wrong, unknown or scored. mark: its symbol. said: its
+    words. note: a line with the length and, unless right or wrong, the verdict. long: whether it gets a scroll bar."""
 
     stage: str
     verdict: str
@@ -23,50 +23,54 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One problem before and after a stage."""
+class AnswerExample:
+    """One problem answered before and after a stage. answer: the reference answer."""
 
     prompt: str
     answer: str
-    before: Answer
-    after: Answer
+    before: ShownAnswer
+    after: ShownAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """One problem with the answers of all stages. answer: the reference answer."""
+
     prompt: str
     answer: str
-    answers: list[Answer]
+    answers: list[ShownAnswer]
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
+    """The shown problems of an evaluation set. first: shown at once. rest: folded away."""
+
     name: str
     first: list[Problem] = field(default_factory=list)
     rest: list[Problem] = field(default_factory=list)
 
 
 OPEN = 3
-"""Problems of a set shown at once; the others can be unfolded."""
+"""Number of problems of a set that are shown unfolded."""
 LONG = 400
-"""Characters from which an answer gets a scroll bar of its own."""
+"""An answer with more characters gets a scroll bar."""
 MARKS = {"right": "✓", "wrong": "✗", "partly": "◐", "unknown": "?", "scored": "·"}
 
 
-def problem_sets(run: Run) -> list[ProblemSet]:
-    """Problems by set, each with what every stage's model wrote."""
-    found: dict[str, dict[str, list[tuple[Stage, Figures]]]] = {}
+def problem_sets(run: RunFiles) -> list[ProblemSet]:
+    """The shown problems of every evaluation set, each with the answers of all stages."""
+    samples: dict[str, dict[str, list[tuple[Stage, Figures]]]] = {}  # set -> problem -> (stage, its sample)
     for stage in run.stages:
         for sample in stage.samples:
             key = str(sample.get("task", sample.get("prompt")))
-            found.setdefault(str(sample.get("set", "")), {}).setdefault(key, []).append((stage, sample))
-    names = [n for n in run.sets if n in found] + [n for n in found if n not in run.sets]
-    out = []
+            samples.setdefault(str(sample.get("set", "")), {}).setdefault(key, []).append((stage, sample))
+    names = [n for n in run.sets if n in samples] + [n for n in samples if n not in run.sets]
+    sets = []
     for name in names:
         classify = marks.classifier(run.recipe, name)
-        all_of = [_problem(answers, classify, run.graded(name)) for answers in found[name].values()]
-        out.append(ProblemSet(name, all_of[:OPEN], all_of[OPEN:]))
-    return out
+        problems = [_problem(answers, classify, run.graded(name)) for answers in samples[name].values()]
+        sets.append(ProblemSet(name, problems[:OPEN], problems[OPEN:]))
+    return sets
 
 
 def _problem(answers: list[tuple[Stage, Figures]], classify: marks.Classify | None, graded: bool) -> Problem:
@@ -74,28 +78,28 @@ def _problem(answers: list[tuple[Stage, Figures]], classify: marks.Classify | No
     return Problem(
         prompt(first.get("prompt")),
         words.visible(first.get("answer", "")),
-        [_answer(stage, sample, classify, graded) for stage, sample in answers],
+        [_shown_answer(stage, sample, classify, graded) for stage, sample in answers],
     )
 
 
 def prompt(value: object) -> str:
-    """A prompt's text; of a conversation, every turn with its role."""
+    """The text of a prompt; of a conversation, one line `role: content` for each message."""
     if isinstance(value, list):
-        turns = [m for m in value if isinstance(m, dict)]
-        return "\n".join(words.visible(f"{m.get('role', '')}: {m.get('content', '')}") for m in turns)
+        messages = [m for m in value if isinstance(m, dict)]
+        return "\n".join(words.visible(f"{m.get('role', '')}: {m.get('content', '')}") for m in messages)
     return words.visible(value if value is not None else "")
 
 
-def _answer(stage: Stage, sample: Figures, classify: marks.Classify | None, graded: bool) -> Answer:
+def _shown_answer(stage: Stage, sample: Figures, classify: marks.Classify | None, graded: bool) -> ShownAnswer:
     reward, text = number(sample, "reward"), words.visible(sample.get("text") or "")
     verdict = "unknown" if reward is None else "right" if reward >= 1 else "wrong" if reward <= 0 else "partly"
     said = "not judged" if reward is None else verdict if reward in (0, 1) else f"reward {words.number(reward)}"
     if graded and reward is not None:
-        verdict, said = _graded(sample), f"score {words.score(reward)}"
+        verdict, said = _graded_verdict(sample), f"score {words.score(reward)}"
     length = number(sample, "length")
     notes = [said] if said not in ("right", "wrong") else []
     notes += [f"{words.number(length)} tokens"] if length is not None else []
-    return Answer(
+    return ShownAnswer(
         stage.name,
         verdict,
         MARKS[verdict],
@@ -106,46 +110,49 @@ def _answer(stage: Stage, sample: Figures, classify: marks.Classify | None, grad
     )
 
 
-def _graded(sample: Figures) -> str:
-    """Right or wrong by the part of the score that says so; a score alone is neither."""
+def _graded_verdict(sample: Figures) -> str:
+    """The verdict of a scored answer: its component `right` decides; without one, the verdict is "scored"."""
     right = number(sample.get("parts"), "right")
     return {1.0: "right", 0.0: "wrong"}.get(right, "scored") if right is not None else "scored"
 
 
-def example(run: Run, stage: Stage, before: Stage) -> Example | None:
-    """Of the problems that the stage turned from wrong to right, the one whose answer's length changed most; of scored
-    ones, the one that gained most."""
-    old = {(s.get("set"), s.get("task")): s for s in before.samples if s.get("task") is not None}
-    pairs = [(old[k], s) for s in stage.samples if (k := (s.get("set"), s.get("task"))) in old]
-    turned = [p for p in pairs if _turned(run, *p)]
-    if not turned:
+def example(run: RunFiles, stage: Stage, before: Stage) -> AnswerExample | None:
+    """A problem that the stage's model solves better than the model `before`; None when there is none.
+
+    On sets of right and wrong answers: the newly solved problem whose answer changed most in length. On scored sets:
+    the problem whose score rose most.
+    """
+    old_samples = {(s.get("set"), s.get("task")): s for s in before.samples if s.get("task") is not None}
+    pairs = [(old_samples[k], s) for s in stage.samples if (k := (s.get("set"), s.get("task"))) in old_samples]
+    improved = [p for p in pairs if _is_improved(run, *p)]
+    if not improved:
         return None
-    a, b = max(turned, key=lambda p: (_gained(run, *p), _lengthened(*p)))
-    graded = run.graded(str(b.get("set", "")))
-    classify = marks.classifier(run.recipe, str(b.get("set", "")))
-    return Example(
-        prompt(b.get("prompt")),
-        words.visible(b.get("answer", "")),
-        _noted(_answer(before, a, classify, graded), graded),
-        _noted(_answer(stage, b, classify, graded), graded),
+    old, new = max(improved, key=lambda p: (_score_gain(run, *p), _length_change(*p)))
+    graded = run.graded(str(new.get("set", "")))
+    classify = marks.classifier(run.recipe, str(new.get("set", "")))
+    return AnswerExample(
+        prompt(new.get("prompt")),
+        words.visible(new.get("answer", "")),
+        _with_score(_shown_answer(before, old, classify, graded), graded),
+        _with_score(_shown_answer(stage, new, classify, graded), graded),
     )
 
 
-def _lengthened(a: Figures, b: Figures) -> float:
-    return abs((number(a, "length") or 0) - (number(b, "length") or 0))
+def _length_change(old: Figures, new: Figures) -> float:
+    return abs((number(old, "length") or 0) - (number(new, "length") or 0))
 
 
-def _turned(run: Run, a: Figures, b: Figures) -> bool:
-    """From wrong to right or, where answers have scores, better."""
-    return _gained(run, a, b) > 0 or (number(a, "reward") == 0 and number(b, "reward") == 1)
+def _is_improved(run: RunFiles, old: Figures, new: Figures) -> bool:
+    """Whether an answer went from wrong to right or, on a scored set, got a higher score."""
+    return _score_gain(run, old, new) > 0 or (number(old, "reward") == 0 and number(new, "reward") == 1)
 
 
-def _gained(run: Run, a: Figures, b: Figures) -> float:
-    """What an answer gained in score; nothing where answers are only right or wrong."""
-    old, new = number(a, "reward"), number(b, "reward")
-    return new - old if run.graded(str(b.get("set", ""))) and old is not None and new is not None else 0.0
+def _score_gain(run: RunFiles, old: Figures, new: Figures) -> float:
+    """The rise of an answer's score; 0 on sets of right and wrong answers."""
+    before, after = number(old, "reward"), number(new, "reward")
+    return after - before if run.graded(str(new.get("set", ""))) and before is not None and after is not None else 0.0
 
 
-def _noted(answer: Answer, graded: bool) -> Answer:
-    """With its score beside the stage's name."""
+def _with_score(answer: ShownAnswer, graded: bool) -> ShownAnswer:
+    """The answer with its score beside the stage's name."""
     return replace(answer, stage=f"{answer.stage} · {answer.said}") if graded else answer

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+from ladder.base.config import near
 from ladder.base.errors import UserError
-from ladder.base.spec import kind_of, near, validate
+from ladder.base.spec import kind_of, validate
 from ladder.contract.rollouts import Outcome, Rollout
 from ladder.rewards.combine import Combine, Part
 from ladder.rewards.exact import Exact

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
+from ladder.base.config import near
 from ladder.base.errors import UserError, missing_extra
-from ladder.base.spec import near
 from ladder.contract.rollouts import Message, Task
 from ladder.tasks import split as splitting
 

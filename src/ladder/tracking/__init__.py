@@ -1,1 +1,1 @@
-"""What a run reports: metrics.jsonl first, then trackers and the console."""
+"""Progress of a run: `metrics.jsonl`, experiment trackers, the console."""

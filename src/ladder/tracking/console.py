@@ -1,4 +1,4 @@
-"""What people see while a run goes on: a bar with the key figures on a terminal, a line now and then elsewhere."""
+"""Console output of a run: a progress bar with the key metrics on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 EVERY = 10.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between progress lines where the output is not a terminal."""
 
 SHOWN = ("reward/mean", "length/mean", "mixed", "entropy", "loss", "kept", "kl_base", "tokens_per_s")
+"""Metrics shown beside the progress, in this order, where a step has them."""
 
 
 class Console:
-    """Speaks to the terminal. quiet: says nothing but what must be said."""
+    """Writes messages, tables and progress bars. quiet: writes nothing."""
 
     def __init__(self, rich: Rich | None = None, quiet: bool = False) -> None:
         self.rich = rich or Rich()
         self.quiet = quiet
 
     def say(self, text: str) -> None:
+        """Prints a message, with rich markup."""
         if not self.quiet:
             self.rich.print(text, highlight=False, soft_wrap=True)
 
     def plain(self, text: str) -> None:
-        """Text that may hold anything, e.g. what a model wrote."""
+        """Prints text without interpreting rich markup, e.g. a model's answer."""
         self.say(escape(text))
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A context with the progress of stage `name`: `done` of `total` steps are complete at its start."""
         if self.quiet or not self.rich.is_terminal:
             yield Bar(None, name, total, self)
             return
@@ -49,12 +52,12 @@ class Console:
             yield Bar(progress, name, total, self)
 
     def samples(self, pairs: Sequence[tuple[str, str, str]]) -> None:
-        """A few (mark, prompt, answer)."""
+        """Prints a few samples, each (mark, prompt, answer)."""
         for mark, prompt, answer in pairs:
             self.say(f"    {mark} [dim]{escape(shorten(prompt, 60, tail=True))}[/dim] {escape(shorten(answer, 90))}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> None:
-        """texts: how many columns, from the left, hold words; the others hold numbers."""
+        """Prints a table. texts: the number of columns from the left that contain text; the others contain numbers."""
         if self.quiet:
             return
         table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
@@ -66,30 +69,31 @@ class Console:
 
 
 class Bar:
-    """One stage's progress."""
+    """The progress of one stage: a bar on a terminal, else lines."""
 
     def __init__(self, progress: Progress | None, name: str, total: int, console: Console) -> None:
         self.progress, self.name, self.total, self.console = progress, name, total, console
-        self.spoke = time.monotonic()
+        self.last_line = time.monotonic()
         self.done = 0
 
     def update(self, done: int, figures: Mapping[str, float]) -> None:
+        """Shows that `done` steps are complete, with those of the step's metrics that SHOWN names."""
         self.done = done
         text = "  ".join(f"{k.split('/')[0]} {figures[k]:.3g}" for k in SHOWN if k in figures)
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=done, figures=text)
-        elif time.monotonic() - self.spoke > EVERY or done == self.total:
-            self.spoke = time.monotonic()
+        elif time.monotonic() - self.last_line > EVERY or done == self.total:
+            self.last_line = time.monotonic()
             self.console.say(f"  {self.name} {done}/{self.total}  {text}")
 
     def note(self, text: str) -> None:
-        """What goes on inside the present step."""
+        """Shows text about the current step beside the bar; nothing without a terminal."""
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], figures=text)
 
 
 def shorten(text: str, width: int, *, tail: bool = False) -> str:
-    """One line of at most `width` characters: the beginning of the text, or its end."""
+    """The text on one line of at most `width` characters: its beginning, or its end if `tail`."""
     text = " ".join(text.split())
     if len(text) <= width:
         return text

@@ -1,6 +1,6 @@
-"""Trackers that hear of every step besides `metrics.jsonl`, which stays the truth and can be replayed to them.
+"""Experiment trackers: they receive every step's metrics; `metrics.jsonl` stays the truth and can be replayed to them.
 
-A sink is a class with `name`, `log(step, figures)` and `close()`; its package is imported when a recipe asks for it.
+A sink is a class with `name`, `log(step, figures)` and `close()`; its package is imported only when a recipe names it.
 W&B follows WANDB_MODE (set it to offline to keep everything on disk); MLflow follows MLFLOW_TRACKING_URI.
 """
 
@@ -18,7 +18,7 @@ from ladder.base.jsonl import read_lines
 from ladder.tracking.log import Sink, left_out
 
 Maker = Callable[[Path, str, str], Sink]
-"""(the stage's directory, the run's name, the stage's name) -> a sink."""
+"""Constructor of a sink: (directory of the stage, name of the run, name of the stage) -> sink."""
 
 
 class TensorBoard:
@@ -40,7 +40,7 @@ class TensorBoard:
 
 
 class WandB:
-    """One W&B run a stage, grouped by the recipe's run."""
+    """One W&B run a stage; the stages of a run form one W&B group."""
 
     name = "wandb"
 
@@ -59,7 +59,7 @@ class WandB:
 
 
 class MLflow:
-    """One MLflow run a stage; kept in `mlruns.db` beside the run's stages unless a tracking server is named."""
+    """One MLflow run a stage, stored in `mlruns.db` in the run's directory unless MLFLOW_TRACKING_URI is set."""
 
     name = "mlflow"
 
@@ -82,7 +82,7 @@ class MLflow:
 
 
 class Trackio:
-    """trackio's local store."""
+    """trackio's local database; metric names have `_` in place of `/`."""
 
     name = "trackio"
 
@@ -103,43 +103,41 @@ SINKS: dict[str, Maker] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow":
 
 
 def check(names: Sequence[str]) -> list[Maker]:
-    """The makers of the named sinks. Raises UserError on an unknown name or a package that is not installed."""
+    """The constructors of the named sinks. Raises UserError on an unknown name or a package that is not installed."""
     for name in names:
         if name not in SINKS:
             raise UserError(f"no tracker is called {name!r}{near(name, list(SINKS))}", field="trackers")
-        for package in _packages(name):
+        for package in _required_packages(name):
             if importlib.util.find_spec(package) is None:
                 raise missing_extra(package, "trackers", f"the tracker {name}")
     return [SINKS[name] for name in names]
 
 
-def _packages(name: str) -> tuple[str, ...]:
-    """What a sink imports. MLflow keeps its own file in SQLite through two more."""
-    alone = name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ
-    return (name, "sqlalchemy", "alembic") if alone else (name,)
+def _required_packages(name: str) -> tuple[str, ...]:
+    """The packages that a sink imports. MLflow without a server writes SQLite, which needs two more."""
+    local_database = name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ
+    return (name, "sqlalchemy", "alembic") if local_database else (name,)
 
 
-def open_all(
-    makers: Sequence[Maker], directory: Path, run: str, stage: str, say: Callable[[str], None]
-) -> list[Sink]:
-    """The sinks that open; of one that does not (no login, no server) a word is said."""
-    opened = []
+def open_all(makers: Sequence[Maker], directory: Path, run: str, stage: str, say: Callable[[str], None]) -> list[Sink]:
+    """Opens sinks; a constructor that raises (no login, no server) is reported with `say` and skipped."""
+    sinks = []
     for maker in makers:
         try:
-            opened.append(maker(directory, run, stage))
-        except Exception as err:  # noqa: BLE001  a tracker can fail in any way, and none is worth the run
+            sinks.append(maker(directory, run, stage))
+        except Exception as err:  # noqa: BLE001  a tracker can fail in any way, and none may end the run
             say(left_out(getattr(maker, "name", str(maker)), err))
-    return opened
+    return sinks
 
 
 def replay(directory: Path, run: str, stage: str, names: Sequence[str]) -> int:
-    """Tells sinks everything that a stage's metrics.jsonl holds; returns the number of steps."""
+    """Sends all records of a stage's metrics.jsonl to the named sinks; returns the number of steps."""
     records = read_lines(directory / "metrics.jsonl")
     for maker in check(names):
         sink = maker(directory, run, stage)
         for record in records:
-            told = {k: v for k, v in record.items() if k not in ("step", "time")}
-            figures = {k: float(v) for k, v in told.items() if isinstance(v, int | float)}
+            metrics = {k: v for k, v in record.items() if k not in ("step", "time")}
+            figures = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
             sink.log(int(record["step"]), figures)
         sink.close()
     return len(records)

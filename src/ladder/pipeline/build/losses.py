@@ -8,8 +8,8 @@ from typing import Any
 import ladder.losses
 from ladder.base.config import near, validated
 from ladder.base.errors import UserError
-from ladder.base.source import imported, locate
 from ladder.contract.training import Loss
+from ladder.pipeline.build import named
 from ladder.pipeline.recipe import Spec
 
 
@@ -30,28 +30,20 @@ def known_loss(spec: Spec, field: str) -> Loss | None:
     kind, _ = _named(spec, field)
     if ":" not in kind:
         return loss(spec, field)
-    try:
-        locate(kind)
-    except UserError as err:
-        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
+    named.located(kind, field)
     return None
 
 
 def _named(spec: Spec, field: str) -> tuple[str, dict[str, Any]]:
     """(kind, options)."""
-    options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
-    kind = options.pop("kind", None)
-    if not isinstance(kind, str):
+    if not isinstance(spec, str) and not (isinstance(spec, dict) and isinstance(spec.get("kind"), str)):
         raise UserError("a loss is named by its kind", field=field, hint="write {kind: PolicyClip, clip_high: 0.28}")
-    return kind, options
+    return named.parts(spec, field)
 
 
 def _loss_class(kind: str, field: str) -> Any:
     if ":" in kind:
-        try:
-            return imported(kind)
-        except UserError as err:
-            raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
+        return named.loaded(kind, field)
     known = ladder.losses.__all__
     if kind not in known:
         raise UserError(f"no loss is called {kind!r}{near(kind, known)}", field=field)

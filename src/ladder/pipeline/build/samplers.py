@@ -17,14 +17,14 @@ from ladder.engine.engine import Engine
 from ladder.models.load import DTYPES, LoadedModel, save_model
 from ladder.models.lora import PeftModel
 from ladder.pipeline.build.models import _workers
-from ladder.pipeline.recipe import Recipe, SamplingSpec
+from ladder.pipeline.recipe import NativeSpec, Recipe, SamplingSpec
 from ladder.rollout.vllm import VLLMSampler
 
 
 def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
     """Who draws what is trained on. Raises UserError for an adapter with vLLM."""
     spec = recipe.sampler
-    if spec.kind == "native":
+    if isinstance(spec, NativeSpec):
         return sampler(recipe, loaded)
     if isinstance(loaded.model, PeftModel):
         raise UserError("vLLM is handed whole models only", field="sampler.kind", hint="leave out the adapter")
@@ -52,7 +52,7 @@ def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
 
 def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
     """The native one, which needs no start and draws with the very modules."""
-    spec = recipe.sampler
+    spec = recipe.sampler if isinstance(recipe.sampler, NativeSpec) else NativeSpec(slots=recipe.sampler.slots)
     return NativeSampler(
         loaded.model,
         loaded.tokenizer,

@@ -11,8 +11,8 @@ from typing import Any
 from ladder import tasks as task_sources
 from ladder.base.config import near
 from ladder.base.errors import UserError
-from ladder.base.source import locate
 from ladder.contract.rollouts import Outcome, Rollout, Task
+from ladder.pipeline.build.named import located
 from ladder.pipeline.recipe import Spec
 from ladder.tasks import TaskSource
 from ladder.tasks.split import known
@@ -43,14 +43,6 @@ def check(spec: Spec | None, split: str, field: str) -> None:
         located(spec, f"{field}.task")
     else:
         tasks_of(spec, split, field)
-
-
-def located(spec: Any, field: str) -> Path | None:
-    """The source file of what a spec names by an import path. Raises UserError."""
-    try:
-        return locate(spec["kind"] if isinstance(spec, dict) else spec)
-    except UserError as err:
-        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def _one(spec: Spec | None, field: str) -> str | dict[str, Any]:

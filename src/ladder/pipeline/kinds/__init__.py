@@ -1,32 +1,26 @@
-"""The kinds of stages, by the name a recipe gives them. A new kind is a class with `run`, and a line here."""
+"""The kinds of stages, by the name a recipe gives them. A new kind is one file here: a class with `named` and `run`."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 from ladder.base.config import Document, check, near
-from ladder.pipeline.kinds.annotate import Annotate
-from ladder.pipeline.kinds.best_of import BestOf
-from ladder.pipeline.kinds.evaluate import Evaluate
-from ladder.pipeline.kinds.ppo import PPO
-from ladder.pipeline.kinds.preferences import PreferenceStage, RewardModel
-from ladder.pipeline.kinds.rejection_sampling import RejectionSampling
-from ladder.pipeline.kinds.rl import RL
-from ladder.pipeline.kinds.supervised import SFT, Pretrain
 from ladder.pipeline.stage import StageConfig
 
-KINDS: dict[str, type[StageConfig]] = {
-    "evaluate": Evaluate,
-    "pretrain": Pretrain,
-    "sft": SFT,
-    "rejection_sampling": RejectionSampling,
-    "rl": RL,
-    "ppo": PPO,
-    "annotate": Annotate,
-    "best_of": BestOf,
-    "preference": PreferenceStage,
-    "reward_model": RewardModel,
-}
+
+def _found() -> dict[str, type[StageConfig]]:
+    """Every class of a module of this package that has a name for recipes."""
+    kinds: dict[str, type[StageConfig]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for one in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(one, type) and issubclass(one, StageConfig) and "named" in vars(one):
+                assert kinds.setdefault(one.named, one) is one, f"two kinds are called {one.named!r}"
+    return kinds
+
+
+KINDS: dict[str, type[StageConfig]] = _found()
 
 RENAMED = {"measure": "evaluate", "harvest": "rejection_sampling", "prefer": "preference"}
 """Kinds that had another name before version 0.1.0."""

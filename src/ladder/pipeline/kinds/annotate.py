@@ -1,8 +1,8 @@
 """The stage of simulated annotators: pairs of a model's answers, compared by a judge and, at a stated rate, wrongly.
 
-Writes data.jsonl, one pair a line: {"task", "prompt", "chosen", "rejected", "chosen_tokens", "rejected_tokens",
-"prompt_tokens", "margin"}. The texts make it a preference file for any tool; the token ids are those that were sampled.
-The judge's figures stay out of it but for the margin, which says how far apart the two really were.
+Writes data.jsonl, one pair a line (`signals.rows.pair_row`). The texts make it a preference file for any tool; the
+token ids are those that were sampled, with mask and log-probabilities. Of the judge's scores only the margin is
+written: how far apart the two answers really were.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
 from ladder.rewards.judge import judge
+from ladder.signals.rows import pair_row
 
 COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 
@@ -31,6 +32,7 @@ class Annotate(Sampled):
     round. Of the `group_size` answers to a prompt neighbours are compared; pairs that the judge finds equal are left
     out. filters: names in `pipeline.build.tasks.FILTERS`; a pair is left out unless both answers pass them all."""
 
+    named: ClassVar[str] = "annotate"
     makes: ClassVar[Makes] = "data"
     num_prompts: int = Field(default=1024, ge=1)
     judge: Spec
@@ -103,18 +105,3 @@ class Annotate(Sampled):
             found["rows"].append(pair_row(group[best], group[other], (a - b) if best == j else (b - a)))
             found["pairs"] += 1
             found["wrong"] += wrong
-
-
-def pair_row(chosen: Rollout, rejected: Rollout, margin: float) -> dict[str, Any]:
-    """A verdict, with both answers token for token."""
-    n = chosen.mask.index(True)
-    return {
-        "task": chosen.task.id,
-        "prompt": chosen.task.prompt,
-        "chosen": chosen.text,
-        "rejected": rejected.text,
-        "prompt_tokens": chosen.tokens[:n],
-        "chosen_tokens": chosen.tokens[n:],
-        "rejected_tokens": rejected.tokens[n:],
-        "margin": round(margin, 6),
-    }

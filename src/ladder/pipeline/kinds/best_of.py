@@ -26,6 +26,7 @@ class BestOf(Sampled):
     answer chosen. max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left
     out."""
 
+    named: ClassVar[str] = "best_of"
     makes: ClassVar[Makes] = "figures"
     reward: Spec | None = None
     watch: dict[str, Spec] = Field(default_factory=dict)

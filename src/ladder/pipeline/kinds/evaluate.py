@@ -12,6 +12,7 @@ from ladder.pipeline.stage import Context, Makes, StageConfig
 class Evaluate(StageConfig):
     """Evaluates the model as it stands. Raises UserError when the recipe measures nothing."""
 
+    named: ClassVar[str] = "evaluate"
     makes: ClassVar[Makes] = "figures"
 
     def run(self, ctx: Context) -> dict[str, Any]:

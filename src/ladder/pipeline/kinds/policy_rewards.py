@@ -26,7 +26,7 @@ from ladder.pipeline.build.behaviour import Rollouts, StageRollouts
 from ladder.pipeline.evaluate import during
 from ladder.pipeline.kinds.sampling import Sampled
 from ladder.pipeline.loop import Job, run_training
-from ladder.pipeline.recipe import Recipe, Spec
+from ladder.pipeline.recipe import NativeSpec, Recipe, Spec
 from ladder.pipeline.rollout_log import watcher
 from ladder.pipeline.stage import Context, Makes, Trained
 from ladder.signals.prompts import Prompts
@@ -200,7 +200,8 @@ def _rounded(recipe: Recipe) -> str | None:
     """What rounds products on one side only."""
     if recipe.engine.matmul != "highest":
         return "engine.matmul"
-    return "sampler.dtype" if recipe.sampler.dtype != "float32" else None
+    native = recipe.sampler if isinstance(recipe.sampler, NativeSpec) else NativeSpec()
+    return "sampler.dtype" if native.dtype != "float32" else None
 
 
 def _apart(recipe: Recipe) -> bool:
@@ -210,4 +211,4 @@ def _apart(recipe: Recipe) -> bool:
 
 def corrects(loss: Loss) -> bool:
     """Whether a loss corrects for a sampler that computes otherwise than the engine."""
-    return vars(loss).get("importance_cap") is not None
+    return "sampler_logps" in loss.needs

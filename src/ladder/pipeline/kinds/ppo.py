@@ -6,6 +6,8 @@ A group advantage against the same reward model is one line away (`kind: rl`).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from ladder.base.config import Config
@@ -37,6 +39,7 @@ class PPO(PolicyRewards):
     """critic: the second learner. target_kl: moves kl_coef so that the KL of an answer stays near it.
     missing_eos_penalty: taken off the score of an answer that was cut off."""
 
+    named: ClassVar[str] = "ppo"
     group_size: int = Field(default=1, ge=1)
     epochs: int = Field(default=4, ge=1)
     kl_coef: float = Field(default=0.05, ge=0)

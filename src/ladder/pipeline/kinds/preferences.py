@@ -16,13 +16,12 @@ from pydantic import Field, model_validator
 from ladder.base import rng
 from ladder.base.errors import UserError
 from ladder.base.files import sha256, write_json
-from ladder.base.jsonl import read_lines
-from ladder.contract.training import Pair, Sample, Unit
+from ladder.contract.training import KnownStart, Loss, Pair, Sample, Unit
 from ladder.data.samples import Encoding, to_pairs, to_samples
 from ladder.data.source import Data, Report
 from ladder.engine.engine import Engine
 from ladder.evals.ranking import Ranking, ranking
-from ladder.losses import KTO, BradleyTerry
+from ladder.losses import BradleyTerry
 from ladder.losses.preference import PairTerms, won
 from ladder.models.load import LoadedModel
 from ladder.packing.pack import prompt_length, sequences
@@ -32,6 +31,7 @@ from ladder.pipeline.kinds.supervised import StageData
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
+from ladder.signals import rows
 from ladder.signals.examples import Examples
 from ladder.signals.preferences import Preferences, at_end, check_pairs
 from ladder.signals.unpaired import Unpaired, check_labels
@@ -58,7 +58,7 @@ class FromPairs(Trained):
     def pairs(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Pair], list[Pair]]:
         """(trained, held out)."""
         if isinstance(self.data, StageData):
-            found = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
+            found = rows.pairs(ctx.parents[self.data.stage] / "data.jsonl")
         else:
             report = Report()
             found = to_pairs(list(self.data.examples(report)), loaded.tokenizer, self.encoding, report)
@@ -71,17 +71,28 @@ class FromPairs(Trained):
 class PreferenceStage(FromPairs):
     """Trains the policy on preferences. loss: DPO, IPO, Hinge, SimPO, ORPO (pairs) or KTO (liked or not)."""
 
+    named: ClassVar[str] = "preference"
     loss: Spec = "DPO"
 
     def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.loss(self.loss, f"{name}.loss")
-        if not isinstance(loss, PairTerms | KTO) or isinstance(loss, BradleyTerry):
+        loss = losses.known_loss(self.loss, f"{name}.loss")
+        if loss is not None:
+            self._check_loss(loss, name)
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
+        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
+
+    def _check_loss(self, loss: Loss, name: str) -> None:
+        """Any loss on pairs, or on answers with a label; one that reads scores is for a reward model."""
+        labelled = loss.unit == "sequence" and "label" in loss.needs
+        if isinstance(loss, BradleyTerry) or not (loss.unit == "pair" or labelled):
             message = f"{type(loss).__name__} is no loss of a policy on preferences"
             raise UserError(message, field=f"{name}.loss", hint="take DPO, IPO, Hinge, SimPO, ORPO or KTO")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         loaded = models.load(ctx.recipe, ctx.model_source(self))
-        loss: Any = losses.loss(self.loss, f"{ctx.name}.loss")
+        loss = losses.loss(self.loss, f"{ctx.name}.loss")
         single = loss.unit == "sequence"
         kept, held = self._labelled(ctx, loaded) if single else self.pairs(ctx, loaded)
         examples = Examples(kept, self.batch, epochs=self.epochs, seed=ctx.seed)
@@ -93,7 +104,7 @@ class PreferenceStage(FromPairs):
             ctx.console.say("  asking the reference once for all answers")
             signal.keep(ctx.directory / "reference", sha256(Path(ctx.model_source(self))) if ctx.local(self) else "")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
-        job.at_reference = loss.at_reference
+        job.at_reference = loss.at_reference if isinstance(loss, KnownStart) else None
         job.evaluate = during(ctx, loaded)
         before = implicit(engine, held) if held and reference is not None else None
         run_training(ctx, job)
@@ -105,7 +116,7 @@ class PreferenceStage(FromPairs):
     def _labelled(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Sample], list[Sample]]:
         """Liked and disliked answers, (trained, held out); a pair is one of each."""
         if isinstance(self.data, StageData):
-            pairs = stage_pairs(ctx.parents[self.data.stage] / "data.jsonl")
+            pairs = rows.pairs(ctx.parents[self.data.stage] / "data.jsonl")
             for pair in pairs:
                 pair.chosen.meta["label"], pair.rejected.meta["label"] = True, False
             found = [s for pair in pairs for s in (pair.chosen, pair.rejected)]
@@ -145,12 +156,22 @@ def agreement(held: Sequence[Unit], ratio: torch.Tensor) -> dict[str, float]:
 class RewardModel(FromPairs):
     """Trains a scalar head (and the model under it) to score answers. loss: BradleyTerry."""
 
+    named: ClassVar[str] = "reward_model"
     makes: ClassVar[Makes] = "scorer"
     loss: Spec = "BradleyTerry"
 
     def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.loss(self.loss, f"{name}.loss")
-        if not isinstance(loss, BradleyTerry):
+        loss = losses.known_loss(self.loss, f"{name}.loss")
+        if loss is not None:
+            self._check_loss(loss, name)
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
+        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
+
+    def _check_loss(self, loss: Loss, name: str) -> None:
+        """Any loss on pairs that is not one of a policy's."""
+        if loss.unit != "pair" or (isinstance(loss, PairTerms) and not isinstance(loss, BradleyTerry)):
             message = f"{type(loss).__name__} trains no scores"
             raise UserError(message, field=f"{name}.loss", hint="take BradleyTerry")
 
@@ -187,23 +208,6 @@ class RewardModel(FromPairs):
         return figures
 
 
-def stage_pairs(path: Path) -> list[Pair]:
-    """Pairs as a stage wrote them."""
-    made = []
-    for number, row in enumerate(read_lines(path), 1):
-        meta = {"origin": f"{path}:{number}", "margin": row["margin"]}
-        sides = [_side(row["prompt_tokens"], row[f"{name}_tokens"], dict(meta)) for name in ("chosen", "rejected")]
-        made.append(Pair(sides[0], sides[1], meta))
-    if not made:
-        raise UserError("this stage made no pair, so there is nothing to train on", file=path)
-    return made
-
-
-def _side(prompt: list[int], answer: list[int], meta: dict[str, Any]) -> Sample:
-    mask = torch.tensor([False] * len(prompt) + [True] * len(answer))
-    return Sample(torch.tensor([*prompt, *answer]), mask, {}, meta)
-
-
 T = TypeVar("T", Pair, Sample)
 
 
@@ -220,4 +224,4 @@ def split_by_prompt(units: Sequence[T], share: float) -> tuple[list[T], list[T]]
     return kept, held
 
 
-__all__ = ["FromPairs", "PreferenceStage", "RewardModel", "split_by_prompt", "stage_pairs"]
+__all__ = ["FromPairs", "PreferenceStage", "RewardModel", "split_by_prompt"]

@@ -1,7 +1,7 @@
 """The stage of rejection sampling: answers to many prompts, of which the best are kept as examples.
 
-Writes data.jsonl: {"task", "prompt", "text", "reward", "tokens", "mask"}, the token ids as they were sampled. A
-killed harvest goes on after its last whole part.
+Writes data.jsonl (`signals.rows.answer_row`): the token ids as they were sampled, with mask and log-probabilities. A
+killed stage resumes after its last whole part.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ladder.base.files import write_lines
-from ladder.contract.rollouts import Rollout, Score, Task
+from ladder.contract.rollouts import Score, Task
 from ladder.pipeline.build import models
 from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
 from ladder.rewards.judge import check_judged, judge
+from ladder.signals.rows import answer_row
 from ladder.signals.select import Funnel, Select
 
 
@@ -27,6 +28,7 @@ class RejectionSampling(Sampled):
     all prompts). per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in
     `pipeline.build.tasks.FILTERS`. max_failed: the share of answers that may fail to be judged."""
 
+    named: ClassVar[str] = "rejection_sampling"
     makes: ClassVar[Makes] = "data"
     num_prompts: int = Field(default=1024, ge=1)
     reward: Spec | None = None
@@ -76,7 +78,7 @@ class RejectionSampling(Sampled):
             pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
             scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
             drawn = sum(r.length for g in groups for r in g)
-            return {"kept": [row_of(r, scores[id(r)]) for r in kept], "funnel": counts.counts, "drawn": drawn}
+            return {"kept": [answer_row(r, scores[id(r)]) for r in kept], "funnel": counts.counts, "drawn": drawn}
 
         for one in in_parts(ctx, tasks, part, lambda: {"kept": len(rows)}):
             rows.extend(one["kept"])
@@ -104,15 +106,3 @@ class RejectionSampling(Sampled):
                 "n": len(chosen),
             }
         return figures
-
-
-def row_of(r: Rollout, reward: float) -> dict[str, Any]:
-    """A kept answer, token for token."""
-    return {
-        "task": r.task.id,
-        "prompt": r.task.prompt,
-        "text": r.text,
-        "reward": reward,
-        "tokens": r.tokens,
-        "mask": [int(m) for m in r.mask],
-    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,8 +19,7 @@ from pydantic import Field
 from ladder.base import config
 from ladder.base.config import Config
 from ladder.base.errors import UserError
-from ladder.base.jsonl import read_lines
-from ladder.contract.training import Sample
+from ladder.contract.training import Loss, Sample
 from ladder.data.chat import leading_bos
 from ladder.data.kinds import Answered, Origin
 from ladder.data.samples import Encoding, load, to_samples
@@ -31,6 +30,7 @@ from ladder.pipeline.evaluate import during
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
+from ladder.signals import rows
 from ladder.signals.examples import Examples
 from ladder.tasks.chain.web import Web
 from ladder.train import Learner
@@ -78,8 +78,21 @@ class Imitate(Trained):
             return [Path(self.data.path)]
         return tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else []
 
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
+        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
+
+    def _check_loss(self, loss: Loss, name: str) -> None:
+        """Examples have no column, and are no pairs."""
+        if loss.unit == "pair" or loss.needs:
+            wants = "pairs" if loss.unit == "pair" else f"the column {loss.needs[0]!r}"
+            message = f"{type(loss).__name__} needs {wants}, which examples do not have"
+            raise UserError(message, field=f"{name}.loss", hint="take CrossEntropy")
+
     def check(self, name: str, recipe: Recipe) -> None:
-        losses.loss(self.loss, f"{name}.loss")
+        loss = losses.known_loss(self.loss, f"{name}.loss")
+        if loss is not None:
+            self._check_loss(loss, name)
         if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
             message = "is about rows that are yet to be tokenised; these examples are token ids already"
             raise UserError(message, field=f"{name}.encoding", hint="leave it out")
@@ -87,7 +100,7 @@ class Imitate(Trained):
             case WebData():
                 web_of(self.data, f"{name}.data.web")
             case TaskExamples():
-                tasks.tasks(self.data.task, f"{name}.data.task")
+                tasks.check(self.data.task, self.data.split, f"{name}.data")
             case _:
                 pass
 
@@ -116,7 +129,7 @@ class Imitate(Trained):
             case WebData():
                 return web_samples(self.data, ctx.seed, f"{ctx.name}.data.web"), None
             case StageData():
-                return stage_samples(ctx.parents[self.data.stage] / "data.jsonl"), None
+                return rows.samples(ctx.parents[self.data.stage] / "data.jsonl"), None
             case TaskExamples():
                 return self._of_task(self.data, ctx, loaded)
             case Data():
@@ -126,8 +139,9 @@ class Imitate(Trained):
         source: Any = tasks.tasks(data.task, f"{ctx.name}.data.task")
         if not hasattr(source, "examples"):
             raise ctx.error("this task knows no worked examples", "data.task", "use GSM8K, or give a file as data")
-        rows = source.examples(data.split, data.n)
-        answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i)) for i, r in enumerate(rows, 1)]
+        worked = source.examples(data.split, data.n)
+        numbered = enumerate(worked, 1)
+        answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i)) for i, r in numbered]
         report = Report()
         return to_samples(answered, loaded.tokenizer, self.encoding, report), report
 
@@ -135,11 +149,14 @@ class Imitate(Trained):
 class Pretrain(Imitate):
     """Next-token prediction from the model's first weights."""
 
+    named: ClassVar[str] = "pretrain"
+    begins: ClassVar[bool] = True
 
 
 class SFT(Imitate):
     """Supervised fine-tuning."""
 
+    named: ClassVar[str] = "sft"
 
 
 def web_of(data: WebData, field: str) -> Web:
@@ -158,17 +175,6 @@ def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
         mask = torch.ones(end - start, dtype=torch.bool)
         mask[:prompt] = False
         made.append(Sample(flat[start:end], mask))
-    return made
-
-
-def stage_samples(path: Path) -> list[Sample]:
-    """Token ids and masks as a stage wrote them. Raises UserError when there are none."""
-    made = []
-    for number, row in enumerate(read_lines(path), 1):
-        mask = torch.tensor(row["mask"], dtype=torch.bool)
-        made.append(Sample(torch.tensor(row["tokens"]), mask, {}, {"origin": f"{path}:{number}"}))
-    if not made:
-        raise UserError("this stage kept no example, so there is nothing to train on", file=path)
     return made
 
 

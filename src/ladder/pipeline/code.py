@@ -1,0 +1,86 @@
+"""The code that a stage's result depends on: what its kind imports, directly and through other modules.
+
+Imports are read from the sources, at any depth of a function, and so are modules named by a string ("ladder.rewards.
+worker", which starts in a process of its own). A file that nothing of this reaches makes no stage another one. Packages
+that only report (`ASIDE`) are left out wherever they are imported: they change no weight.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ladder.base.files import sha256
+
+SOURCE = Path(__file__).resolve().parents[1]
+ROOT = "ladder"
+ASIDE = ("cli", "commands", "diagnose", "lab", "report", "tracking", "data.inspection", "pipeline.alarms")
+"""Modules and packages below `ladder` that change no weight."""
+ALWAYS = ("ladder.pipeline.run",)
+"""What every stage goes through."""
+KERNELS = "ladder.kernels"
+"""Chosen while the program runs, by the machine: all of the package counts, its C files too."""
+
+
+@functools.cache
+def identity(module: str) -> str:
+    """A hash of the sources that a module reaches."""
+    digest = hashlib.sha256()
+    for path in reached((module, *ALWAYS)):
+        digest.update(f"{path.relative_to(SOURCE).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def reached(modules: tuple[str, ...], source: Path = SOURCE) -> list[Path]:
+    """The files behind some modules and all that they reach, sorted. source: the directory of the package."""
+    known = _modules(source)
+    seen: set[str] = set()
+    waiting = [m for m in modules if m in known]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or _aside(name):
+            continue
+        seen.add(name)
+        found = _named(known[name], known[name].stat().st_mtime_ns) & known.keys()
+        if name.startswith(KERNELS):
+            found |= {m for m in known if m.startswith(f"{KERNELS}.")}
+        packages = {name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)}
+        waiting += sorted(found | (packages & known.keys()))
+    files = [known[name] for name in seen]
+    if KERNELS in seen:
+        files += [p for p in known[KERNELS].parent.iterdir() if p.suffix in (".c", ".h")]
+    return sorted(files)
+
+
+def _aside(module: str) -> bool:
+    below = module.removeprefix(f"{ROOT}.")
+    return any(below == one or below.startswith(f"{one}.") for one in ASIDE)
+
+
+def _modules(source: Path) -> dict[str, Path]:
+    """Every module of the package, by its name."""
+    names = {}
+    for path in source.rglob("*.py"):
+        parts = path.relative_to(source).with_suffix("").parts
+        names[".".join((ROOT, *parts)).removesuffix(".__init__")] = path
+    return names
+
+
+@functools.cache
+def _named(path: Path, changed: int) -> frozenset[str]:
+    """Names of modules that a file imports or holds in a string. changed: when the file was."""
+    return frozenset(_names(path))
+
+
+def _names(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(f"{ROOT}."):
+            yield node.value.partition(":")[0]
