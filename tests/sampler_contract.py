@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ladder.contract.rollouts import Completion, Request, Sampler, Sampling
 from ladder.contract.training import Weights
+from stepper_contract import STEPS
 
 Groups = list[list[Completion]]
 
@@ -26,7 +27,8 @@ def identical(asked: Sequence[Request], mine: Groups, theirs: Groups) -> None:
 class Case:
     """make: a fresh sampler. prompts: several, of different lengths, whose answers vary. eos: ids that end one.
     weights: those that it draws with already, for a sampler with a copy of its own. alike: raises where two answers to
-    the same requests, drawn in different company, are not the same: for a model they are so to rounding."""
+    the same requests, drawn in different company, are not the same: for a model they are so to rounding. scarce: one
+    request fills the slots. owns: the sampler has its own copy of the weights, so new ones can wait."""
 
     name: str
     make: Callable[[], Sampler]
@@ -36,6 +38,8 @@ class Case:
     max_tokens: int = 12
     weights: Callable[[], Weights] = lambda: iter(())
     alike: Callable[[Sequence[Request], Groups, Groups], None] = identical
+    scarce: bool = False
+    owns: bool = False
 
     def requests(self, key: int = 0, n: int = 3) -> list[Request]:
         """A request for every prompt; they ask for different numbers of samples."""
@@ -115,6 +119,7 @@ PROMISES: tuple[Callable[[Case], None], ...] = (
     the_company_decides_nothing,
     requests_are_left_as_they_were,
     weights_can_be_loaded,
+    *STEPS,
 )
 
 

@@ -18,8 +18,9 @@ from drawn import TOKENIZER, draw, plain, requests
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Completion, Request, Sampling
 from ladder.decoding import llama, llama_cpu
-from ladder.decoding import sampler as decoding_sampler
+from ladder.decoding.key_values import KeyValues, Layout
 from ladder.decoding.llama_torch import Shared
+from ladder.decoding.prefill import Prompts
 from ladder.decoding.sampler import NativeSampler
 from ladder.kernels import decode, library, memory
 from ladder.models.lora import LoRA, attach
@@ -81,8 +82,8 @@ def test_a_product_is_that_of_rounded_numbers(N: int, K: int, units: None) -> No
 class Rounding(Shared):
     """Keys and values as bfloat16 keeps them."""
 
-    def add(self, prompts: Any, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
-        super().add(prompts, [(rounded(k), rounded(v)) for k, v in kept], first)
+    def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
+        super().fill({i: (rounded(k), rounded(v)) for i, (k, v) in cache.items()}, layout, first)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return super().attend(layer, q, rounded(k), rounded(v))
@@ -108,7 +109,7 @@ def test_a_step_is_the_plain_computation_rounded(name: str, changes: dict[str, A
     for A in (1, 5, 16, 35, 70):
         owner = np.arange(A) // 2
         some = [[5 + i, 6 + i, 7 + i][: 2 + i % 2] for i in range(owner.max() + 1)]
-        prompts = decoding_sampler.Prompts.of(some, owner)
+        prompts = Prompts.of(some, owner)
         plain, here = (llama.Llama.of(sampler.base, sampler.head, 64, pack=False) for _ in range(2))
         logits = []
         for state in (oracle(plain, A), llama_cpu.Compiled(here, llama_cpu.pack(here, torch.bfloat16), A)):

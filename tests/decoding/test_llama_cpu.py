@@ -17,9 +17,9 @@ import families as fam
 import threads
 from drawn import TOKENIZER, draw, same
 from ladder.contract.rollouts import Request, Sampling
+from ladder.decoding import backend, llama, llama_cpu, shared_cache
 from ladder.decoding import draw as decoding_draw
-from ladder.decoding import llama, llama_cpu, shared_cache
-from ladder.decoding import sampler as decoding_sampler
+from ladder.decoding.prefill import Prompts
 from ladder.decoding.sampler import NativeSampler
 from ladder.kernels import decode, library
 from ladder.models.lora import LoRA, attach
@@ -100,7 +100,7 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     model = build("llama")
     sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
     owner = np.arange(23) // 2
-    prompts = decoding_sampler.Prompts.of([[5 + i, 6 + i, 7 + 2 * i] for i in range(12)], owner)
+    prompts = Prompts.of([[5 + i, 6 + i, 7 + 2 * i] for i in range(12)], owner)
     numbers = torch.rand(23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found: list[list[torch.Tensor]] = []
     try:
@@ -165,7 +165,9 @@ def test_who_decodes_what_the_kernels_do_not_know(monkeypatch: pytest.MonkeyPatc
     assert llama_cpu.obstacle(odd.get_decoder())
     same(draw(odd), draw(odd, packed=False), odd)
     wide = build("llama")
-    oracle = draw(wide, slots=decoding_sampler.PACK_FROM - 1)
+    with monkeypatch.context() as few:
+        few.setattr(backend, "PACK_TOKENS", 10**6)
+        oracle = draw(wide, slots=backend.PACK_ROWS - 1)
     assert not steps
     monkeypatch.setattr(llama_cpu, "obstacle", lambda _: "no compiler")
     same(draw(wide), oracle, wide)
@@ -179,7 +181,7 @@ def test_a_step_is_the_plain_computation_at_many_sizes() -> None:
     rows = llama.Llama.of(sampler.base, sampler.head, 64, pack=False)
     for A in range(1, 2 * decode.ROWS + 3):
         owner = np.arange(A) * 2 // A
-        prompts = decoding_sampler.Prompts.of([[5, 6, 7], [8, 9]][: owner.max() + 1], owner)
+        prompts = Prompts.of([[5, 6, 7], [8, 9]][: owner.max() + 1], owner)
         logits = []
         for state in (llama.Decoder(rows, A), llama_cpu.Compiled(rows, llama_cpu.pack(rows), A)):
             with torch.no_grad():
@@ -201,7 +203,7 @@ def test_few_prompts_are_cut_into_pieces_for_many_threads(monkeypatch: pytest.Mo
     sampler = NativeSampler(model, TOKENIZER, eos=[fam.EOS])
     rows = llama.Llama.of(sampler.base, sampler.head, 64, pack=False)
     owner = np.array([0, 0, 0, 1, 0, 0, 1, 0, 0, 0])
-    prompts, logits = decoding_sampler.Prompts.of([[5, 6, 7], [8, 9]], owner), []
+    prompts, logits = Prompts.of([[5, 6, 7], [8, 9]], owner), []
     for most in (decode.ROWS, 3, 1):
         monkeypatch.setattr(decode, "piece", lambda *_, most=most: most)
         state = llama_cpu.Compiled(rows, llama_cpu.pack(rows), len(owner))

@@ -107,7 +107,8 @@ def test_graphs_outlive_the_call_and_meet_the_weights_as_they_are(
     old, new = sampler.generate(requests()), another.generate(requests())
     assert [[c.tokens for c in group] for group in old] == [[c.tokens for c in group] for group in new]
     assert [c.tokens for c in old[0]] != [c.tokens for c in first[0]]
-    assert chosen == [sampler.state, chosen[1]] and set(map(id, chosen[0].graphs.values())) <= set(map(id, graphs))
+    assert chosen == [sampler.backend.state, chosen[1]]
+    assert set(map(id, chosen[0].graphs.values())) <= set(map(id, graphs))
 
 
 def test_a_call_that_needs_more_room_gets_it(chosen: list[Graphed]) -> None:
@@ -191,7 +192,7 @@ def test_samplers_of_one_model_share_a_state_while_one_holds_it(chosen: list[Gra
     drawing, measuring = (NativeSampler(model, TOKENIZER, eos=[fam.EOS]) for _ in range(2))
     first = drawing.generate(requests())
     assert measuring.generate(requests())[0][0].tokens == first[0][0].tokens
-    assert len(chosen) == 1 and drawing.state is measuring.state
+    assert len(chosen) == 1 and drawing.backend.state is measuring.backend.state
     NativeSampler(build("llama"), TOKENIZER, eos=[fam.EOS]).generate(requests())
     assert len(chosen) == 2
     del drawing, measuring
@@ -206,7 +207,7 @@ def test_a_call_that_fails_leaves_no_state_behind(chosen: list[Graphed], monkeyp
     monkeypatch.setattr(Llama, "refresh", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sampler.generate(requests())
-    assert sampler.state is None
+    assert sampler.backend.state is None
 
 
 def test_graphs_of_different_rows_take_turns(chosen: list[Graphed], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from drawn import TOKENIZER, TOLERANCE, draw, requests, same
 from ladder.attention.packed import PackedPlan
 from ladder.contract.rollouts import Request, Sampling, Task
 from ladder.credit.base import to_sample
-from ladder.decoding import llama, llama_cpu, llama_torch
-from ladder.decoding import sampler as decoding_sampler
+from ladder.decoding import backend, llama, llama_cpu, llama_torch
 from ladder.decoding.llama_weights import Effective, Matrix, effective, packable
 from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
@@ -113,7 +112,7 @@ def test_weights_are_packed_for_many_rows_and_left_for_few(monkeypatch: pytest.M
     draw(fam.cached("llama"))
     assert made and all(made)
     made.clear()
-    draw(fam.cached("llama"), slots=decoding_sampler.PACK_FROM - 1)
+    draw(fam.cached("llama"), slots=backend.PACK_ROWS - 1)
     assert made and not any(made)
 
 
@@ -172,7 +171,7 @@ def canary(sampler: NativeSampler, model: Any) -> None:
     """The log-probabilities of what is drawn are the engine's, for the weights as they are now."""
     request = Request([30, 31, 32], 6, Sampling(5), 1)
     for c in sampler.generate([request])[0]:
-        rollout = to_rollout(Task("a", ""), request.prompt, c, 0, 0)
+        rollout = to_rollout(Task("a", ""), request.prompt, c, 0)
         logps = Engine(model).forward([to_sample(rollout)])[0]["logps"]
         assert float((logps - torch.tensor(rollout.logps)).abs().max()) < TOLERANCE
 

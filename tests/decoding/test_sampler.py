@@ -22,7 +22,7 @@ from ladder.decoding import module_cache
 from ladder.decoding.draw import draw, inverse_cdf, stream, uniforms
 from ladder.decoding.prefill import Prompts
 from ladder.decoding.sampler import NativeSampler
-from ladder.decoding.scheduler import Scheduler
+from ladder.decoding.scheduler import Job, Scheduler
 from ladder.engine.engine import Engine
 from ladder.models.load import wrap_tokenizer
 from ladder.rollout.collect import to_rollout
@@ -53,7 +53,7 @@ def check_parity(name: str, asked: list[Request], temperature: float = 1.0, **op
     """The sampler's log-probabilities against the engine's and against transformers' own."""
     drawn = native(fam.cached(name), **options).generate(asked)
     rollouts = [
-        to_rollout(Task(str(i), ""), r.prompt, c, i, 0)
+        to_rollout(Task(str(i), ""), r.prompt, c, i)
         for i, (r, group) in enumerate(zip(asked, drawn, strict=True))
         for c in group
     ]
@@ -86,7 +86,7 @@ def test_both_ways_to_attend_over_the_cache_agree(name: str, monkeypatch: pytest
 
 
 def test_reading_prompts_in_many_passes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.decoding.sampler.PREFILL_TOKENS", 8)
+    monkeypatch.setattr("ladder.decoding.stepper.PREFILL_TOKENS", 8)
     check_parity("gemma3", requests())
 
 
@@ -384,16 +384,17 @@ def test_an_answer_without_its_stop_string_ends_as_ever() -> None:
     assert walk({20: 21}, Sampling(9, stop=("w22",))).stop == "eos"
 
 
-def feed(rows: Scheduler, answers: list[list[int]]) -> list[Completion]:
+def feed(scheduler: Scheduler, answers: list[list[int]]) -> list[Completion]:
     """Hands the answers' tokens to the bookkeeping, one row at a time side by side, as the sampler would draw them."""
-    rows.admit(len(answers), 10_000)
+    scheduler.resize(len(answers))
+    jobs, _ = scheduler.admit(len(answers), 10_000)
     for at in range(max(map(len, answers))):
         tokens = np.array([a[min(at, len(a) - 1)] for a in answers])
-        rows.accept(np.arange(len(answers)), tokens, np.full(len(answers), -1.0, np.float32))
-        if rows.over[: rows.active].all():
+        scheduler.accept(np.arange(len(answers)), tokens, np.full(len(answers), -1.0, np.float32))
+        if scheduler.over[: scheduler.active].all():
             break
-        rows.position[: rows.active] += 1
-    return [c for group in rows.completions() for c in group]
+        scheduler.position[: scheduler.active] += 1
+    return [c for job in jobs for c in job.completions if c is not None]
 
 
 def test_a_stop_string_of_many_bytes_is_found_when_each_byte_is_a_token() -> None:
@@ -403,8 +404,9 @@ def test_a_stop_string_of_many_bytes_is_found_when_each_byte_is_a_token() -> Non
     tokenizer = wrap_tokenizer(bytes_only, bos="<s>", eos="</s>", pad="<pad>")
     stop = "停止停止停止停止"
     ids = tokenizer.encode("a停止 b" + stop + " c", add_special_tokens=False)
-    rows = Scheduler([Request([0], 1, Sampling(60, stop=(stop,)))], tokenizer, [len(tokenizer) - 1], 100)
-    (done,) = feed(rows, [ids])
+    scheduler = Scheduler(tokenizer, [len(tokenizer) - 1])
+    scheduler.add(Job(0, [0], Sampling(60, stop=(stop,)), 1, 60, 0))
+    (done,) = feed(scheduler, [ids])
     assert (done.stop, done.text) == ("stop", "a停止 b")
     assert done.tokens == ids[:-2]
 
@@ -423,7 +425,7 @@ def test_thinking_is_closed_after_its_budget(budget: int) -> None:
     assert done.tokens == [OPEN, *inside, CLOSE, 30, EOS]
     assert done.forced == [t == CLOSE for t in done.tokens]
     assert done.logps[done.tokens.index(CLOSE)] == 0.0 and done.stop == "eos"
-    rollout = to_rollout(Task("a", ""), [30, 20], done, 0, 0)
+    rollout = to_rollout(Task("a", ""), [30, 20], done, 0)
     assert rollout.mask == [False, False] + [t != CLOSE for t in done.tokens]
     assert rollout.length == len(done.tokens) - 1
 
@@ -475,7 +477,7 @@ def test_forced_tokens_are_context_for_what_follows() -> None:
     assert Counter(f for g in drawn for c in g for f in c.forced)[True] > 5
     for r, group in zip(prompts, drawn, strict=True):
         for c in group:
-            rollout = to_rollout(Task("a", ""), r.prompt, c, 0, 0)
+            rollout = to_rollout(Task("a", ""), r.prompt, c, 0)
             assert gap(engine.forward([to_sample(rollout)])[0]["logps"], rollout.logps) < TOLERANCE
 
 

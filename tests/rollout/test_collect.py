@@ -10,7 +10,7 @@ import pytest
 import families as fam
 from families import CLOSE, DOUBLE, EOS
 from ladder.base import rng
-from ladder.contract.rollouts import Completion, Request, Rollout, Sampling, Task
+from ladder.contract.rollouts import Completion, Request, Rollout, Sampling, Score, Task
 from ladder.credit.base import to_sample
 from ladder.data.chat import encode_prompt
 from ladder.decoding.sampler import NativeSampler
@@ -19,6 +19,7 @@ from ladder.engine.optim import Optim
 from ladder.losses import CrossEntropy
 from ladder.rollout.collect import Collector, to_rollout
 from ladder.rollout.scripted import Answer, ScriptedSampler
+from ladder.signals.rewards import Rewards
 
 TOKENIZER = fam.tokenizer()
 SAMPLING = Sampling(max_tokens=6)
@@ -39,7 +40,8 @@ def collector(
 
 
 def test_one_group_per_task_in_order() -> None:
-    collect, _ = collector(n=3)
+    collect, sampler = collector(n=3)
+    sampler.load(lambda: iter(()), 9)
     groups = collect(TASKS, step=4, version=9)
     assert [[r.task for r in g] for g in groups] == [[t] * 3 for t in TASKS]
     assert [[r.group for r in g] for g in groups] == [[0] * 3, [1] * 3, [2] * 3]
@@ -98,6 +100,16 @@ def test_the_version_changes_no_draw() -> None:
     assert sampler.asked[:3] == sampler.asked[3:]
 
 
+def test_a_resumed_signal_tells_the_sampler_its_version() -> None:
+    """The weights are restored where they lie, so nothing but the version is handed over."""
+    collect, sampler = collector()
+    again = Rewards(lambda _: TASKS, collect, lambda group: [Score(float(i)) for i, _ in enumerate(group)])
+    again.load = sampler.load
+    again.restore({"step": 3, "version": 3, "credit": {}})
+    units = next(again.batches())
+    assert {unit.meta["version"] for unit in units} == {3}
+
+
 def test_messages_reach_the_encoder_as_they_are() -> None:
     seen: list[object] = []
 
@@ -122,12 +134,12 @@ def test_a_sampler_that_loses_a_group_is_noticed() -> None:
 
 def test_to_rollout_masks_forced_tokens_only() -> None:
     c = Completion([40, 41, EOS], [-1.0, 0.0, -3.0], [False, True, False], "eos", "w40 w41")
-    r = to_rollout(TASKS[0], (20, 21), c, 5, 2)
+    r = to_rollout(TASKS[0], (20, 21), replace(c, version=2), 5)
     assert r == Rollout(
         TASKS[0], [20, 21, 40, 41, EOS], [False, False, True, False, True], [0.0, 0.0, -1.0, 0.0, -3.0],
         "w40 w41", "eos", 5, 2,
     )  # fmt: skip
-    assert to_rollout(TASKS[0], (20,), replace(c, forced=[False] * 3), 0, 0).length == 3
+    assert to_rollout(TASKS[0], (20,), replace(c, forced=[False] * 3), 0).length == 3
 
 
 def test_after_an_update_the_same_prompt_is_answered_by_the_new_weights() -> None:

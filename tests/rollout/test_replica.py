@@ -21,7 +21,7 @@ from ladder.pipeline.build import models
 from ladder.pipeline.kinds import rl
 from ladder.pipeline.recipe import ModelSpec, Recipe
 from ladder.pipeline.stage import Interrupted
-from ladder.rollout.replica import LaggedSampler
+from ladder.rollout.replica import Replica
 from ladder.signals.rewards import Rewards
 from ladder.tracking.log import RunLog
 
@@ -104,7 +104,7 @@ def test_who_drew_is_so_many_updates_old(
 
 def test_no_lag_is_the_very_policy(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lag: 0 has the bytes of a stage that says nothing of it, and no second copy of the model."""
-    monkeypatch.delattr(LaggedSampler, "generate")
+    monkeypatch.delattr(Replica, "generate")
     plain = run(tmp_path, model)
     (tmp_path / "b").mkdir()
     named = run(tmp_path / "b", model, lag=0, rollouts="own")
@@ -185,6 +185,6 @@ def test_a_model_that_draws_is_part_of_the_identity(tmp_path: Path, model: Path)
     assert model in stage.inputs(Recipe(model=ModelSpec(source="x"), task="chain", reward="chain", stages={"a": {}}))
 
 
-def test_a_lag_of_nothing_is_no_lag() -> None:
-    with pytest.raises(ValueError, match="a lag of 0"):
-        LaggedSampler(None, 0)  # type: ignore[arg-type]
+def test_a_lag_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="a lag of -1"):
+        Replica(None, -1)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ import sampler_contract
 from drawn import same
 from ladder.base import rng
 from ladder.contract.rollouts import Completion, Request, Sampler, Sampling
+from ladder.contract.training import Weights
 from ladder.decoding.sampler import NativeSampler
+from ladder.rollout.replica import Replica
 from ladder.rollout.scripted import ScriptedSampler
 from sampler_contract import PROMISES, Case, Groups
 
@@ -36,11 +38,22 @@ def alike(asked: Sequence[Request], mine: Groups, theirs: Groups) -> None:
     same(*([c for group in groups for c in group] for groups in (mine, theirs)), fam.cached("gemma3"), asked)
 
 
+def replica(lag: int) -> Callable[[], Sampler]:
+    return lambda: Replica(NativeSampler(fam.build("gemma3"), TOKENIZER, eos=ENDS, slots=3), lag)
+
+
+def weights() -> Weights:
+    """Those of every replica here, as a learner hands them over."""
+    return fam.build("gemma3").named_parameters()
+
+
 CASES = [
     Case("native", native(), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
+    Case("native, one slot", native(slots=1), PROMPTS, ENDS, TOKENIZER.decode, alike=alike, scarce=True),
     Case("native, two slots", native(slots=2), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
     Case("native, two workers", native(workers=2), PROMPTS, ENDS, TOKENIZER.decode, alike=alike),
-    Case("scripted", lambda: ScriptedSampler(babble, TOKENIZER), PROMPTS, [fam.EOS], TOKENIZER.decode),
+    Case("replica", replica(0), PROMPTS, ENDS, TOKENIZER.decode, weights=weights, alike=alike, owns=True),
+    Case("scripted", lambda: ScriptedSampler(babble, TOKENIZER), PROMPTS, [fam.EOS], TOKENIZER.decode, scarce=True),
 ]
 
 
@@ -127,6 +140,8 @@ def test_answers_are_cut_at_the_limit_and_completions_pass_untouched() -> None:
     cut, same = sampler.generate([Request([7], 2, Sampling(2))])[0]
     assert (cut.tokens, cut.stop, cut.text) == ([9, 10], "length", "w9 w10")
     assert same == whole
+    sampler.load(lambda: iter(()), 3)
+    assert sampler.generate([Request([7], 2, Sampling(2))])[0][1] == replace(whole, version=3)
 
 
 def test_an_unknown_prompt_is_named() -> None:

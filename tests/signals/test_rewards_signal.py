@@ -55,7 +55,7 @@ def signal(*answers: Sequence[Answer], max_tokens: int = 8, **options: Any) -> R
     sampler = ScriptedSampler(script, TOKENIZER)
     collect = Collector(sampler, lambda p: TOKENIZER.encode(p), n, Sampling(max_tokens), 0, "train")
     of_credit = {"advantage": "group_mean"} | {k: v for k, v in options.items() if k in CREDIT}
-    of_signal = {"max_failed": 1.0} | {k: v for k, v in options.items() if k not in CREDIT}
+    of_signal = {"max_failed": 1.0, "load": sampler.load} | {k: v for k, v in options.items() if k not in CREDIT}
     return Rewards(lambda step: tasks, collect, judge, GroupCredit(**of_credit), **of_signal)
 
 
@@ -250,8 +250,8 @@ def test_a_coefficient_needs_a_reference() -> None:
 
 
 def test_new_weights_are_handed_to_the_sampler() -> None:
-    sampler = ScriptedSampler({}, TOKENIZER)
-    made = signal(["w40", "w41"], load=sampler.load)
+    made = signal(["w40", "w41"])
+    sampler = made.collect.sampler  # type: ignore[attr-defined]
     made.observe(lambda: iter(()), 3)
     assert (sampler.version, sampler.loads) == (3, 1)
     assert {s.meta["version"] for s in step(made)} == {3}

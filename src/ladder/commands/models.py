@@ -54,7 +54,7 @@ def chat_with(model: str, system: str, settings: dict[str, Any], seed: int) -> N
     if not loaded.tokenizer.chat_template:
         raise UserError("this model has no chat template", field="--model", hint="use ladder sample")
     rich = Rich()
-    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos)
+    sampler = NativeSampler(loaded.model, loaded.tokenizer, eos=loaded.eos, frozen=True)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     turn = 0
     while True:

@@ -54,13 +54,19 @@ class Sampling:
 
 @dataclass(slots=True)
 class Request:
-    """A request for n completions of one prompt (token ids). `key` seeds the sampling: equal keys give equal tokens
-    under any scheduling."""
+    """A request for n completions (samples) of one prompt (token ids). `key` seeds the sampling: equal keys give equal
+    tokens under any scheduling.
+
+    priority: waiting requests of a higher priority get slots first. keep: the sampler keeps the samples' keys and
+    values after they have ended, until `Sampler.continue_from` or `Sampler.cancel`.
+    """
 
     prompt: list[int]
     n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     key: int = 0
+    priority: int = 0
+    keep: bool = False
 
 
 Stop = Literal["eos", "stop", "length"]
@@ -71,7 +77,8 @@ class Completion:
     """Sampled tokens (including the terminator, if one was sampled) and their log-probabilities.
 
     logps[i] is the log-probability of tokens[i] under the distribution that was sampled from (after temperature and
-    truncation). forced[i] marks a token that was inserted, not sampled; its logp is 0.
+    truncation). forced[i] marks a token that was inserted, not sampled; its logp is 0. version: of the weights that all
+    of the tokens were sampled with; the sampler sets it.
     """
 
     tokens: list[int]
@@ -79,6 +86,19 @@ class Completion:
     forced: list[bool]
     stop: Stop
     text: str
+    version: int = 0
+
+
+@dataclass(slots=True)
+class Finished:
+    """A request that has ended: its number, which `Sampler.submit` returned, and its n completions."""
+
+    number: int
+    completions: list[Completion]
+
+
+Progress = Callable[[int, int], None]
+"""Called with (finished samples, submitted samples), counted since no request was in flight."""
 
 
 @dataclass(slots=True)
@@ -106,14 +126,57 @@ class Rollout:
 
 
 class Sampler(Protocol):
-    """Generates completions. An implementation must pass `tests/sampler_contract.py`."""
+    """Generates completions, step by step. An implementation must pass `tests/sampler_contract.py`.
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """One list of n completions per request, in the order of the requests."""
+    Requests may be submitted while others are decoded: tokens depend on the request's key, the sample's index and the
+    position alone, so scheduling changes nothing but time. One version of the weights samples all of a completion.
+    """
+
+    progress: Progress | None
+
+    @property
+    def version(self) -> int:
+        """The version of the weights that are sampled from now."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are in flight."""
+        ...
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns its number. Raises UserError for a request that can never be served."""
+        ...
+
+    def step(self) -> list[Finished]:
+        """Runs a step (a prefill, or one token for every running sequence); returns the requests that it finished."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Ends a request without completions and frees what was kept of it. It may have ended already."""
+        ...
+
+    def continue_from(
+        self, number: int, sample: int, tokens: Sequence[int], *, sampling: Sampling | None = None, keep: bool = True
+    ) -> int:
+        """Submits the next turn of a kept sample: one sample of [prompt, completion, *tokens], whose known keys and
+        values are not computed again. Returns the number of the new request.
+
+        tokens: what an environment wrote after the completion (at least one). sampling: None for the request's own.
+        The random stream continues where the sample's last turn ended; the priority is the request's. Raises UserError
+        for a sample that is not kept.
+        """
         ...
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Replaces the policy's weights; later completions are of this version."""
+        """Replaces the policy's weights; requests submitted from now on are sampled with this version. While requests
+        are in flight, a sampler with its own copy of the weights waits until they have ended; any other raises
+        UserError."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Submits requests and steps until they have ended: one list of n completions per request, in their order.
+        Raises ValueError if other requests are in flight."""
         ...
 
 

@@ -23,10 +23,11 @@ BLOCK = 128
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def stream(key: int, sample: int) -> int:
-    """The start of one sample's stream of uniform numbers."""
+def stream(key: int, sample: int, drawn: int = 0) -> int:
+    """The start of one sample's stream of uniform numbers, or where it stands after so many drawn tokens."""
     place = (key + sample * int(_GOLDEN)) & (2**64 - 1)
-    return int(_splitmix(np.array([place], np.uint64))[0])
+    start = int(_splitmix(np.array([place], np.uint64))[0])
+    return (start + drawn * int(_GOLDEN)) & (2**64 - 1)
 
 
 def uniforms(streams_A: np.ndarray, positions_A: np.ndarray) -> Tensor:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladder.attention.packed import PackedPlan
+from ladder.decoding.key_values import KeyValues, Layout, Past
 from ladder.decoding.llama_torch import Shared
 from ladder.decoding.llama_weights import Effective, Matrix, effective, unmerged
 from ladder.decoding.prefill import Prompts
@@ -143,35 +144,38 @@ class Llama:
         return layer.down(layer.up(h, times=layer.gate(h, silu=True)), onto=x)
 
 
-def _over(plan: PackedPlan, layer: int, scaling: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _over(plan: PackedPlan | Past, layer: int, scaling: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over the packed prompts, [T, H, D]; without masks for what they share, where there are kernels."""
-    if plan.shared and attend.usable(q):
+    if isinstance(plan, PackedPlan) and plan.shared and attend.usable(q):
         return attend.attend(q.contiguous(), k.contiguous(), v.contiguous(), plan.families, scaling)[0]
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return plan.attend(layer, q, k, v, scaling=scaling, window=0, softcap=0.0)[0]
 
 
-def read(m: Llama, prompts: Prompts) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Logits [p, V] behind each prompt, and every layer's keys and values [T, key_heads, D]."""
+def read(m: Llama, prompts: Prompts) -> tuple[Tensor, KeyValues]:
+    """Logits [p, V] behind each prompt, and the keys and values that `prompts.line` places."""
     device = m.embedding.device
     plan, positions = prompts.plan.to(device), prompts.positions.to(device)
     cos, sin = m.cos[positions][:, None], m.sin[positions][:, None]
-    x, kept = m.embedding.index_select(0, prompts.tokens.to(device)), []
+    x = m.embedding.index_select(0, prompts.tokens.to(device))
+    kept: KeyValues = {}
     for i, layer in enumerate(m.layers):
         q, k, v = m.qkv(layer, x, cos, sin)
-        kept.append((k, v))
+        if isinstance(plan, Past):
+            k, v = plan.join(i, k, v)
+        kept[i] = k, v
         x = m.finish(layer, x, _over(plan, i, m.scaling, q, k, v).reshape(len(x), -1))
     return m.head(m.rms(x.index_select(0, prompts.last.to(device)), m.norm)), kept
 
 
 class Decoder:
-    """One call's decoding state (`native.Decoding`)."""
+    """A `backend.Decoding` in torch's operators."""
 
     ordered = True  # attention goes span by span
 
     def __init__(self, model: Llama, slots: int) -> None:
         assert model.scaling == 1.0, "of float32 weights"
-        self.model = model
+        self.model, self.slots, self.length = model, slots, len(model.cos)
         self.device = model.embedding.device
         self.store = Shared(
             len(model.layers), model.key_heads, model.heads // model.key_heads, model.width, slots, model.embedding
@@ -179,8 +183,14 @@ class Decoder:
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)
-        self.store.add(prompts, kept, first)
+        self.fill(kept, prompts, first)
         return logits
+
+    def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
+        self.store.fill(cache, layout, first)
+
+    def extract(self, slot: int, length: int) -> KeyValues:
+        return self.store.extract(slot, length)
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         m, A = self.model, len(tokens_A)

@@ -67,14 +67,14 @@ def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.DecodeWeigh
 
 
 class Compiled(Store):
-    """One call's decoding state (`native.Decoding`)."""
+    """A `backend.Decoding` whose steps are in C."""
 
     ordered = False
 
     def __init__(self, model: Llama, weights: decode.DecodeWeights, slots: int) -> None:
         like = model.embedding.new_empty(0, dtype=weights.dtype)
         super().__init__(len(model.layers), model.key_heads, model.width, slots, like, align=decode.vector())
-        self.model, self.weights = model, weights
+        self.model, self.weights, self.length = model, weights, len(model.cos)
         self.turn: decode.Step | None = None
 
     def changed(self) -> None:
@@ -85,7 +85,7 @@ class Compiled(Store):
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)
-        self.add(prompts, kept, first)
+        self.fill(kept, prompts, first)
         return logits
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:

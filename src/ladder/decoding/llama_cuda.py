@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ladder.decoding.key_values import KeyValues, Layout
 from ladder.decoding.llama import Llama, read
 from ladder.decoding.prefill import Prompts
 from ladder.kernels import dispatch
@@ -70,7 +71,7 @@ def capture(step: Callable[[], None], others: Iterable[torch.cuda.CUDAGraph]) ->
 
 
 class Graphed:
-    """Decoding state (`native.Decoding`). slots, length: the most rows, and tokens of one.
+    """A `backend.Decoding`. slots, length: the most rows, and tokens of one. taken: whether a sampler uses it now.
 
     inputs [2, slots]: each row's newest token and its position. stores: keys and values [slots, key heads, length, D]
     by layer. logits [slots, V]. by: the kernels, for layers and for decoding.
@@ -79,7 +80,7 @@ class Graphed:
     ordered = False
 
     def __init__(self, model: Llama, slots: int, length: int) -> None:
-        self.model, self.slots, self.length = model, slots, length
+        self.model, self.slots, self.length, self.taken = model, slots, length, False
         self.device = model.embedding.device
         self.by: Any = dispatch.tiled()
         self.inputs = torch.zeros(2, slots, dtype=torch.int64, device=self.device)
@@ -96,15 +97,24 @@ class Graphed:
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)
-        places = torch.from_numpy(prompts.line[prompts.owner]).to(self.device)  # [R, P]
+        self.fill(kept, prompts, first)
+        return logits
+
+    def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
+        places = torch.from_numpy(layout.line[layout.owner]).to(self.device)  # [R, P]
         R, P = places.shape
         some = max(1, COPIED // (P * self.model.key_heads * self.model.width))
-        for stores, fresh in zip(self.stores, kept, strict=True):
+        for stores, fresh in zip(self.stores, cache.values(), strict=True):
             for store, x in zip(stores, fresh, strict=True):
                 for at in range(0, R, some):
                     to = min(R, at + some)
                     store[first + at : first + to, :, :P] = x[places[at:to]].transpose(1, 2)
-        return logits
+
+    def extract(self, slot: int, length: int) -> KeyValues:
+        def tokens(store: Tensor) -> Tensor:
+            return store[slot, :, :length].transpose(0, 1).clone()
+
+        return {layer: (tokens(keys), tokens(values)) for layer, (keys, values) in enumerate(self.stores)}
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         A = len(tokens_A)

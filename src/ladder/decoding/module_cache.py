@@ -1,4 +1,4 @@
-"""The sampler's key-value cache and its two plans: reading prompts, and one more token for every active row.
+"""The key-value cache of the modules' path and its two plans: a prefill, and one more token for every active row.
 
 Keys and values lie in [slots, H_kv, length, D] per layer, preallocated and written in place. Active rows are
 always slots 0 .. A-1, so attention reads a slice; when rows finish, the last ones move into their places. Grouped
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladder.attention.packed import PackedPlan
+from ladder.decoding.key_values import KeyValues, Past
 
 SHORT = 128
 """Up to this many keys two batched products beat the fused kernel on a CPU; only speed depends on it."""
@@ -27,24 +28,26 @@ class Cache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's key and value stores; k and v [.., H_kv, .., D] give shape, type and device at first."""
+        """The layer's key and value stores; k and v [A, H_kv, .., D] give shape, type and device at first."""
         if layer not in self.layers:
             self.layers[layer] = (
-                k.new_zeros(self.slots, k.shape[1], self.length, k.shape[3]),
-                v.new_zeros(self.slots, v.shape[1], self.length, v.shape[3]),
+                k.new_zeros(self.slots, k.shape[1], self.length, k.shape[-1]),
+                v.new_zeros(self.slots, v.shape[1], self.length, v.shape[-1]),
             )
         return self.layers[layer]
 
-    def fill(self, prompts: PromptPlan, rows: Tensor, first_slot: int) -> None:
-        """Copies prompts into slots first_slot, first_slot + 1, ...: rows [R, P] are packed positions."""
-        R, P = rows.shape
-        flat = rows.flatten()
-        for layer, (k, v) in prompts.kept.items():
-            keys, values = self.of(layer, k, v)
-            for store, x in ((keys, k), (values, v)):
-                packed = x[0].transpose(0, 1)  # [T, H_kv, D]
-                gathered = packed.index_select(0, flat).view(R, P, *packed.shape[1:])
+    def fill(self, cache: KeyValues, rows_RP: Tensor, first_slot: int) -> None:
+        """Copies tokens into slots first_slot, first_slot + 1, ...: rows_RP are their places in `cache`."""
+        R, P = rows_RP.shape
+        flat = rows_RP.flatten()
+        for layer, (k, v) in cache.items():
+            for store, x in zip(self.of(layer, k, v), (k, v), strict=True):
+                gathered = x.index_select(0, flat).view(R, P, *x.shape[1:])
                 store[first_slot : first_slot + R, :, :P] = gathered.transpose(1, 2)
+
+    def extract(self, slot: int, length: int) -> KeyValues:
+        """A copy of a slot's first tokens."""
+        return {layer: (_tokens(k, slot, length), _tokens(v, slot, length)) for layer, (k, v) in self.layers.items()}
 
     def move(self, to: Tensor, origin: Tensor, length: int) -> None:
         """Copies the first `length` tokens of slots `origin` into slots `to`."""
@@ -53,17 +56,26 @@ class Cache:
                 store[to, :, :length] = store[origin, :, :length]
 
 
+def _tokens(store: Tensor, slot: int, length: int) -> Tensor:
+    """[slots, H_kv, length, D] -> [length, H_kv, D]."""
+    return store[slot, :, :length].transpose(0, 1).clone()
+
+
 @dataclass(slots=True)
 class PromptPlan:
     """Reads packed prompts as training does, and keeps their keys and values for the cache."""
 
-    packed: PackedPlan
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    packed: PackedPlan | Past
+    kept: KeyValues = field(default_factory=dict)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float, window: int, softcap: float
     ) -> Tensor:
-        self.kept[layer] = (k, v)
+        keys, values = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        if isinstance(self.packed, Past):
+            keys, values = self.packed.join(layer, keys, values)
+            k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        self.kept[layer] = keys, values
         return self.packed.attend(layer, q, k, v, scaling=scaling, window=window, softcap=softcap)
 
 

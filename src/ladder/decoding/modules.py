@@ -1,6 +1,6 @@
 """Any model's decoding path: the very modules that train, called with a cache.
 
-A row's prompt and answer lie in one stretch of `cache.Cache`; a prompt is read once and copied to the rows that
+A row's prompt and answer lie in one slot of `module_cache.Cache`; a prompt is read once and copied to the rows that
 continue it. Slower than `llama.py`, which knows one layout of layers, and its oracle.
 """
 
@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ladder.decoding.key_values import KeyValues, Layout
 from ladder.decoding.module_cache import Cache, PromptPlan, TokenPlan
 from ladder.decoding.prefill import Prompts
 from ladder.models.head import Head
 
 
 class Modules:
-    """One call's decoding state (`native.Decoding`). slots, length: room of the cache."""
+    """A `backend.Decoding`. slots, length: room of the cache."""
 
     ordered = False
 
     def __init__(self, base: nn.Module, head: Head, slots: int, length: int) -> None:
-        self.base, self.head = base, head
+        self.base, self.head, self.slots, self.length = base, head, slots, length
         self.cache = Cache(slots, length)
         self.device = head.weight.device
 
@@ -29,8 +30,14 @@ class Modules:
         reader = PromptPlan(prompts.plan.to(self.device))
         tokens, positions = prompts.tokens.to(self.device), prompts.positions.to(self.device)
         hidden = self.base(input_ids=tokens[None], position_ids=positions[None], use_cache=False, plan=reader)[0][0]
-        self.cache.fill(reader, torch.from_numpy(prompts.line[prompts.owner]).to(self.device), first)
+        self.fill(reader.kept, prompts, first)
         return self.head.logits(hidden.index_select(0, prompts.last.to(self.device)))
+
+    def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
+        self.cache.fill(cache, torch.from_numpy(layout.line[layout.owner]).to(self.device), first)
+
+    def extract(self, slot: int, length: int) -> KeyValues:
+        return self.cache.extract(slot, length)
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         positions = torch.from_numpy(positions_A).to(self.device)

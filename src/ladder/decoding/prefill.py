@@ -1,4 +1,7 @@
-"""Some prompts to be read in one pass, laid end to end; what neighbours begin with (instructions, examples) once."""
+"""The prompts of one prefill, laid end to end; what neighbours begin with (instructions, examples) is read once.
+
+A further turn of a kept sample is read the same way, behind the keys and values that it has (`key_values.Past`).
+"""
 
 from __future__ import annotations
 
@@ -11,42 +14,59 @@ import torch
 from torch import Tensor
 
 from ladder.attention.packed import PackedPlan
+from ladder.decoding.key_values import KeyValues, Layout, Past, length
 from ladder.packing import prefix_tree
 
 WORTH = 0.1
-"""The part of all tokens that has to be saved: plain prompts need no mask in attention."""
+"""Least share of all tokens that reading common prefixes once must save: plain prompts need no mask in attention."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class Prompts(Layout):
     """R rows continue p prompts, of which T tokens are read.
 
-    owner [R]: each row's prompt. lengths [p]. tokens, positions [T]. last [p]: the packed place of each prompt's last
-    token. line [p, longest]: the packed place of each token, the last one repeated behind the end.
+    tokens, positions [T]. last [p]: the place of each prompt's last token among them. The places of `line` are those
+    of keys and values: of the T tokens, or of whole sequences where the plan is a `Past`.
     """
 
-    owner: np.ndarray
-    lengths: np.ndarray
     tokens: Tensor
     positions: Tensor
     last: Tensor
-    line: np.ndarray
-    plan: PackedPlan
+    plan: PackedPlan | Past
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], owner: np.ndarray) -> Prompts:
-        read = [np.array(p) for p in prompts]
+        """Prompts that are read from their beginning."""
+        arrays = [np.array(p) for p in prompts]
         lengths = np.array([len(p) for p in prompts])
-        row = prefix_tree.grown(read, _shared(read))
+        row = prefix_tree.grown(arrays, _shared(arrays))
         line = np.stack([np.pad(leaf.line(), (0, lengths.max() - leaf.keys), "edge") for leaf in row.leaves])
         return cls(
             owner,
             lengths,
+            line,
             torch.from_numpy(row.tokens),
             torch.from_numpy(row.positions),
             torch.from_numpy(line[:, -1].copy()),
-            line,
             PackedPlan.of(row.segments, len(row.tokens)),
+        )
+
+    @classmethod
+    def behind(cls, prompts: Sequence[Sequence[int]], caches: Sequence[KeyValues], owner: np.ndarray) -> Prompts:
+        """Prompts whose first tokens have their keys and values in `caches`; the others are read."""
+        begins = [length(cache) for cache in caches]
+        counts = [len(p) - begin for p, begin in zip(prompts, begins, strict=True)]
+        tokens = np.concatenate([p[begin:] for p, begin in zip(prompts, begins, strict=True)])
+        positions = np.concatenate([np.arange(b, len(p)) for p, b in zip(prompts, begins, strict=True)])
+        layout = Layout.end_to_end([len(p) for p in prompts], owner)
+        return cls(
+            owner,
+            layout.lengths,
+            layout.line,
+            torch.from_numpy(tokens),
+            torch.from_numpy(positions),
+            torch.from_numpy(np.cumsum(counts) - 1),
+            Past(caches, counts),
         )
 
 

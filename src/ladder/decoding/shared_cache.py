@@ -1,9 +1,9 @@
 """Where the keys and values of rows that share prompts lie: a prompt's once, an answer's own tokens by row.
 
-Keys lie with their tokens last, as the products read them. Rows stand in the order in which they began. Who attends
-over it: `shared.py` in torch's operators, `compiled.py` in C.
+Keys lie with their tokens last, as the products read them. Rows stand in the order in which they began. Attention over
+the store: `llama_torch.py` in torch's operators, `llama_cpu.py` in C.
 
-Left out: paging: room doubles when it is used up. Prompts of one call are padded to the longest that is still in use.
+Left out: paging: room doubles when it is used up. All prompts are padded to the longest that is still in use.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ladder.decoding.prefill import Prompts
+from ladder.decoding.key_values import KeyValues, Layout
 
 ROOM = 32
 """Tokens that a row has room for at first."""
 
 
 class Store:
-    """One call's store for `slots` rows. Stores: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
+    """The keys and values of `slots` rows. Tensors: prompts' keys [p * H, D, P] and values [p * H, P, D], answers' keys
     [slots * H, D, room] and values [slots * H, room, D], with H key heads; P and room are multiples of `align`."""
 
     def __init__(self, layers: int, heads: int, width: int, slots: int, like: Tensor, align: int = 1) -> None:
@@ -47,24 +47,37 @@ class Store:
     def _fresh(self, numbers: int) -> Tensor:
         return self.like.new_zeros(numbers)
 
-    def add(self, prompts: Prompts, kept: list[tuple[Tensor, Tensor]], first: int) -> None:
-        """Takes in prompts with their keys and values, [T, H, D] per layer, and the rows first, ... of them."""
-        line = torch.from_numpy(prompts.line).to(self.like.device)
+    def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
+        """Takes in prompts with their keys and values, and the rows first, first + 1, ... that continue them."""
+        line = torch.from_numpy(layout.line).to(self.like.device)
         width = self._aligned(line.shape[1])
         if len(self.prompt_lengths):
             width = max(self.prompts[0][0].shape[2], width)
-        own = [(_heads(k, line).to(self.like.dtype), _heads(v, line).to(self.like.dtype)) for k, v in kept]
-        fresh = [(_wide(k.transpose(1, 2), 2, width), _wide(v, 1, width)) for k, v in own]
+        read = [(_heads(k, line).to(self.like.dtype), _heads(v, line).to(self.like.dtype)) for k, v in cache.values()]
+        fresh = [(_wide(k.transpose(1, 2), 2, width), _wide(v, 1, width)) for k, v in read]
         if len(self.prompt_lengths):
             fresh = [
                 (torch.cat([_wide(old_k, 2, width), new_k]), torch.cat([_wide(old_v, 1, width), new_v]))
                 for (old_k, old_v), (new_k, new_v) in zip(self.prompts, fresh, strict=True)
             ]
         assert first == len(self.owner), "rows are added behind those that are there"
-        self.owner = np.concatenate([self.owner, prompts.owner + len(self.prompt_lengths)])
-        self.prompt_lengths = np.concatenate([self.prompt_lengths, prompts.lengths])
+        self.owner = np.concatenate([self.owner, layout.owner + len(self.prompt_lengths)])
+        self.prompt_lengths = np.concatenate([self.prompt_lengths, layout.lengths])
         self.prompts = [(k.contiguous(), v.contiguous()) for k, v in fresh]
         self.changed()
+
+    def extract(self, slot: int, length: int) -> KeyValues:
+        """A copy of a row's first tokens: those of its prompt, and of its own."""
+        at, prompt = slot * self.heads, int(self.owner[slot]) * self.heads
+        shared = int(self.prompt_lengths[self.owner[slot]])
+        own = length - shared
+        cache: KeyValues = {}
+        for layer, ((prompt_k, prompt_v), (own_k, own_v)) in enumerate(zip(self.prompts, self.own, strict=True)):
+            rows, prompts = slice(at, at + self.heads), slice(prompt, prompt + self.heads)
+            keys = torch.cat([prompt_k[prompts, :, :shared], own_k[rows, :, :own]], 2)  # [H, D, length]
+            values = torch.cat([prompt_v[prompts, :shared], own_v[rows, :own]], 1)  # [H, length, D]
+            cache[layer] = keys.permute(2, 0, 1).contiguous(), values.transpose(0, 1).contiguous()
+        return cache
 
     def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
         """Leaves only the rows `kept`, at positions_A, in slots 0, 1, ..., and the prompts they use."""

@@ -1,4 +1,4 @@
-"""Tasks in, groups of rollouts out, token for token: what was sampled is what is trained, never re-tokenised text.
+"""Tasks in, groups of rollouts out, token for token: the sampled token ids are trained, never re-tokenised text.
 
 Left out: several turns. An environment that answers back would append its messages' tokens with a mask of False.
 """
@@ -27,21 +27,22 @@ class Collector:
     seed: int
     purpose: str
 
-    def __call__(self, tasks: Sequence[Task], *, step: int, version: int) -> list[list[Rollout]]:
-        """One group per task, in order."""
+    def __call__(self, tasks: Sequence[Task], *, step: int, version: int | None = None) -> list[list[Rollout]]:
+        """One group per task, in order. version: what the caller takes the policy's to be; a rollout has the version
+        that its completion was drawn by (`Completion.version`)."""
         requests = [
             Request(self.encode(t.prompt), self.n, self.sampling, rng.key(self.seed, self.purpose, step, i))
             for i, t in enumerate(tasks)
         ]
         drawn = self.sampler.generate(requests)
         return [
-            [to_rollout(task, request.prompt, c, i, version) for c in group]
+            [to_rollout(task, request.prompt, c, i) for c in group]
             for i, (task, request, group) in enumerate(zip(tasks, requests, drawn, strict=True))
         ]
 
 
-def to_rollout(task: Task, prompt: Sequence[int], c: Completion, group: int, version: int) -> Rollout:
-    """A completion with its prompt; only tokens that the policy drew are masked True."""
+def to_rollout(task: Task, prompt: Sequence[int], c: Completion, group: int) -> Rollout:
+    """A completion with its prompt; the mask is True for the tokens that the policy drew."""
     return Rollout(
         task,
         [*prompt, *c.tokens],
@@ -50,5 +51,5 @@ def to_rollout(task: Task, prompt: Sequence[int], c: Completion, group: int, ver
         c.text,
         c.stop,
         group,
-        version,
+        c.version,
     )

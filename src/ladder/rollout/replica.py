@@ -1,10 +1,15 @@
-"""A sampler that draws from the policy of `lag` updates ago, as one does that runs beside the trainer.
+"""A replica: a sampler with weights of its own, beside those that are trained.
 
-After update v it holds the weights of version max(0, v - lag): at first the first policy goes on drawing, then every
-update it moves on by one. With an importance ratio the answers still say what they should about the policy that is
-trained, as long as it has not gone far (Espeholt et al. 2018, arXiv:1802.01561; Fu et al. 2025, arXiv:2505.24298).
+New weights are taken between steps only, once the sequences in flight have ended, so every completion is drawn by one
+model. A request is drawn by the weights that were due when it was submitted: one that comes while new weights wait for
+running sequences waits with them.
 
-Left out: rollouts of mixed age (a queue of answers that were begun under one policy and ended under another).
+Weights are due when they are `lag` updates old. After update v the replica holds those of version max(0, v - lag): at
+first the first policy goes on drawing, then every update it moves on by one. With an importance ratio the answers still
+say what they should about the policy that is trained, as long as it has not gone far (Espeholt et al. 2018,
+arXiv:1802.01561; Fu et al. 2025, arXiv:2505.24298).
+
+Left out: new weights amid a sequence, with a version for each range of its tokens.
 """
 
 from __future__ import annotations
@@ -12,49 +17,105 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import RLock
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ladder.contract.rollouts import Completion, Request
+from ladder.contract.rollouts import Completion, Finished, Progress, Request, Sampling
 from ladder.contract.training import Weights
+from ladder.decoding.generate import generate
 from ladder.decoding.sampler import NativeSampler
 
 FILE = "drawing.safetensors"
 
 
-class LaggedSampler:
+class Replica:
     """sampler: over modules of its own, which nobody trains and which hold the policy's first weights. What is trained
-    of the last `lag` versions is kept in memory (`lag` copies of it), and saved with a checkpoint."""
+    of the last `lag` versions is kept in memory (`lag` copies of it), and saved with a checkpoint.
 
-    def __init__(self, sampler: NativeSampler, lag: int) -> None:
-        if lag < 1:
-            raise ValueError(f"a lag of {lag} updates is none")
-        self.sampler, self.lag, self.version = sampler, lag, 0
-        self.waiting: deque[tuple[int, dict[str, Tensor]]] = deque()
-        self.own = dict(sampler.model.named_parameters())
+    `load` may be called from another thread than the other methods (`contract.rollouts.Sampler`).
+    """
+
+    def __init__(self, sampler: NativeSampler, lag: int = 0) -> None:
+        if lag < 0:
+            raise ValueError(f"a lag of {lag} updates would be of weights to come")
+        self.sampler, self.lag = sampler, lag
+        self.waiting: deque[tuple[int, dict[str, Tensor]]] = deque()  # versions that are not taken yet
+        self.parameters = dict(sampler.model.named_parameters())
+        self.trained: list[str] = []  # names of what `load` brings
+        self.lock = RLock()
+        self.progress: Progress | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the weights that draw now."""
+        return self.sampler.version
+
+    @property
+    def busy(self) -> bool:
+        return self.sampler.busy
+
+    def submit(self, request: Request) -> int:
+        """See `contract.rollouts.Sampler`."""
+        with self.lock:
+            return self.sampler.submit(request)
+
+    def continue_from(
+        self, number: int, sample: int, tokens: Sequence[int], *, sampling: Sampling | None = None, keep: bool = True
+    ) -> int:
+        """See `contract.rollouts.Sampler`."""
+        with self.lock:
+            return self.sampler.continue_from(number, sample, tokens, sampling=sampling, keep=keep)
+
+    def step(self) -> list[Finished]:
+        """See `contract.rollouts.Sampler`."""
+        self.sampler.progress = self.progress
+        with self.lock:
+            return self.sampler.step()
+
+    def cancel(self, number: int) -> None:
+        """See `contract.rollouts.Sampler`."""
+        with self.lock:
+            self.sampler.cancel(number)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """See `types.Sampler`."""
+        """See `contract.rollouts.Sampler`."""
+        if self.sampler.workers == 1:
+            return generate(self, requests)
+        self.sampler.progress = self.progress
         return self.sampler.generate(requests)
 
-    def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Keeps the new weights, and takes up those that are `lag` updates old by now."""
-        self.waiting.append((version, {n: p.detach().clone() for n, p in weights() if p.requires_grad}))
-        if len(self.waiting) > self.lag:
-            self.version, old = self.waiting.popleft()
-            self._take(old)
+    # ------------------------------------------------------------ weights
 
-    def _take(self, weights: dict[str, Tensor]) -> None:
+    def load(self, weights: Callable[[], Weights], version: int) -> None:
+        """Copies the new weights, and takes those that are due as soon as no sequence is in flight. A version that it
+        has already is not taken twice."""
+        with self.lock:
+            newest = self.waiting[-1][0] if self.waiting else self.version
+            if version <= newest and self.trained:
+                return
+            copy = {name: p.detach().clone() for name, p in weights() if p.requires_grad}
+            self.trained = list(copy)
+            self.waiting.append((version, copy))
+            if len(self.waiting) > self.lag:
+                self.sampler.when_idle(self._take_due)
+
+    def _take_due(self) -> None:
+        while len(self.waiting) > self.lag:
+            self._take(*self.waiting.popleft())
+
+    def _take(self, version: int, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in weights.items():
-                self.own[name].copy_(tensor)
+                self.parameters[name].copy_(tensor)
+        self.sampler.reweighted(version)
 
     def save(self, directory: Path) -> None:
         """The weights that draw now, and those that will: "VERSION/NAME". What is not trained never changes."""
-        assert self.waiting, "no checkpoint is older than the first update"
-        held = [(self.version, {n: self.own[n] for n in self.waiting[0][1]}), *self.waiting]
+        assert self.trained, "no checkpoint is older than the first update"
+        held = [(self.version, {name: self.parameters[name] for name in self.trained}), *self.waiting]
         save_file({f"{v}/{n}": p.detach().contiguous() for v, ps in held for n, p in ps.items()}, directory / FILE)
 
     def restore(self, directory: Path) -> None:
@@ -62,7 +123,7 @@ class LaggedSampler:
         versions: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(directory / FILE).items():
             version, _, name = key.partition("/")
-            versions.setdefault(int(version), {})[name] = tensor.to(self.own[name].device)
-        (self.version, now), *later = sorted(versions.items())
-        self._take(now)
-        self.waiting = deque(later)
+            versions.setdefault(int(version), {})[name] = tensor.to(self.parameters[name].device)
+        now, *later = sorted(versions.items())
+        self._take(*now)
+        self.trained, self.waiting = list(now[1]), deque(later)

@@ -10,7 +10,10 @@ Draws are keyed by (request, sample) through vLLM's own seeds; log-probabilities
 from. vLLM computes them with other kernels than the engine, so they differ by rounding (docs/speed.md has figures):
 a loss corrects for it with `importance_cap`.
 
-Left out: thinking budgets, adapters, several processes or processors, and stopping in the middle of a call.
+Requests join vLLM's own continuous batch, and its prefix cache serves the turns of a kept sample: the blocks are there
+as long as there is room, else vLLM reads the sequence anew.
+
+Left out: thinking budgets, adapters, several processes or processors.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +32,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ladder.base.errors import UserError, missing_extra
-from ladder.contract.rollouts import Completion, Request, Sampling, Stop
+from ladder.contract.rollouts import Completion, Finished, Progress, Request, Sampling, Stop
 from ladder.contract.training import Weights
 from ladder.decoding.draw import stream
+from ladder.decoding.generate import generate
+from ladder.decoding.kept import KeptSample, KeptSamples
 
-Progress = Callable[[int, int], None]
 CANARY_TOKENS = 12
 SEED_BITS = 63
 
@@ -44,8 +50,25 @@ SETTINGS = {
 """Of the environment, unless it says otherwise."""
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request in flight. before: the kept sample that it continues. completions: of the samples that have ended."""
+
+    request: Request
+    before: KeptSample | None
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+    def seed(self, place: int) -> int:
+        """Of one of its samples, for vLLM."""
+        if self.before is None:
+            bits = stream(self.request.key, place)
+        else:
+            bits = stream(self.request.key, self.before.sample, self.before.drawn)
+        return bits >> (64 - SEED_BITS)
+
+
 class VLLMSampler:
-    """See the file's docstring (`types.Sampler`). Starts at the first call, with the model as it is then.
+    """See the file's docstring (`contract.rollouts.Sampler`). Starts at the first request, with the model of that time.
 
     save: writes the model as a plain directory. score: the trained model's log-probabilities of a sequence's tokens,
     float [T] (0 at the first). eos: token ids that end an answer. context: most tokens of prompt and answer.
@@ -76,33 +99,106 @@ class VLLMSampler:
             "max_model_len": context,
             "max_num_seqs": slots,
             "block_size": block,
+            "scheduling_policy": "priority",
         }
         self.cache_gb = cache_gb
         self.version = 0
         self.canary = 0.0  # the canary's worst difference at the last start or load
         self.progress: Progress | None = None
         self.llm: Any = None
+        self.jobs: dict[int, _Job] = {}
+        self.kept = KeptSamples()
+        self.numbers = count()
+        self.done, self.total = 0, 0  # samples since nothing was in flight
         self.shapes: dict[str, list[int]] = {}
 
     # ------------------------------------------------------------ the contract
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """See `types.Sampler`. Raises UserError for what vLLM cannot be asked here."""
-        for r in requests:
-            self._check(r)
-        if not requests:
+    @property
+    def busy(self) -> bool:
+        return bool(self.jobs)
+
+    def submit(self, request: Request) -> int:
+        """See `contract.rollouts.Sampler`. Raises UserError for what vLLM cannot be asked here."""
+        return self._add(_Job(request, None))
+
+    def continue_from(
+        self, number: int, sample: int, tokens: Sequence[int], *, sampling: Sampling | None = None, keep: bool = True
+    ) -> int:
+        """See `contract.rollouts.Sampler`."""
+        kept = self.kept.find(number, sample, tokens)
+        prompt, sampling = [*kept.sequence, *tokens], sampling or kept.sampling
+        added = self._add(_Job(Request(prompt, 1, sampling, kept.key, kept.priority, keep), kept))
+        self.kept.remove(number, sample)
+        return added
+
+    def _add(self, job: _Job) -> int:
+        request, number = job.request, next(self.numbers)
+        self._check(request)
+        self._start()
+        self.jobs[number] = job
+        self.total += request.n
+        for place in range(request.n):
+            prompt, params = {"prompt_token_ids": list(request.prompt)}, self._params(request, job.seed(place))
+            self.llm.llm_engine.add_request(name(number, place), prompt, params, priority=-request.priority)
+        return number
+
+    def step(self) -> list[Finished]:
+        """See `contract.rollouts.Sampler`."""
+        if not self.jobs:
             return []
-        if self.llm is None:
-            self._start()
-        asked = [(r, j) for r in requests for j in range(r.n)]
-        done = iter(self._ask([(r.prompt, self._params(r, stream(r.key, j) >> (64 - SEED_BITS))) for r, j in asked]))
-        groups = [[self._completion(next(done), r.sampling) for _ in range(r.n)] for r in requests]
+        finished: list[Finished] = []
+        for out in self.llm.llm_engine.step():
+            number, place = map(int, out.request_id.split("."))
+            if out.finished and number in self.jobs:
+                finished += self._end(number, place, out.outputs[0])
         if self.progress is not None:
-            self.progress(len(asked), len(asked))
-        return groups
+            self.progress(self.done, self.total)
+        self._rest()
+        return finished
+
+    def _end(self, number: int, place: int, out: Any) -> list[Finished]:
+        """Notes a sample's completion; its request if it was the last."""
+        job = self.jobs[number]
+        job.completions[place] = completion = self._completion(out, job.request.sampling)
+        self.done += 1
+        if job.request.keep:
+            written = job.request.prompt[len(job.before.sequence) :] if job.before else []
+            first = KeptSample.of(job.request, place, completion)
+            kept = job.before.after(completion, written, job.request.sampling) if job.before else first
+            self.kept.put(number, place, kept)
+        if len(job.completions) < job.request.n:
+            return []
+        del self.jobs[number]
+        return [Finished(number, [job.completions[i] for i in range(job.request.n)])]
+
+    def cancel(self, number: int) -> None:
+        """See `contract.rollouts.Sampler`."""
+        self.kept.drop(number)
+        job = self.jobs.pop(number, None)
+        if job is not None:
+            running = [i for i in range(job.request.n) if i not in job.completions]
+            self.llm.llm_engine.abort_request([name(number, i) for i in running])
+            self.total -= len(running)
+            self._rest()
+
+    def _rest(self) -> None:
+        """The counts begin anew when nothing is in flight."""
+        if not self.jobs:
+            self.done, self.total = 0, 0
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """See `contract.rollouts.Sampler`. Raises UserError for what vLLM cannot be asked here."""
+        return generate(self, requests)
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Hands over the weights. Raises UserError unless they all arrived and are what vLLM now draws with."""
+        """Hands over the weights. Raises UserError unless they all arrived and are what vLLM now draws with, and while
+        requests are in flight."""
+        if self.busy:
+            raise UserError(
+                "new weights were loaded while requests are in flight, which would draw from two models",
+                hint="step until they have finished, or cancel them",
+            )
         self.version = version
         if self.llm is None:  # it will start with them
             return
@@ -131,6 +227,9 @@ class VLLMSampler:
     # ------------------------------------------------------------ vLLM
 
     def _start(self) -> None:
+        """Starts vLLM unless it runs already."""
+        if self.llm is not None:
+            return
         for name, value in {**SETTINGS, "VLLM_CPU_KVCACHE_SPACE": str(self.cache_gb)}.items():
             os.environ.setdefault(name, value)
         try:
@@ -154,9 +253,11 @@ class VLLMSampler:
 
     def _params(self, r: Request, seed: int) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         s = r.sampling
         return SamplingParams(
+            output_kind=RequestOutputKind.FINAL_ONLY,
             seed=seed,
             temperature=s.temperature,
             top_p=s.top_p,
@@ -171,11 +272,6 @@ class VLLMSampler:
             skip_special_tokens=False,
         )
 
-    def _ask(self, asked: Sequence[tuple[Sequence[int], Any]]) -> list[Any]:
-        prompts = [{"prompt_token_ids": list(prompt)} for prompt, _ in asked]
-        done = self.llm.generate(prompts, [params for _, params in asked], use_tqdm=False)
-        return [one.outputs[0] for one in done]
-
     def _completion(self, out: Any, sampling: Sampling) -> Completion:
         tokens = [int(t) for t in out.token_ids]
         logps = [float(at[t].logprob) for at, t in zip(out.logprobs, tokens, strict=True)]
@@ -183,14 +279,15 @@ class VLLMSampler:
         text: str = self.tokenizer.decode(tokens[:-1] if stop == "eos" else tokens)
         if stop == "stop":
             text = text[: min(text.find(s) for s in sampling.stop if s in text)]
-        return Completion(tokens, logps, [False] * len(tokens), stop, text)
+        return Completion(tokens, logps, [False] * len(tokens), stop, text, self.version)
 
     def _sing(self) -> None:
         """Draws a few tokens and compares their log-probabilities with the trained model's. Raises UserError."""
         prompt = [t for t in range(CANARY_TOKENS) if t not in self.eos][: max(1, self.context // 4)]
         request = Request(prompt, 1, Sampling(min(CANARY_TOKENS, self.context // 2)))
-        (out,) = self._ask([(prompt, self._params(request, self.version))])
-        drawn = self._completion(out, request.sampling)
+        params = self._params(request, self.version)
+        (done,) = self.llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False)
+        drawn = self._completion(done.outputs[0], request.sampling)
         own = self.score([*prompt, *drawn.tokens])[len(prompt) :]
         self.canary = float((own - torch.tensor(drawn.logps)).abs().max())
         if not self.canary <= self.tolerance:
@@ -200,6 +297,11 @@ class VLLMSampler:
                 field="sampler.kind",
                 hint="use sampler: {kind: native}, or raise sampler.tolerance if the types differ",
             )
+
+
+def name(number: int, place: int) -> str:
+    """What vLLM calls a sample of a request."""
+    return f"{number}.{place}"
 
 
 def how_it_ended(tokens: Sequence[int], eos: Sequence[int], reason: object) -> Stop:

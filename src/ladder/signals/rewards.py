@@ -36,18 +36,13 @@ from ladder.credit.group import GroupCredit
 from ladder.rewards.judge import check_judged, judge
 
 
-def itself(version: int) -> int:
-    return version
-
-
 @dataclass(slots=True)
 class Rewards:
     """The signal (`contract.training.Signal`).
 
     collect: draws groups from the policy. credit: turns judged groups into trained samples. reference: fills
     `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
-    stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler. drawn_by: the version
-    that draws when the policy is of a version.
+    stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler.
     rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's. probe:
     the same, asked once, at the first batch of a process that is not empty, where the loss has no ratio to show that
     sampler and engine differ.
@@ -65,7 +60,6 @@ class Rewards:
     on_rollouts: Callable[[int, Groups, Judged], dict[str, float]] | None = None
     stats: Callable[[Sequence[Rollout]], dict[str, float]] | None = None
     load: Callable[[Callable[[], Weights], int], None] | None = None
-    drawn_by: Callable[[int], int] = itself
     step: int = 0
     version: int = 0
     _metrics: dict[str, float] = field(default_factory=dict)
@@ -92,12 +86,14 @@ class Rewards:
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.version = int(state["step"]), int(state["version"])
         self.credit.restore(state["credit"])
+        if self.load is not None:
+            self.load(lambda: iter(()), self.version)  # the weights are restored where they lie
 
     # ------------------------------------------------------------ one step
 
     def _batch(self) -> list[Unit]:
         begun = time.perf_counter()
-        groups = self.collect(self.prompts(self.step), step=self.step, version=self.drawn_by(self.version))
+        groups = self.collect(self.prompts(self.step), step=self.step, version=self.version)
         drawn = time.perf_counter()
         judged = judge(self.reward, groups)
         scored = time.perf_counter()

@@ -26,11 +26,10 @@ from ladder.contract.training import Weights
 from ladder.models.load import LoadedModel
 from ladder.pipeline.build import models, samplers
 from ladder.pipeline.recipe import Recipe
-from ladder.rollout.replica import LaggedSampler
-from ladder.signals.rewards import itself
+from ladder.rollout.replica import Replica
 
-FIRST, OTHER = 0, -1
-"""Versions: of the stage's first model, and of a model that never was the policy."""
+OTHER = -1
+"""The version of a model that never was the policy. The stage's first model has version 0."""
 
 
 class StageRollouts(Config):
@@ -50,13 +49,13 @@ Rollouts = Literal["own", "start"] | StageRollouts | ModelRollouts
 
 @dataclass(frozen=True, slots=True)
 class BehaviourPolicy:
-    """sampler: who draws. load: what it does with new weights; None if it stays as it is. drawn_by: see
-    `signals.rewards.Rewards`. lagged: what has to be saved with a checkpoint."""
+    """The sampler of a stage's answers. load: what it does with new weights; None if it keeps those that it has.
+    off_policy: it samples from a model that never was the policy. replica: what is saved with a checkpoint."""
 
     sampler: Sampler
     load: Callable[[Callable[[], Weights], int], None] | None
-    drawn_by: Callable[[int], int] = itself
-    lagged: LaggedSampler | None = None
+    off_policy: bool = False
+    replica: Replica | None = None
 
 
 def check(rollouts: Rollouts, lag: int, name: str) -> None:
@@ -80,16 +79,18 @@ def behaviour_policy(
         own = samplers.drawer(recipe, loaded)
         return BehaviourPolicy(own, own.load)
     if rollouts == "own":
-        lagged = LaggedSampler(samplers.sampler(recipe, _copy(loaded)), lag)
-        return BehaviourPolicy(lagged, lagged.load, lambda version: max(FIRST, version - lag), lagged)
+        replica = Replica(samplers.sampler(recipe, _copy(loaded)), lag)
+        return BehaviourPolicy(replica, replica.load, replica=replica)
     if rollouts == "start":
-        return BehaviourPolicy(samplers.sampler(recipe, _copy(loaded)), None, lambda _: FIRST)
+        return BehaviourPolicy(samplers.sampler(recipe, _copy(loaded)), None)
     source = str(parents[rollouts.stage] / "model") if isinstance(rollouts, StageRollouts) else rollouts.model
     other = models.load(recipe, source)
     other.model.requires_grad_(False)
     if not models.same_tokens(other, loaded):
         raise UserError("draws with another tokenizer than the policy's", field=field, hint="take a model of its kind")
-    return BehaviourPolicy(samplers.sampler(recipe, other), None, lambda _: OTHER)
+    sampler = samplers.sampler(recipe, other)
+    sampler.reweighted(OTHER)
+    return BehaviourPolicy(sampler, None, off_policy=True)
 
 
 def _copy(loaded: LoadedModel) -> LoadedModel:

@@ -148,7 +148,6 @@ class PolicyRewards(Sampled, Trained):
             max_failed=self.max_failed,
             stats=build_tasks.stats(self.spec(ctx.recipe)),
             load=drawn.load,
-            drawn_by=drawn.drawn_by,
             rescore=engine.forward if corrects(loss) else None,
             probe=engine.forward if "old_logps" not in loss.needs else None,
         )
@@ -162,8 +161,8 @@ class PolicyRewards(Sampled, Trained):
         job = Job(loaded, signal, learner, self.steps, eval_every=self.eval_every, alarms=alarms)
         job.critics = assigned.critics
         job.behind = self.lag > 0 or self.rollouts != "own"
-        job.off_policy = drawn.drawn_by(0) == behaviour.OTHER
-        job.keeps = {"drawing": drawn.lagged} if drawn.lagged is not None else {}
+        job.off_policy = drawn.off_policy
+        job.keeps = {"drawing": drawn.replica} if drawn.replica is not None else {}
         job.evaluate = during(ctx, loaded)
         run_training(ctx, job)
         return {"steps": self.steps}
