@@ -72,7 +72,7 @@ class Laid:
     """Weights of the Llama layout on a processor. compiled: laid out for the kernels in C. packed: for many rows."""
 
     model: Llama
-    compiled: decode.Weights | None
+    compiled: decode.DecodeWeights | None
     packed: bool
 
     @property
