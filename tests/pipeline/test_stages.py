@@ -74,7 +74,7 @@ def test_a_gate(bound: str, holds: bool) -> None:
 
 @pytest.mark.parametrize("bound", ["0.9", "= 0.9", ">= ", ">= 1.2.3", "~ 1", ">= 0.9 and more"])
 def test_a_gate_that_cannot_be_read(bound: str) -> None:
-    with pytest.raises(UserError, match="is no bound"):
+    with pytest.raises(UserError, match="is not a bound"):
         gates.check("rl", {"easy.accuracy": bound}, {"easy": {"accuracy": 1}})
 
 
@@ -111,9 +111,9 @@ def test_the_base_is_what_pretraining_left() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is no earlier stage. Hint: put it before this one"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is no earlier stage"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is no earlier stage"),
+        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is not an earlier stage. Hint: put it"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is not an earlier stage"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is not an earlier stage"),
         (
             {"pretrain": WEB, "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "pretrain"}}},
             "stages.sft.data: stage 'pretrain' makes ",
@@ -383,7 +383,7 @@ def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--without: there is no stage 'pikc', did you mean 'pick'"):
         recipes.load(str(path), [], ["pikc"])
     recipe, document = recipes.load(str(path), [], ["pick"])
-    with pytest.raises(UserError, match="'pick' is no earlier stage"):
+    with pytest.raises(UserError, match="'pick' is not an earlier stage"):
         plan_recipe(recipe, document, tmp_path / "out")
 
 
