@@ -172,7 +172,7 @@ def test_a_changed_stage_and_what_depends_on_it(copy: Path) -> None:
     assert len(read_lines(copy / "rl" / "metrics.jsonl")) == 3
     assert sha256(copy / "rl" / "model") != weights
 
-    # and back: what was moved aside returns, untrained anew
+    # and back: what was moved aside returns, without being trained again
     assert plan(copy)["rl"] == "stale"
     said = run(copy).text
     assert "restored from .stale/: an earlier run" in said

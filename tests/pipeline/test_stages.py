@@ -223,9 +223,9 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
     [
         ({"prompts_per_step": 5000}, "rl.prompts_per_step: 5000 prompts a step out of 4096 tasks. Hint: lower it"),
         ({"sampling": {"temperature": 0}}, "stages.rl.sampling.temperature: greedy answers to a prompt are all"),
-        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: draws from a part of the distribution"),
-        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: draws from a part of the distribution"),
-        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: draws from a part of the distribution"),
+        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: samples from a part of the distribution"),
+        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: samples from a part of the distribution"),
+        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: samples from a part of the distribution"),
         ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
         ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
         ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects"),
@@ -333,7 +333,7 @@ def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:
 
 def test_a_stage_that_only_measures(tmp_path: Path) -> None:
     stages = {"pretrain": WEB, "look": {"kind": "evaluate", "from": "pretrain"}}
-    assert "the recipe says nothing about what to measure" in error(tmp_path, stages)
+    assert "the recipe has no evaluation sets" in error(tmp_path, stages)
     measured = {"sets": {"easy": {"task": "chain", "n": 4}}, "sampling": {"max_tokens": 8}}
     out = tmp_path / "out"
     run(out, recipe=write(tmp_path, stages, eval=measured))
