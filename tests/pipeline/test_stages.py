@@ -246,7 +246,7 @@ def test_conflicting_options(tmp_path: Path, change: dict[str, Any], message: st
 
 def test_examples_that_are_tokens_already_are_not_encoded(tmp_path: Path) -> None:
     pretrain = WEB | {"encoding": {"max_tokens": 9}}
-    assert "stages.pretrain.encoding: is about rows that are yet to be" in error(tmp_path, {"pretrain": pretrain})
+    assert "stages.pretrain.encoding: applies to rows of text" in error(tmp_path, {"pretrain": pretrain})
 
 
 def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
@@ -307,7 +307,7 @@ def test_a_harvest_ends_when_enough_is_kept(copy: Path) -> None:
 def test_a_harvest_of_nothing(tmp_path: Path) -> None:
     stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 4}}
     said = error(tmp_path, {"pretrain": WEB, "harvest": stage | {"at_least": 2.0}})
-    assert "harvest.at_least: nothing was kept of what was sampled (sampled 8  judged 8  right 0" in said
+    assert "harvest.at_least: none of the sampled answers was kept (sampled 8  judged 8  right 0" in said
     assert not (tmp_path / "out" / "harvest" / "data.jsonl").exists()
 
 

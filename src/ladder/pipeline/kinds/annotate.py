@@ -31,8 +31,8 @@ COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
 class Annotate(Sampled):
     """num_prompts: number of tasks. judge: the reward by which the annotators compare. error: the probability that a
     verdict is flipped. Of the `group_size` answers to a prompt the 1st is compared with the 2nd, the 3rd with the 4th,
-    and so on; pairs with equal scores are left out. filters: names (`build.tasks.filters`); a pair is left out unless both
-    answers pass them all."""
+    and so on; pairs with equal scores are left out. filters: names (`build.tasks.filters`); a pair is left out unless
+    both answers pass them all."""
 
     named: ClassVar[str] = "annotate"
     makes: ClassVar[Makes] = "data"
