@@ -166,7 +166,7 @@ def test_stages_of_the_same_run(made: Path, tmp_path: Path) -> None:
         ({"ensemble": 3}, r"stages.rl.reward.ensemble: "),
         ({"ensemble": [{"model": "x"}, "a", {"model": "x"}]}, r"stages.rl.reward.ensemble: has a member twice"),
         ({"ensemble": ["a", "b"], "agregate": "min"}, r"reward.agregate: unknown key, did you mean 'aggregate'"),
-        ({"stage": "nowhere"}, "'nowhere' is no earlier stage"),
+        ({"stage": "nowhere"}, "'nowhere' is not an earlier stage"),
         ([{"stage": "pretrain", "weight": "much"}], r"stages.rl.reward\[0\].weight: must be a number"),
         ([{"stage": "pretrain"}, {"kind": "lenght"}], "did you mean 'length'"),
     ],

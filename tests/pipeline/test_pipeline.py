@@ -165,17 +165,17 @@ def test_a_changed_stage_and_what_depends_on_it(copy: Path) -> None:
 
     before, weights = stamps(copy), sha256(copy / "rl" / "model")
     said = run(copy, "rl.steps=3").text
-    assert said.count("done before") == 4 and "what was there moves to .stale/" in said
+    assert said.count("done before") == 4 and "the earlier result is moved to .stale/" in said
     after = stamps(copy)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed and all(name.startswith("rl/") for name in changed)
     assert len(read_lines(copy / "rl" / "metrics.jsonl")) == 3
     assert sha256(copy / "rl" / "model") != weights
 
-    # and back: what was moved aside returns, untrained anew
+    # and back: what was moved aside returns, without being trained again
     assert plan(copy)["rl"] == "stale"
     said = run(copy).text
-    assert "comes back from an earlier run" in said
+    assert "restored from .stale/: an earlier run" in said
     assert sha256(copy / "rl" / "model") == weights and plan(copy) == DONE
     assert read(copy / "rl" / "summary.json")["steps"] == 2
     assert [p.name for p in (copy / ".stale").iterdir()] == [f"rl-{keys('rl.steps=3')['rl'][:12]}"]

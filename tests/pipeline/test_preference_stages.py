@@ -172,10 +172,10 @@ def test_ppo_resumes_with_its_critic(done: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("ppo.from=reward_model", "makes a reward model, and a model is wanted"),
-        ("ppo.reward={stage: annotate}", "makes data, and a reward model is wanted"),
-        ("dpo.data={stage: reward_model}", "makes a reward model, and data is wanted"),
-        ("ppo.reward=chain_gold", "no reward model to begin from"),
+        ("ppo.from=reward_model", "makes a reward model, and a model is needed"),
+        ("ppo.reward={stage: annotate}", "makes data, and a reward model is needed"),
+        ("dpo.data={stage: reward_model}", "makes a reward model, and data is needed"),
+        ("ppo.reward=chain_gold", "no reward model to take the critic's initial weights from"),
         ("ppo.advantage=group_std", "ppo.advantage: unknown key"),
         ("ppo.target_kl=-1", "greater than 0"),
         ("reward_model.eval_every=3", "leave eval_every out"),

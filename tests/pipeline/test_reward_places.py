@@ -96,8 +96,8 @@ def test_a_reward_model_at_the_top_of_the_recipe(made: Path, tmp_path: Path) -> 
     [
         ({}, judged_by("chian"), "eval.sets.a.reward: no reward is called"),
         ({}, judged_by({"stage": "rm"}), "there is no stage 'rm'"),
-        ({}, judged_by({"stage": "pretrain"}), "a reward model is wanted"),
-        ({"rl": RL | {"watch": {"x": {"stage": "later"}}}}, {}, "'later' is no earlier stage"),
+        ({}, judged_by({"stage": "pretrain"}), "a reward model is needed"),
+        ({"rl": RL | {"watch": {"x": {"stage": "later"}}}}, {}, "'later' is not an earlier stage"),
         ({"rl": RL | {"reward": {"kind": "user", "function": "gone.py:f"}}}, {}, "rl.reward: there is no file"),
         ({"rl": RL | {"loss": "gone.py:Loss"}}, {}, "rl.loss: there is no file 'gone.py'"),
     ],

@@ -74,7 +74,7 @@ def test_a_gate(bound: str, holds: bool) -> None:
 
 @pytest.mark.parametrize("bound", ["0.9", "= 0.9", ">= ", ">= 1.2.3", "~ 1", ">= 0.9 and more"])
 def test_a_gate_that_cannot_be_read(bound: str) -> None:
-    with pytest.raises(UserError, match="is no bound"):
+    with pytest.raises(UserError, match="is not a bound"):
         gates.check("rl", {"easy.accuracy": bound}, {"easy": {"accuracy": 1}})
 
 
@@ -111,9 +111,9 @@ def test_the_base_is_what_pretraining_left() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is no earlier stage. Hint: put it before this one"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is no earlier stage"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is no earlier stage"),
+        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is not an earlier stage. Hint: put it"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is not an earlier stage"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is not an earlier stage"),
         (
             {"pretrain": WEB, "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "pretrain"}}},
             "stages.sft.data: stage 'pretrain' makes ",
@@ -223,9 +223,9 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
     [
         ({"prompts_per_step": 5000}, "rl.prompts_per_step: 5000 prompts a step out of 4096 tasks. Hint: lower it"),
         ({"sampling": {"temperature": 0}}, "stages.rl.sampling.temperature: greedy answers to a prompt are all"),
-        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: draws from a part of the distribution"),
-        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: draws from a part of the distribution"),
-        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: draws from a part of the distribution"),
+        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: samples from a part of the distribution"),
+        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: samples from a part of the distribution"),
+        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: samples from a part of the distribution"),
         ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
         ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
         ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects"),
@@ -246,7 +246,7 @@ def test_conflicting_options(tmp_path: Path, change: dict[str, Any], message: st
 
 def test_examples_that_are_tokens_already_are_not_encoded(tmp_path: Path) -> None:
     pretrain = WEB | {"encoding": {"max_tokens": 9}}
-    assert "stages.pretrain.encoding: is about rows that are yet to be" in error(tmp_path, {"pretrain": pretrain})
+    assert "stages.pretrain.encoding: applies to rows of text" in error(tmp_path, {"pretrain": pretrain})
 
 
 def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
@@ -307,7 +307,7 @@ def test_a_harvest_ends_when_enough_is_kept(copy: Path) -> None:
 def test_a_harvest_of_nothing(tmp_path: Path) -> None:
     stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 4}}
     said = error(tmp_path, {"pretrain": WEB, "harvest": stage | {"at_least": 2.0}})
-    assert "harvest.at_least: nothing was kept of what was sampled (sampled 8  judged 8  right 0" in said
+    assert "harvest.at_least: none of the sampled answers was kept (sampled 8  judged 8  right 0" in said
     assert not (tmp_path / "out" / "harvest" / "data.jsonl").exists()
 
 
@@ -333,7 +333,7 @@ def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:
 
 def test_a_stage_that_only_measures(tmp_path: Path) -> None:
     stages = {"pretrain": WEB, "look": {"kind": "evaluate", "from": "pretrain"}}
-    assert "the recipe says nothing about what to measure" in error(tmp_path, stages)
+    assert "the recipe has no evaluation sets" in error(tmp_path, stages)
     measured = {"sets": {"easy": {"task": "chain", "n": 4}}, "sampling": {"max_tokens": 8}}
     out = tmp_path / "out"
     run(out, recipe=write(tmp_path, stages, eval=measured))
@@ -383,7 +383,7 @@ def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--without: there is no stage 'pikc', did you mean 'pick'"):
         recipes.load(str(path), [], ["pikc"])
     recipe, document = recipes.load(str(path), [], ["pick"])
-    with pytest.raises(UserError, match="'pick' is no earlier stage"):
+    with pytest.raises(UserError, match="'pick' is not an earlier stage"):
         plan_recipe(recipe, document, tmp_path / "out")
 
 

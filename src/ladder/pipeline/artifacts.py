@@ -1,4 +1,4 @@
-"""What a stage leaves behind, and how it is named, verified and hashed: a model, a reward model, data, figures."""
+"""The artifacts that stages write (a model, a reward model, data, figures): how each is named, verified and hashed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Makes = Literal["model", "data", "figures", "scorer"]
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """text: what it is, for messages. field: of a recipe by which another stage reads it. file: its name in the stage's
-    directory, None where the summary is all. evaluated: the recipe's sets are measured on it. measures: the stage
-    itself measures, so another measurement makes it due again."""
+    """One type of artifact. text: its name in messages. field: the recipe field by which another stage reads it. file:
+    its name in the stage's directory, None if the stage writes only its summary. evaluated: the recipe's evaluation
+    sets are measured on it. measures: the stage is itself an evaluation, so it runs again if the evaluation changes."""
 
     text: str
     field: str
@@ -26,19 +26,20 @@ class Artifact:
 
     @property
     def due(self) -> bool:
-        """Whether a change of what is measured makes the stage go on."""
+        """Whether the stage must run again, from its result on, if the recipe's evaluation changes."""
         return self.evaluated or self.measures
 
     def path(self, directory: Path) -> Path | None:
+        """Where the artifact is; None if there is no file."""
         return None if self.file is None else directory / self.file
 
     def digest(self, directory: Path) -> str | None:
-        """The hash that the stage's record keeps; None where there is nothing to hash."""
+        """The hash that is written to the stage's record; None if there is no file to hash."""
         path = self.path(directory)
         return None if path is None else sha256(path)
 
     def damage(self, directory: Path, record: dict[str, Any]) -> str | None:
-        """What is wrong with a result that once was whole; None when it still is what it was."""
+        """What is missing or changed in the result of a finished stage; None if it is intact."""
         path = self.path(directory)
         if path is None:
             return None

@@ -79,7 +79,7 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     spec = ctx.recipe.eval
     if spec is None:
         return {}
-    sampler = samplers.sampler(ctx.recipe, loaded)
+    sampler = samplers.native_sampler(ctx.recipe, loaded)
     summary: dict[str, Any] = {}
     shown: list[dict[str, Any]] = []
     names = [name for name in spec.sets if set(_reward(ctx.recipe, name).stages) <= ctx.parents.keys()]

@@ -1,4 +1,4 @@
-"""Objects of the user's that a recipe names by an import path: found when the recipe is planned, imported when it runs.
+"""The user's objects that a recipe names by an import path: located when the recipe is planned, imported when it runs.
 
     {kind: "file.py:Name", field: value}      or just "file.py:Name"
 """
@@ -14,16 +14,16 @@ from ladder.base.source import imported, locate
 
 
 def parts(spec: Any, field: str) -> tuple[str, dict[str, Any]]:
-    """(kind, fields). Raises UserError."""
+    """Splits a specification into (kind, fields). Raises UserError."""
     options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
-        raise UserError("is named by its kind", field=field, hint='write {kind: "file.py:Name"}')
+        raise UserError("a kind is missing", field=field, hint='write {kind: "file.py:Name"}')
     return kind, options
 
 
 def located(spec: Any, field: str) -> Path | None:
-    """The source file that defines the object; nothing is imported. Raises UserError."""
+    """The source file that defines the object; no code is executed. Raises UserError."""
     kind, _ = parts(spec, field)
     try:
         return locate(kind)
@@ -32,7 +32,7 @@ def located(spec: Any, field: str) -> Path | None:
 
 
 def loaded(kind: str, field: str) -> Any:
-    """The object itself; its file is executed. Raises UserError."""
+    """Imports the object; its file is executed. Raises UserError."""
     try:
         return imported(kind)
     except UserError as err:
@@ -40,6 +40,6 @@ def loaded(kind: str, field: str) -> Any:
 
 
 def built(spec: Any, field: str) -> Any:
-    """An instance of the class that is named, a dataclass or configuration, with its fields. Raises UserError."""
+    """An instance of the named class (a dataclass or Config) with the given fields. Raises UserError."""
     kind, options = parts(spec, field)
     return validated(loaded(kind, field), options, field)

@@ -1,6 +1,6 @@
 """The stage of reinforcement learning without a critic: rewards of sampled answers, group advantages, a policy loss.
 
-Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (group_mean and loss.unit padded), RLOO
+The fields choose the algorithm: GRPO (advantage group_std), Dr. GRPO (group_mean and loss.unit padded), RLOO
 (leave_one_out), DAPO, GSPO, CISPO (loss).
 """
 
@@ -22,8 +22,8 @@ from ladder.pipeline.stage import Context
 
 
 class RL(PolicyRewards):
-    """advantage, drop_zero_variance, skip_truncated: see `credit.group.GroupCredit`. credit: a class of the user's in
-    its place, by import path, with its fields (`{kind: "file.py:Name", ...}`)."""
+    """advantage, drop_zero_variance, skip_truncated: see `credit.group.GroupCredit`. credit: a user's class that
+    replaces it, by import path, with its fields (`{kind: "file.py:Name", ...}`)."""
 
     named: ClassVar[str] = "rl"
     group_size: int = Field(default=8, ge=2)
@@ -42,7 +42,7 @@ class RL(PolicyRewards):
         located(self.credit, f"{name}.credit")
         for field in ("advantage", "drop_zero_variance", "skip_truncated"):
             if getattr(self, field) != type(self).model_fields[field].default:
-                message = "is a field of the built-in credit, which another one replaces here"
+                message = "is a field of the built-in credit, which the field credit replaces here"
                 raise UserError(message, field=f"{name}.{field}", hint="leave it out")
 
     def prepare(self, name: str, recipe: Recipe) -> None:
