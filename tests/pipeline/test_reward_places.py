@@ -116,8 +116,12 @@ def test_a_plan_executes_no_code_of_the_users(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     mine.write_text(
         f"open({str(trace)!r}, 'a').write('x')\n"
-        "import pydantic.dataclasses\n"
-        "class Loss: pass\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Loss:\n"
+        "    unit: str = 'token'\n"
+        "    needs: tuple = ('advantages',)\n"
+        "    entropy: bool = False\n"
         "def judge(a, b, c, d, e): return 1\n"
     )
     user = {"kind": "user", "function": f"{mine}:judge"}

@@ -49,10 +49,13 @@ def watched(name: str, judged: Judged) -> dict[str, float]:
     scores = [[o.value for o in outcomes if isinstance(o, Score)] for outcomes in judged]
     means = torch.tensor([sum(s) / len(s) for s in scores if s], dtype=torch.float64)
     values = [x for s in scores for x in s]
-    if len(means) < 2:
-        return {f"watched/{name}": sum(values) / len(values)} if values else {}
-    error = float(means.std()) / len(means) ** 0.5
-    return {f"watched/{name}": sum(values) / len(values), f"watched_error/{name}": error}
+    n = sum(map(len, judged))
+    figures = {f"watched_failed/{name}": 1 - len(values) / n} if len(values) < n else {}
+    if values:
+        figures[f"watched/{name}"] = sum(values) / len(values)
+    if len(means) >= 2:
+        figures[f"watched_error/{name}"] = float(means.std()) / len(means) ** 0.5
+    return figures
 
 
 def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:

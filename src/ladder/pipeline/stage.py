@@ -11,10 +11,12 @@ from pydantic import Field
 
 from ladder.base.config import Config
 from ladder.base.errors import UserError
+from ladder.contract.training import Loss
 from ladder.engine.optim import Optim
 from ladder.models.lora import LoRA
 from ladder.pipeline.artifacts import ARTIFACTS, Artifact, Makes
-from ladder.pipeline.recipe import Recipe
+from ladder.pipeline.build import losses, named
+from ladder.pipeline.recipe import Recipe, Spec
 from ladder.tracking.console import Console
 from ladder.tracking.log import RunLog
 
@@ -66,6 +68,23 @@ class Trained(StageConfig):
     optim: Optim = Optim()
     lora: LoRA | Literal[False] | None = None
     eval_every: int = Field(default=0, ge=0)
+    loss: Spec
+
+    def inputs(self, recipe: Recipe) -> list[Path]:
+        return [*super().inputs(recipe), *named.sources(self.loss, "loss")]
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        super().check(name, recipe)
+        loss = losses.known_loss(self.loss, f"{name}.loss")
+        if loss is not None:
+            self.check_loss(loss, name, recipe)
+
+    def prepare(self, name: str, recipe: Recipe) -> None:
+        super().prepare(name, recipe)
+        self.check_loss(losses.loss(self.loss, f"{name}.loss"), name, recipe)
+
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
+        """Raises UserError for a loss that this kind of stage cannot train with."""
 
 
 class Interrupted(Exception):

@@ -12,6 +12,8 @@ from ladder.contract.training import Loss
 from ladder.pipeline.build import named
 from ladder.pipeline.recipe import Spec
 
+UNITS = ("token", "sequence", "padded", "pair")
+
 
 def loss(spec: Spec, field: str) -> Loss:
     """Builds a loss from the name of a class in `ladder.losses` or an import path (`file.py:Name`,
@@ -22,7 +24,14 @@ def loss(spec: Spec, field: str) -> Loss:
     for name in options:
         if name not in known:
             raise UserError(f"{kind} has no field {name!r}{near(name, known)}", field=f"{field}.{name}")
-    return validated(cls, options, field)
+    made = validated(cls, options, field)
+    for name in ("unit", "needs", "entropy"):
+        if not hasattr(made, name):
+            raise UserError(f"{kind} has no {name!r}, which every loss has", field=field, hint="see CONTRIBUTING.md")
+    if made.unit not in UNITS:
+        message = f"{kind} counts in {made.unit!r}, which is no unit"
+        raise UserError(message, field=field, hint=f"one of {', '.join(UNITS)}")
+    return made
 
 
 def known_loss(spec: Spec, field: str) -> Loss | None:
@@ -44,7 +53,7 @@ def _named(spec: Spec, field: str) -> tuple[str, dict[str, Any]]:
 def _loss_class(kind: str, field: str) -> Any:
     """The class of a loss. Raises UserError."""
     if ":" in kind:
-        return named.loaded(kind, field)
+        return named.described(kind, field)
     known = ladder.losses.__all__
     if kind not in known:
         raise UserError(f"no loss is called {kind!r}{near(kind, known)}", field=field)

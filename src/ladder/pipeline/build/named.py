@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from ladder.base.source import imported, locate
 def parts(spec: Any, field: str) -> tuple[str, dict[str, Any]]:
     """Splits a specification into (kind, fields). Raises UserError."""
     options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
+    if "kind" not in options and len(options) == 1:
+        ((kind, inner),) = options.items()
+        options = {"kind": kind} | (dict(inner) if isinstance(inner, dict) else {})
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
         raise UserError("a kind is missing", field=field, hint='write {kind: "file.py:Name"}')
@@ -31,6 +35,13 @@ def located(spec: Any, field: str) -> Path | None:
         raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
+def sources(spec: Any, field: str) -> list[Path]:
+    """The file of the user's object that a spec names, if it names one. Raises UserError."""
+    kind, _ = parts(spec, field) if spec is not None else ("", {})
+    path = located(kind, field) if ":" in kind else None
+    return [] if path is None else [path]
+
+
 def loaded(kind: str, field: str) -> Any:
     """Imports the object; its file is executed. Raises UserError."""
     try:
@@ -42,4 +53,12 @@ def loaded(kind: str, field: str) -> Any:
 def built(spec: Any, field: str) -> Any:
     """An instance of the named class (a dataclass or Config) with the given fields. Raises UserError."""
     kind, options = parts(spec, field)
-    return validated(loaded(kind, field), options, field)
+    return validated(described(kind, field), options, field)
+
+
+def described(kind: str, field: str) -> Any:
+    """A class whose fields are known: a dataclass. Raises UserError for anything else."""
+    cls = loaded(kind, field)
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise UserError(f"{kind} is no dataclass", field=field, hint="write @dataclass above its class")
+    return cls

@@ -12,7 +12,7 @@ from ladder import tasks as task_sources
 from ladder.base.config import near
 from ladder.base.errors import UserError
 from ladder.contract.rollouts import Outcome, Rollout, Task
-from ladder.pipeline.build.named import located
+from ladder.pipeline.build.named import located, sources
 from ladder.pipeline.recipe import Spec
 from ladder.tasks import TaskSource
 from ladder.tasks.split import known
@@ -113,7 +113,8 @@ def files(spec: Any) -> list[Path]:
     """The files that a task source or a reward reads: data, and `file.py` of a function `file.py:name`."""
     if isinstance(spec, dict | list):
         values = spec.values() if isinstance(spec, dict) else spec
-        return [path for value in values for path in files(value)]
+        own = sources(spec, "task") if task_sources.is_foreign(spec) else []
+        return list(dict.fromkeys([*own, *(path for value in values for path in files(value))]))
     if not isinstance(spec, str):
         return []
     path = spec.rpartition(":")[0] if ".py:" in spec else spec

@@ -22,17 +22,18 @@ from ladder.pipeline.build import tasks as build_tasks
 from ladder.pipeline.kinds.sampling import Sampled, in_parts
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes
-from ladder.rewards.judge import judge
+from ladder.rewards.judge import check_judged, judge
 from ladder.signals.rows import pair_row
 
-COUNTS = ("pairs", "equal", "wrong", "filtered", "drawn")
+COUNTS = ("pairs", "equal", "wrong", "filtered", "failed", "drawn")
 
 
 class Annotate(Sampled):
     """num_prompts: number of tasks. judge: the reward by which the annotators compare. error: the probability that a
     verdict is flipped. Of the `group_size` answers to a prompt the 1st is compared with the 2nd, the 3rd with the 4th,
     and so on; pairs with equal scores are left out. filters: names (`build.tasks.filters`); a pair is left out unless
-    both answers pass them all."""
+    both answers pass them all. max_failed: the
+    share of answers that may fail to be judged; a pair with such an answer is left out and counted."""
 
     named: ClassVar[str] = "annotate"
     makes: ClassVar[Makes] = "data"
@@ -41,6 +42,7 @@ class Annotate(Sampled):
     error: float = Field(default=0.1, ge=0, lt=0.5)
     group_size: int = Field(default=4, ge=2)
     filters: tuple[str, ...] = ()
+    max_failed: float = Field(default=0.1, ge=0, le=1)
 
     def judges(self) -> dict[str, Spec | None]:
         return {"judge": self.judge}
@@ -62,7 +64,9 @@ class Annotate(Sampled):
         def annotate_part(_: int, start: int, part_tasks: list[Task]) -> dict[str, Any]:
             result: dict[str, Any] = {"rows": []} | dict.fromkeys(COUNTS, 0)
             groups = collect(part_tasks, step=start, version=0)
-            for i, (group, outcomes) in enumerate(zip(groups, judge(annotator, groups), strict=True)):
+            judged = judge(annotator, groups)
+            check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
+            for i, (group, outcomes) in enumerate(zip(groups, judged, strict=True)):
                 result["drawn"] += sum(r.length for r in group)
                 passed = [all(test(r) for test in tests) for r in group]
                 self._compare(group, outcomes, passed, rng.np_rng(ctx.seed, ctx.name, "annotator", start + i), result)
@@ -80,11 +84,11 @@ class Annotate(Sampled):
         write_lines(ctx.directory / "data.jsonl", rows)
         shutil.rmtree(ctx.directory / "parts", ignore_errors=True)
         agreement = 1 - counts["wrong"] / counts["pairs"]
-        left_out = counts["equal"] + counts["filtered"]
+        left_out = counts["equal"] + counts["filtered"] + counts["failed"]
         ctx.console.say(
             f"  {len(rows):,} pairs, {left_out:,} left out; {agreement:.1%} of the verdicts agree with the judge"
         )
-        figures = {name: counts[name] for name in ("pairs", "equal", "filtered")}
+        figures = {name: counts[name] for name in ("pairs", "equal", "filtered", "failed")}
         return figures | {"agreement": round(agreement, 4), "drawn_tokens": counts["drawn"]}
 
     def _compare(
@@ -102,7 +106,10 @@ class Annotate(Sampled):
                 result["filtered"] += 1
                 continue
             a, b = (o.value if isinstance(o, Score) else None for o in outcomes[j : j + 2])
-            if a is None or b is None or a == b or group[j].tokens == group[j + 1].tokens:
+            if a is None or b is None:
+                result["failed"] += 1
+                continue
+            if a == b or group[j].tokens == group[j + 1].tokens:
                 result["equal"] += 1
                 continue
             wrong = bool(generator.random() < self.error)

@@ -92,13 +92,6 @@ class PolicyRewards(Sampled, Trained):
         self.check_apart(name)
         self._check_sampling(f"{name}.sampling")
         behaviour.check(self.rollouts, self.lag, name)
-        loss = losses.known_loss(self.loss, f"{name}.loss")
-        if loss is not None:
-            self._check_loss(loss, name, recipe)
-
-    def prepare(self, name: str, recipe: Recipe) -> None:
-        super().prepare(name, recipe)
-        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name, recipe)
 
     def _check_sampling(self, field: str) -> None:
         """Raises UserError for settings that cut the distribution: the engine's log-probabilities are of all tokens."""
@@ -107,9 +100,19 @@ class PolicyRewards(Sampled, Trained):
             message = "samples from a part of the distribution, but the loss reads all of it: the ratio would not be 1"
             raise UserError(message, field=f"{field}.{setting}", hint="leave it out; the temperature may be set")
 
-    def _check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
+    def columns(self) -> frozenset[str] | None:
+        """The columns that a loss of the policy may read; None where nobody knows beforehand."""
+        return frozenset({"advantages", "old_logps", "ref_logps", "sampler_logps"})
+
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         """Raises UserError if the loss does not fit the number of optimiser steps, the behaviour policy or the rounding
         of engine and sampler."""
+        columns = self.columns()
+        unknown = [] if columns is None else [one for one in loss.needs if one not in columns]
+        if loss.unit == "pair" or unknown:
+            lacks = "pairs" if loss.unit == "pair" else f"the column {unknown[0]!r}"
+            message = f"{type(loss).__name__} needs {lacks}, which this kind of stage does not have"
+            raise UserError(message, field=f"{name}.loss", hint="take PolicyClip, or another loss of a policy")
         if self.epochs * self.minibatches > 1 and "old_logps" not in loss.needs:
             message = f"{type(loss).__name__} has no ratio, so it is correct for one optimiser step per batch only"
             field = "minibatches" if self.minibatches > 1 else "epochs"

@@ -53,7 +53,9 @@ class FromPairs(Trained):
         return [*parents, (self.data.stage, "data")] if isinstance(self.data, StageData) else parents
 
     def inputs(self, recipe: Recipe) -> list[Path]:
-        return [Path(self.data.path)] if isinstance(self.data, Data) and not self.data.path.startswith("hub:") else []
+        files = super().inputs(recipe)
+        local = isinstance(self.data, Data) and not self.data.path.startswith("hub:")
+        return [*files, Path(self.data.path)] if local and isinstance(self.data, Data) else files
 
     def pairs(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Pair], list[Pair]]:
         """Loads the pairs: (training, held out)."""
@@ -74,16 +76,7 @@ class PreferenceStage(FromPairs):
     named: ClassVar[str] = "preference"
     loss: Spec = "DPO"
 
-    def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.known_loss(self.loss, f"{name}.loss")
-        if loss is not None:
-            self._check_loss(loss, name)
-
-    def prepare(self, name: str, recipe: Recipe) -> None:
-        super().prepare(name, recipe)
-        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
-
-    def _check_loss(self, loss: Loss, name: str) -> None:
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         """Raises UserError unless the loss is one on pairs (not a reward model's) or on answers with a label."""
         labelled = loss.unit == "sequence" and "label" in loss.needs
         if isinstance(loss, BradleyTerry) or not (loss.unit == "pair" or labelled):
@@ -160,16 +153,7 @@ class RewardModel(FromPairs):
     makes: ClassVar[Makes] = "scorer"
     loss: Spec = "BradleyTerry"
 
-    def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.known_loss(self.loss, f"{name}.loss")
-        if loss is not None:
-            self._check_loss(loss, name)
-
-    def prepare(self, name: str, recipe: Recipe) -> None:
-        super().prepare(name, recipe)
-        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
-
-    def _check_loss(self, loss: Loss, name: str) -> None:
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         """Raises UserError unless the loss is one on pairs of scores."""
         if loss.unit != "pair" or (isinstance(loss, PairTerms) and not isinstance(loss, BradleyTerry)):
             message = f"{type(loss).__name__} does not train a reward model"

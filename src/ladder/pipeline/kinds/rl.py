@@ -14,8 +14,7 @@ from pydantic import Field
 from ladder.base.errors import UserError
 from ladder.credit.advantages import AdvantageKind
 from ladder.credit.group import GroupCredit
-from ladder.pipeline.build.named import built, located
-from ladder.pipeline.build.tasks import files
+from ladder.pipeline.build.named import built, located, sources
 from ladder.pipeline.kinds.policy_rewards import Assigned, PolicyRewards
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
@@ -33,7 +32,7 @@ class RL(PolicyRewards):
     credit: Spec | None = None
 
     def inputs(self, recipe: Recipe) -> list[Path]:
-        return super().inputs(recipe) + files(self.credit)
+        return super().inputs(recipe) + sources(self.credit, "credit")
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
@@ -44,6 +43,9 @@ class RL(PolicyRewards):
             if getattr(self, field) != type(self).model_fields[field].default:
                 message = "is a field of the built-in credit, which the field credit replaces here"
                 raise UserError(message, field=f"{name}.{field}", hint="leave it out")
+
+    def columns(self) -> frozenset[str] | None:
+        return super().columns() if self.credit is None else None
 
     def prepare(self, name: str, recipe: Recipe) -> None:
         super().prepare(name, recipe)

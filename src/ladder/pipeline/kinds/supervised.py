@@ -74,15 +74,12 @@ class Imitate(Trained):
         return [*parents, (self.data.stage, "data")] if isinstance(self.data, StageData) else parents
 
     def inputs(self, recipe: Recipe) -> list[Path]:
+        files = super().inputs(recipe)
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
-            return [Path(self.data.path)]
-        return tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else []
+            return [*files, Path(self.data.path)]
+        return files + tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else files
 
-    def prepare(self, name: str, recipe: Recipe) -> None:
-        super().prepare(name, recipe)
-        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
-
-    def _check_loss(self, loss: Loss, name: str) -> None:
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         """Raises UserError for a loss on pairs or one that reads a column: examples have neither."""
         if loss.unit == "pair" or loss.needs:
             needed = "pairs" if loss.unit == "pair" else f"the column {loss.needs[0]!r}"
@@ -90,9 +87,7 @@ class Imitate(Trained):
             raise UserError(message, field=f"{name}.loss", hint="take CrossEntropy")
 
     def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.known_loss(self.loss, f"{name}.loss")
-        if loss is not None:
-            self._check_loss(loss, name)
+        super().check(name, recipe)
         if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
             message = "applies to rows of text; these examples are token ids already"
             raise UserError(message, field=f"{name}.encoding", hint="leave it out")
