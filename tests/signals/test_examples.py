@@ -97,7 +97,7 @@ def test_the_first_share_can_keep_its_order() -> None:
 def test_an_order_of_ones_own() -> None:
     flat = [i for b in names(list(Examples(some(6), 2, order=lambda e: range(5, -1, -1)).batches())) for i in b]
     assert flat == [5, 4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match="no permutation"):
+    with pytest.raises(ValueError, match="not a permutation"):
         next(Examples(some(6), 2, order=lambda e: [0] * 6).batches())
 
 
@@ -123,11 +123,11 @@ def test_a_state_of_other_data_is_refused() -> None:
 def test_what_cannot_be_dealt_is_refused() -> None:
     with pytest.raises(UserError, match="no examples"):
         Examples([], 2)
-    with pytest.raises(UserError, match="is nothing"):
+    with pytest.raises(UserError, match="both must be at least 1"):
         Examples(some(3), 0)
     with pytest.raises(UserError, match=r"a.jsonl:2.*9 tokens long"):
         Examples(some(3), 5, by="tokens")
-    with pytest.raises(UserError, match=r"a.jsonl:8: nothing in it is trained"):
+    with pytest.raises(UserError, match=r"a.jsonl:8: no token in it is trained"):
         Examples([sample(1), sample(7, trained=False)], 2)
     with pytest.raises(UserError, match="share"):
         Examples(some(3), 1, in_order=2)

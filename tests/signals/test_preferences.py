@@ -171,13 +171,13 @@ def describe(batch: Sequence[Unit]) -> list[Any]:
 
 
 BAD_PAIRS: list[tuple[Any, str]] = [
-    (sample([10] * 4, [1], origin="a.jsonl:9"), "a.jsonl:9 is no pair"),
+    (sample([10] * 4, [1], origin="a.jsonl:9"), "a.jsonl:9 is not a pair"),
     (Pair(sample([10] * 4, [1], origin="a.jsonl:9"), sample([10] * 4, [1])), "a.jsonl:9: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([10] * 4, [1]), {"origin": "b.jsonl:3"}), "b.jsonl:3: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([10] * 4, [1])), "example 6: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([11] * 4, [2])), "example 6: .* different prompts"),
     (Pair(sample([10] * 4, [1]), sample([10] * 5, [2])), "example 6: .* different prompts"),
-    (Pair(sample([10] * 4, [1]), sample([10] * 4, [2], [0])), "nothing in it is trained"),
+    (Pair(sample([10] * 4, [1]), sample([10] * 4, [2], [0])), "no token in it is trained"),
 ]
 
 

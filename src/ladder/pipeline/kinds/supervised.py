@@ -155,7 +155,7 @@ class Pretrain(Imitate):
 
 
 class SFT(Imitate):
-    """Imitate fine-tuning."""
+    """Supervised fine-tuning."""
 
     named: ClassVar[str] = "sft"
 
