@@ -78,7 +78,7 @@ def test_a_reward_model_is_watched_and_judges_a_set_from_its_stage_on(made: Path
     evaluation = {"sets": sets, "temperatures": [1.0], "sampling": {"max_tokens": 8}}
     path = recipe(tmp_path, before | {"rl": RL | {"watch": {"proxy": MODEL}}}, eval=evaluation)
     said = small_run.run(tmp_path / "out", recipe=path).text
-    assert "scored is not measured here: it is judged by rm, which comes later" in said
+    assert "scored is not evaluated here: its judge, rm, is trained later" in said
     out = tmp_path / "out"
     assert set(read_json(out / "pretrain" / "summary.json")) & {*sets} == {"right"}
     assert set(read_json(out / "rl" / "summary.json")) & {*sets} == {*sets}
