@@ -43,8 +43,8 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class ModelReward:
     """One reward model, or an ensemble. Of an ensemble, every member's score and their disagreement (standard
-    deviation) are among the parts. aggregate: how the members' scores are combined. penalty: of the variance. name: of the part,
-    if the reward is one of several; the parts of an ensemble are then called `name/...`."""
+    deviation) are among the parts. aggregate: how the members' scores are combined. penalty: of the variance. name: of
+    the part, if the reward is one of several; the parts of an ensemble are then called `name/...`."""
 
     members: tuple[Member, ...]
     aggregate: Aggregate = "mean"
