@@ -94,7 +94,7 @@ def test_a_recipe_without_a_name_is_named_after_its_file(tmp_path: Path) -> None
         ("    steps: 2", "    lora: {rank: 0}", 15, "stages.rl.lora.rank", "greater than or equal to 1"),
         ("{task: chain, n: 4}", "{task: chain, split: tset}", 7, "eval.sets.easy.split", "(there are: train, test)"),
         ("{task: chain, n: 4}", "{task: {chain: {steps: [9, 2]}}}", 7, "eval.sets.easy.task", "smaller one first"),
-        ("  rl:\n", "  RL:\n", 8, "stages", "'RL' is no stage name"),
+        ("  rl:\n", "  RL:\n", 8, "stages", "'RL' is not a valid stage name"),
         ("stages:", "stages: {}\nstage:", 9, "stage", "unknown key, did you mean 'stages'?"),
         ("  rl:\n    kind: rl\n", "  rl: 3\n  x:\n    kind: rl\n", 12, "stages.rl", "dictionary"),
     ],

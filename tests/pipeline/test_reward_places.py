@@ -38,7 +38,7 @@ def judged_by(reward: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a reward model."""
+    """The directory of a run with a reward model."""
     place = tmp_path_factory.mktemp("made")
     judged = {"kind": "length_range", "max_tokens": 6}
     stages = {
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go(made: Path, tmp_path: Path, stages: dict[str, Any], **top: Any) -> Path:
-    """The stages after those of `made`."""
+    """Runs further stages after those of `made`; returns the directory of the run."""
     before = yaml.safe_load((made / "recipe.yaml").read_text())["stages"]
     shutil.copytree(made, tmp_path / "out")
     small_run.run(tmp_path / "out", recipe=recipe(tmp_path, before | stages, **top))
@@ -102,7 +102,7 @@ def test_a_reward_model_at_the_top_of_the_recipe(made: Path, tmp_path: Path) -> 
         ({"rl": RL | {"loss": "gone.py:Loss"}}, {}, "rl.loss: there is no file 'gone.py'"),
     ],
 )
-def test_what_is_named_wrongly_is_found_before_anything_starts(
+def test_wrong_names_are_found_before_anything_starts(
     tmp_path: Path, stages: dict[str, Any], top: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -137,7 +137,7 @@ def test_a_name_that_the_file_does_not_define(tmp_path: Path) -> None:
         small_run.plan(tmp_path / "out", recipe=recipe(tmp_path, {"pretrain": WEB, "rl": RL | {"reward": reward}}))
 
 
-def test_groups_are_judged_side_by_side(tmp_path: Path) -> None:
+def test_groups_are_judged_in_parallel(tmp_path: Path) -> None:
     """From the second call on the function waits until another call is under way; one after another, it would wait in
     vain and be ended at its deadline."""
     mine = tmp_path / "mine.py"
