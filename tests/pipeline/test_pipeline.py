@@ -277,7 +277,7 @@ def test_the_same_bytes_in_another_directory(small: Path, tmp_path: Path) -> Non
 
 
 def test_two_runs_in_one_directory(copy: Path) -> None:
-    with locked(copy), pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is at work") as caught:
+    with locked(copy), pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is using") as caught:
         run(copy)
     assert caught.value.file == copy and "--out" in str(caught.value)
     assert run(copy).text.count("done before") == 5

@@ -135,7 +135,7 @@ def test_a_damaged_reference_file_is_named(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match=r"damaged.*delete it") as error:
+    with pytest.raises(UserError, match=r"damaged.*delete the file") as error:
         kept(pairs(), Says(), tmp_path, "a")
     assert error.value.file == path
     save_file({REF: torch.zeros(3)}, path)
