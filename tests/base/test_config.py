@@ -90,7 +90,7 @@ def test_a_recipe_without_a_name_is_named_after_its_file(tmp_path: Path) -> None
         ("    steps: 2", "    task: {chian: {}}", 15, "stages.rl.task", "did you mean 'chain'?"),
         ("    steps: 2", "    task: {chain: {stesp: [1, 2]}}", 15, "stages.rl.task.stesp", "'steps'?"),
         ("    steps: 2", "    sampling: {temperature: 0}", 15, "stages.rl.sampling.temperature", "greedy"),
-        ("    steps: 2", "    require: {easy.accuracy: 'many'}", 15, "stages.rl.require.easy.accuracy", "no bound"),
+        ("    steps: 2", "    require: {easy.accuracy: 'many'}", 15, "stages.rl.require.easy.accuracy", "not a bound"),
         ("    steps: 2", "    lora: {rank: 0}", 15, "stages.rl.lora.rank", "greater than or equal to 1"),
         ("{task: chain, n: 4}", "{task: chain, split: tset}", 7, "eval.sets.easy.split", "(there are: train, test)"),
         ("{task: chain, n: 4}", "{task: {chain: {steps: [9, 2]}}}", 7, "eval.sets.easy.task", "smaller one first"),

@@ -23,15 +23,15 @@ from ladder.tracking.console import Bar, Console
 
 def check(recipe: Recipe) -> None:
     """Raises UserError for a set whose task, split or reward does not exist. Executes none of the user's code."""
-    for name, one in _sets(recipe).items():
-        tasks.check(one.task, one.split, f"eval.sets.{name}")
+    for name, eval_set in _sets(recipe).items():
+        tasks.check(eval_set.task, eval_set.split, f"eval.sets.{name}")
         _reward(recipe, name)
 
 
 def prepare(recipe: Recipe) -> None:
     """Executes the user's code that the sets name. Raises UserError."""
-    for name, one in _sets(recipe).items():
-        _source(name, one)
+    for name, eval_set in _sets(recipe).items():
+        _source(name, eval_set)
         _reward(recipe, name).start()
 
 
@@ -46,7 +46,8 @@ def identity(recipe: Recipe, keys: Mapping[str, str]) -> str:
     stages so far."""
     if recipe.eval is None:
         return ""
-    files = [p for n, one in _sets(recipe).items() for p in (*tasks.files(one.task), *_reward(recipe, n).files)]
+    sets = _sets(recipe)
+    files = [p for name in sets for p in (*tasks.files(sets[name].task), *_reward(recipe, name).files)]
     lines = [recipe.eval.model_dump_json(), *(f"{path} {sha256(path) if path.exists() else ''}" for path in files)]
     lines += [f"{stage} {keys[stage]}" for _, stage in scorers(recipe) if stage in keys]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -61,9 +62,9 @@ def _reward(recipe: Recipe, name: str) -> RewardPlan:
     return rewards.parse(recipe, _sets(recipe)[name].reward, f"eval.sets.{name}.reward")
 
 
-def _source(name: str, one: EvalSet) -> TaskSource:
+def _source(name: str, eval_set: EvalSet) -> TaskSource:
     """The source of a set's tasks."""
-    return tasks.tasks_of(one.task, one.split, f"eval.sets.{name}")
+    return tasks.tasks_of(eval_set.task, eval_set.split, f"eval.sets.{name}")
 
 
 def during(ctx: Context, loaded: LoadedModel) -> Callable[[int], None]:
@@ -91,7 +92,7 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
             ctx.console.say(f"  {name} is not evaluated here: its judge, {judges}, is trained later")
     place = Place(ctx.recipe, ctx.parents, loaded)
     with ctx.console.bar(f"{ctx.name}: measuring", len(names) * len(spec.temperatures)) as bar:
-        sampler.progress = lambda done, asked: watch(ctx, bar, done, asked)
+        sampler.progress = lambda done, total: watch(ctx, bar, done, total)
         for name in names:
             results, reward = {}, _reward(ctx.recipe, name).build(place)
             for temperature in spec.temperatures:
@@ -107,10 +108,10 @@ def evaluate_stage(ctx: Context, loaded: LoadedModel, step: int, *, final: bool 
     return summary
 
 
-def watch(ctx: Context, bar: Bar, done: int, asked: int) -> None:
+def watch(ctx: Context, bar: Bar, done: int, total: int) -> None:
     """Shows the progress of a long evaluation, and raises Interrupted if the user asks for a stop; a resumed run
     repeats the evaluation."""
-    bar.note(f"{done:,} of {asked:,} answers")
+    bar.note(f"{done:,} of {total:,} answers")
     ctx.check_stop()
 
 
@@ -124,19 +125,19 @@ def summary_of(results: dict[float, accuracy.EvalResult], first: float) -> dict[
 
 def measure(place: Place, sampler: Sampler, reward: Reward, name: str, temperature: float) -> accuracy.EvalResult:
     """Evaluates one of the recipe's sets at one temperature. Raises UserError."""
-    spec, one = place.recipe.eval, _sets(place.recipe)[name]
+    spec, eval_set = place.recipe.eval, _sets(place.recipe)[name]
     assert spec is not None
     samples = spec.samples if temperature > 0 else 1
     return accuracy.evaluate(
         sampler,
-        _source(name, one).tasks(one.split, one.n),
+        _source(name, eval_set).tasks(eval_set.split, eval_set.n),
         reward,
         samplers.encoder(place.recipe, place.policy),
-        samplers.sampling(one.sampling or spec.sampling, temperature=temperature),
+        samplers.sampling(eval_set.sampling or spec.sampling, temperature=temperature),
         samples=samples,
         seed=place.recipe.seed,
         ks=[k for k in spec.pass_at if k <= samples],
-        stats=tasks.stats(one.task),
+        stats=tasks.stats(eval_set.task),
     )
 
 

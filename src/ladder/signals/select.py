@@ -45,10 +45,10 @@ class Select:
         self, groups: Sequence[Sequence[Rollout]], judged: Sequence[Sequence[Outcome]]
     ) -> tuple[list[Rollout], Funnel]:
         """The kept rollouts in order, and the funnel: sampled, judged, right, <each filter>, distinct, kept."""
-        funnel, kept = Funnel(), []
+        funnel, selected = Funnel(), []
         for group, outcomes in zip(groups, judged, strict=True):
-            kept += self._select_group(list(zip(group, outcomes, strict=True)), funnel)
-        return kept, funnel
+            selected += self._select_group(list(zip(group, outcomes, strict=True)), funnel)
+        return selected, funnel
 
     def _select_group(self, group: list[tuple[Rollout, Outcome]], funnel: Funnel) -> list[Rollout]:
         funnel.add("sampled", len(group))
