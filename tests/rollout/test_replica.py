@@ -176,7 +176,7 @@ def test_what_cannot_be_meant(tmp_path: Path, model: Path, change: dict[str, Any
 
 def test_another_vocabulary_cannot_draw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ladder.pipeline.build.models.same_tokens", lambda *_: False)
-    with pytest.raises(UserError, match=r"rl.rollouts: draws with another tokenizer"):
+    with pytest.raises(UserError, match=r"rl.rollouts: the model's tokenizer is not the policy's"):
         run(tmp_path, model, rollouts={"model": str(model)})
 
 

@@ -150,7 +150,7 @@ class Pretrain(Imitate):
 
 
 class SFT(Imitate):
-    """Imitate fine-tuning."""
+    """Supervised fine-tuning."""
 
     named: ClassVar[str] = "sft"
 
