@@ -13,6 +13,7 @@ import pytest
 from ladder.contract.rollouts import Completion, InfraError, Outcome, Rollout, Sampling, Score, Task
 from ladder.evals import accuracy
 from ladder.evals.accuracy import bootstrap, evaluate, pass_at_k, wilson
+from ladder.rewards.judge import RewardFailure
 from ladder.rollout.scripted import ScriptedSampler
 
 

@@ -51,7 +51,7 @@ class Sampled(StageConfig):
 
     def inputs(self, recipe: Recipe) -> list[Path]:
         files = [path for plan in self._plans("", recipe) for path in plan.files]
-        return build_tasks.files(self.spec(recipe)) + files
+        return super().inputs(recipe) + build_tasks.files(self.spec(recipe)) + files
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
