@@ -21,7 +21,7 @@ from ladder.decoding.key_values import KeyValues, Layout
 from ladder.decoding.llama import Decoder, Llama, fits
 from ladder.decoding.modules import Modules
 from ladder.decoding.prefill import Prompts
-from ladder.kernels.decode import Weights
+from ladder.kernels.decode import DecodeWeights
 from ladder.models.head import Head
 
 PACK_ROWS = 4
@@ -71,7 +71,7 @@ class Laid:
     """Weights of the Llama layout on a CPU. compiled: packed for the C kernels. packed: by C or oneDNN at all."""
 
     model: Llama
-    compiled: Weights | None
+    compiled: DecodeWeights | None
     packed: bool
 
     @property
