@@ -1,8 +1,9 @@
 """Throughput of `NativeSampler.generate` of two source trees, in turns: python benchmarks/sampler_ab.py OLD NEW.
 
-OLD, NEW: checkouts, whose `src` each process imports. A process of each tree times the same requests in a round, the
-trees taking turns at going first, so that a machine that is busy with other work disturbs both alike. For every case
-the median over rounds of (tokens a second of NEW) / (tokens a second of OLD) is printed, with its quartiles.
+OLD, NEW: checkouts whose `src` the processes import. In each round a process of either tree, with one thread, generates
+the same completions; the trees alternate in going first. Time is the process's processor time, so that other work on
+the machine disturbs the ratio little. For each case the script prints the median over rounds of (tokens a second of
+NEW) / (tokens a second of OLD), with its quartiles.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class NoText:
 
 
 def seconds(case: Case) -> float:
-    """Of one round, after a warm-up, in this process."""
+    """Processor seconds of this process and its one thread in a round, after a warm-up."""
     import torch
     import transformers as tf
 
@@ -78,10 +79,10 @@ def seconds(case: Case) -> float:
         for i, length in enumerate(lengths)
     ]
     sampler.generate(asked[:1])
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(case.repeats):
         sampler.generate(asked)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def timed(tree: Path, name: str) -> float:

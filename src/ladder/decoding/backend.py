@@ -1,8 +1,8 @@
-"""The back ends of the native sampler, and which of them decodes a model: its modules, or packed weights of the Llama
-layout in torch's operators, in C on a processor, or in captured steps on CUDA.
+"""The back ends of the native sampler and the choice between them: a model's own modules, or packed weights of the
+Llama layout, computed in torch's operators, in C on a CPU, or in captured steps on CUDA.
 
-Weights are taken as they are when a sampler with nothing to do gets its first request, and let go of when it has
-nothing to do again, so none can be stale. On CUDA the graphs and their memory outlive that.
+Weights are packed when a sampler begins to decode and freed when no request is in flight any more, so they are never
+stale. On CUDA the graphs and their memory are kept.
 """
 
 from __future__ import annotations
@@ -21,26 +21,25 @@ from ladder.decoding.key_values import KeyValues, Layout
 from ladder.decoding.llama import Decoder, Llama, fits
 from ladder.decoding.modules import Modules
 from ladder.decoding.prefill import Prompts
-from ladder.kernels import decode
+from ladder.kernels.decode import DecodeWeights
 from ladder.models.head import Head
 
 PACK_ROWS = 4
-"""Rows from which packed weights are worth the packing, however few decode steps there are."""
+"""Fewest rows for which packing weights pays, however few decode steps there are."""
 PACK_TOKENS = 8
-"""Rows x decode steps from which weights packed for the kernels in C are worth the packing: a model of 64 thousand
+"""Fewest rows x decode steps for which packing weights for the C kernels pays: a model of 64 thousand
 parameters gains from 4 on (1.3 times as fast), one of 135 million from 8 on (1.1 times; 2.5 times from 96 on)."""
 ROPE = 1024
-"""Positions that rotations are computed for, at least: later requests may be longer."""
+"""Fewest positions that rotations are computed for: later requests may be longer."""
 
 _captured: WeakKeyDictionary[nn.Module, ref[llama_cuda.Graphed]] = WeakKeyDictionary()
-"""On CUDA: what decodes a model, for as long as a sampler holds it; two samplers of one model share one in turns."""
+"""On CUDA: the captured state of a model while a sampler holds it; samplers of one model use it in turns."""
 
 
 class Decoding(Protocol):
     """From tokens to the logits of the next one, for rows in slots 0 .. A-1, with their keys and values.
 
-    ordered: a step is faster where the rows that have drawn most come first. slots, length: most rows, and tokens of
-    one."""
+    ordered: a step is faster if the longest rows come first. slots: most rows. length: most tokens of a row."""
 
     ordered: bool
     slots: int
@@ -51,11 +50,11 @@ class Decoding(Protocol):
         ...
 
     def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
-        """Takes in rows whose keys and values are known, in slots first, first + 1, ..."""
+        """Writes known keys and values of rows to the slots first, first + 1, ..."""
         ...
 
     def extract(self, slot: int, length: int) -> KeyValues:
-        """A copy of the keys and values of a row's first tokens."""
+        """A copy of the keys and values of a row's first `length` tokens."""
         ...
 
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> torch.Tensor:
@@ -63,16 +62,16 @@ class Decoding(Protocol):
         ...
 
     def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
-        """Rows `kept` (none below its new slot), at positions_A, move to slots 0, 1, ...; others are forgotten."""
+        """Moves the rows `kept` (none below its new slot), at positions_A, to slots 0, 1, ...; drops the others."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """Weights of the Llama layout on a processor. compiled: laid out for the kernels in C. packed: for many rows."""
+    """Weights of the Llama layout on a CPU. compiled: packed for the C kernels. packed: by C or oneDNN at all."""
 
     model: Llama
-    compiled: decode.DecodeWeights | None
+    compiled: DecodeWeights | None
     packed: bool
 
     @property
@@ -87,14 +86,14 @@ class Laid:
 
 
 class Opener(Protocol):
-    """Where a stepper's decodings come from."""
+    """Makes the `Decoding`s of a stepper."""
 
     def open(self, slots: int, length: int, steps: int) -> Decoding:
-        """A decoding for so many rows of so many tokens, at first of at most `steps` decode steps."""
+        """A decoding for `slots` rows of `length` tokens; `steps`: most decode steps of the requests that wait."""
         ...
 
     def close(self) -> None:
-        """The decoding that was opened last is not needed any more."""
+        """Ends the use of the decoding that was opened last."""
         ...
 
 
@@ -129,12 +128,12 @@ class Backend:
         return self.lay_out(slots, length, steps).begin(slots)
 
     def prepare(self, rows: int, length: int, steps: int) -> None:
-        """Lays the weights out for several steppers, where they are laid out at all."""
+        """Packs the weights once for several steppers, if this back end packs weights."""
         if self._way() == "laid out":
             self.lay_out(rows, length, steps)
 
     def _way(self) -> Literal["modules", "captured", "laid out"]:
-        """How the model is decoded here. Raises UserError for several workers on a GPU."""
+        """The back end of the model on this device. Raises UserError for several workers on a GPU."""
         knows = self.packed and fits(self.base, self.head, self.context)
         if knows and llama_cuda.fits(self.head.weight.device):
             if self.workers > 1:
@@ -150,11 +149,11 @@ class Backend:
             self.state.taken = False
 
     def reweighted(self) -> None:
-        """The weights are others from now on."""
+        """Frees packed weights: the model's have changed."""
         self.laid = None
 
     def lay_out(self, rows: int, length: int, steps: int) -> Laid:
-        """The weights as they are, or as they were when the decoding that is still open was begun."""
+        """The model's present weights, packed; those in use if a decoding is open and they serve this one, too."""
         laid = self.laid
         if laid is not None and laid.length >= length and (laid.packed or rows < PACK_ROWS):
             return laid
@@ -167,8 +166,7 @@ class Backend:
         return self.laid
 
     def _graphed(self, slots: int, length: int) -> llama_cuda.Graphed:
-        """The model's state of the last time with the weights as they are now; a new one where it has not the room, or
-        another sampler has sequences in it."""
+        """The model's captured state, with its present weights; a new one if that is too small or in use elsewhere."""
         captured = _captured.get(self.base)
         state = captured() if captured else None
         free = state is not None and (state is self.state or not state.taken)
@@ -189,7 +187,7 @@ class Backend:
         return Llama.of(self.base, self.head, length, pack=False)
 
     def _check_half(self) -> None:
-        """Raises UserError where bfloat16 can't be had."""
+        """Raises UserError where the kernels cannot decode in bfloat16."""
         assert self.dtype == torch.bfloat16, "the kernels know no other short type"
         if not (self.packed and fits(self.base, self.head, self.context)):
             reason = f"{type(self.base).__name__} is decoded through its own modules"
@@ -201,7 +199,7 @@ class Backend:
 
 
 class Lent:
-    """The weights of a backend, lent to several steppers, which do not close it (`Opener`)."""
+    """A backend for several steppers at a time, none of which closes it (`Opener`)."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend

@@ -1,11 +1,11 @@
-"""Drawing tokens: one uniform number per (request, sample, position), turned into a token by the inverse CDF.
+"""Sampling tokens: one uniform number per (request, sample, position), turned into a token by the inverse CDF.
 
-The number is a hash of its place (splitmix64, Steele et al. 2014), so a sample's tokens do not depend on which
-rows it was batched with, nor on how many slots there are. The inverse CDF goes block by block, so a vocabulary of
-49k needs no sort and no cumulative sum over all of it.
+The number is a hash (splitmix64, Steele et al. 2014) of key, sample and position, so a sample's tokens do not depend on
+the other rows of the batch, nor on the number of slots. The inverse CDF is computed in blocks, so a vocabulary of 49k
+needs no sort and no cumulative sum over all of it.
 
-Truncation follows the usual order: temperature, top-k, top-p, min-p. Log-probabilities are those of what was
-sampled from, after all of it; greedy decoding (temperature 0) reports the model's own.
+Temperature and truncation are applied in the usual order: temperature, top-k, top-p, min-p. Log-probabilities are those
+of the resulting distribution; greedy decoding (temperature 0) reports the model's own.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ BLOCK = 128
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def streams(key: int, sample: int, n: int, drawn: int = 0) -> np.ndarray:
+    """The states, uint64 [n], of the streams of uniform numbers of some samples after `drawn` tokens."""
+    places = np.uint64(key % 2**64) + np.arange(sample, sample + n, dtype=np.uint64) * _GOLDEN
+    return _splitmix(places) + np.array([drawn], np.uint64) * _GOLDEN
+
+
 def stream(key: int, sample: int, drawn: int = 0) -> int:
-    """The start of one sample's stream of uniform numbers, or where it stands after so many drawn tokens."""
-    place = (key + sample * int(_GOLDEN)) & (2**64 - 1)
-    start = int(_splitmix(np.array([place], np.uint64))[0])
-    return (start + drawn * int(_GOLDEN)) & (2**64 - 1)
+    """The state of one sample's stream."""
+    return int(streams(key, sample, 1, drawn)[0])
 
 
 def uniforms(streams_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
-    """float64 in [0, 1) for each row; streams: uint64 from `stream`, positions: tokens drawn so far."""
+    """float64 in [0, 1) for each row. streams_A: uint64 from `stream`; positions_A: tokens drawn since that state."""
     with np.errstate(over="ignore"):
         bits = _splitmix(streams_A + (positions_A.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
@@ -45,7 +49,7 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 
 def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [A] and the log-probabilities they were drawn with, float32 [A]. logits is overwritten."""
+    """Tokens int64 [A] and log-probabilities float32 [A] under the sampled distribution. Overwrites the logits."""
     plain = not (sampling.top_k or sampling.top_p < 1 or sampling.min_p)
     if plain and sampling.temperature > 0:
         by = kernels(logits_AV)
@@ -65,7 +69,7 @@ def draw(logits_AV: Tensor, uniform_A: Tensor, sampling: Sampling) -> tuple[Tens
 
 
 def kernels(logits_AV: Tensor) -> Any:
-    """The module whose kernels draw from these, or None."""
+    """The module with sampling kernels for these logits, or None."""
     if logits_AV.stride(1) != 1:
         return None
     if logits_AV.device.type == "cuda":
@@ -75,7 +79,7 @@ def kernels(logits_AV: Tensor) -> Any:
 
 
 def inverse_cdf(weights_AV: Tensor, uniform_A: Tensor) -> tuple[Tensor, Tensor]:
-    """The token whose stretch of the cumulative weights holds uniform * total: (tokens [A], totals [A])."""
+    """The token whose interval of the cumulative weights contains uniform * total: (tokens [A], totals [A])."""
     A, V = weights_AV.shape
     if V % BLOCK:
         weights_AV = torch.nn.functional.pad(weights_AV, (0, BLOCK - V % BLOCK))
@@ -94,7 +98,7 @@ def inverse_cdf(weights_AV: Tensor, uniform_A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def truncate(z_AV: Tensor, sampling: Sampling) -> Tensor:
-    """Sets what top-k, top-p and min-p leave out to -inf. The likeliest token always stays."""
+    """Sets the logits that top-k, top-p and min-p exclude to -inf. The most probable token always stays."""
     if sampling.top_k:
         kth = z_AV.topk(min(sampling.top_k, z_AV.shape[-1]), -1).values[:, -1:]
         z_AV = z_AV.masked_fill(z_AV < kth, float("-inf"))

@@ -1,4 +1,4 @@
-"""All completions of some requests at once, for any sampler that submits and steps."""
+"""`generate` on top of `submit` and `step`, for every sampler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ladder.contract.rollouts import Completion, Finished, Request
 
 
 class Steps(Protocol):
-    """The part of `contract.rollouts.Sampler` that `generate` stands on. busy: whether requests are in flight."""
+    """The part of `contract.rollouts.Sampler` that `generate` needs."""
 
     @property
     def busy(self) -> bool: ...
@@ -19,15 +19,15 @@ class Steps(Protocol):
 
 
 def generate(sampler: Steps, requests: Sequence[Request]) -> list[list[Completion]]:
-    """One list of completions per request, in order. A call that fails leaves none of its requests in flight.
+    """One list of completions per request, in order. If the call fails, its requests are cancelled.
 
-    Raises ValueError where other requests are in flight, whose completions would be lost, and for samples to be kept,
-    which nobody could continue.
+    Raises ValueError if other requests are in flight, whose completions would be lost, and for requests with keep=True,
+    whose numbers the caller would not learn.
     """
     if any(request.keep for request in requests):
-        raise ValueError("generate tells no numbers to continue a sample by: submit the request instead")
+        raise ValueError("generate returns no request numbers, so kept samples could not be continued: use submit")
     if sampler.busy:
-        raise ValueError("generate would lose the completions of the requests in flight: submit these, too")
+        raise ValueError("generate would lose the completions of the requests in flight: use submit for these, too")
     numbers: list[int] = []
     done: dict[int, list[Completion]] = {}
     try:

@@ -1,4 +1,4 @@
-"""Kept samples: what a sampler remembers of a finished sample, so that a further turn can continue it."""
+"""Kept samples: finished samples that the next turn can continue."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class KeptSample:
     """One sample of a finished request.
 
-    sequence: prompt and completion. drawn: tokens that the sampler drew or forced in this turn and those before it.
-    cache: the keys and values of the sequence's first tokens; None where they have to be computed anew. key, sample:
-    where its stream of draws comes from (`draw.stream`).
+    sequence: prompt and completion. drawn: tokens that the sampler drew or forced in all turns so far. cache: keys and
+    values of the sequence's first tokens; None if they have to be computed anew. key, sample: of its random stream
+    (`draw.stream`).
     """
 
     sequence: list[int]
@@ -32,20 +32,20 @@ class KeptSample:
 
     @classmethod
     def of(cls, request: Request, sample: int, completion: Completion) -> KeptSample:
-        """Of a first turn, without its keys and values."""
+        """A sample of a first turn, without keys and values."""
         tokens = completion.tokens
         sequence = [*request.prompt, *tokens]
         return cls(sequence, len(tokens), request.sampling, request.key, sample, request.priority)
 
     def after(self, completion: Completion, written: Sequence[int], sampling: Sampling) -> KeptSample:
-        """The same sample a turn later: others wrote tokens, then the completion was drawn."""
+        """The sample after another turn: an environment wrote tokens, then the completion was drawn."""
         sequence = [*self.sequence, *written, *completion.tokens]
         drawn = self.drawn + len(completion.tokens)
         return replace(self, sequence=sequence, drawn=drawn, sampling=sampling, cache=None)
 
 
 class KeptSamples:
-    """The kept samples of a sampler, by the number of their request and their place in it."""
+    """The kept samples of a sampler, by the number of their request and their index in it."""
 
     def __init__(self) -> None:
         self.samples: dict[int, dict[int, KeptSample]] = {}
@@ -66,17 +66,17 @@ class KeptSamples:
         return found
 
     def remove(self, number: int, place: int) -> None:
-        """Lets go of one sample."""
+        """Frees one sample."""
         del self.samples[number][place]
         if not self.samples[number]:
             del self.samples[number]
 
     def drop(self, number: int) -> None:
-        """Lets go of a request's samples, if there are any."""
+        """Frees a request's samples, if there are any."""
         self.samples.pop(number, None)
 
     def forget_caches(self) -> None:
-        """The weights have changed, so keys and values have to be computed anew."""
+        """Discards all keys and values: the weights have changed."""
         for samples in self.samples.values():
             for place, kept in samples.items():
                 samples[place] = replace(kept, cache=None)

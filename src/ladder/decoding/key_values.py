@@ -1,4 +1,4 @@
-"""Keys and values outside of a key-value cache: those of a sequence that left its slot, and of prompts just read."""
+"""Keys and values outside of the key-value cache: of kept samples, of moved sequences, and of a prefill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def length(cache: KeyValues) -> int:
 
 
 def joined(caches: Sequence[KeyValues]) -> KeyValues:
-    """Several sequences end to end."""
+    """The keys and values of several sequences, end to end."""
     if len(caches) == 1:
         return caches[0]
     return {i: (_end_to_end(caches, i, 0), _end_to_end(caches, i, 1)) for i in caches[0]}
@@ -33,10 +33,10 @@ def _end_to_end(caches: Sequence[KeyValues], layer: int, which: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where R rows find their first tokens among T tokens whose keys and values lie end to end.
+    """The prompts of R rows among T tokens whose keys and values are stored end to end.
 
-    owner [R]: each row's sequence. lengths [p]: of the sequences. line [p, longest]: the place of each token of a
-    sequence, the last one repeated behind its end.
+    owner [R]: index of each row's prompt. lengths [p]. line [p, longest]: index of each token of a prompt, the last one
+    repeated as padding.
     """
 
     owner: np.ndarray
@@ -45,7 +45,7 @@ class Layout:
 
     @classmethod
     def end_to_end(cls, lengths: Sequence[int], owner: np.ndarray) -> Layout:
-        """Sequences that lie one behind the other."""
+        """The layout of sequences without shared prefixes."""
         counts = np.array(lengths)
         starts = counts.cumsum() - counts
         within = np.minimum(np.arange(counts.max())[None], counts[:, None] - 1)
@@ -54,10 +54,10 @@ class Layout:
 
 @dataclass(slots=True)
 class Past:
-    """What sequences hold already when more of their tokens are read, and attention over both (`attention.plan.Plan`).
+    """Attention of a prefill that continues sequences with known keys and values (an `attention.plan.Plan`).
 
-    caches: keys and values of each sequence's first tokens. counts: tokens of each that are read now. Left out: one
-    call of attention for several sequences.
+    caches: keys and values of each sequence's first tokens. counts: tokens of each that are read now. Left out:
+    batching the attention of several sequences.
     """
 
     caches: Sequence[KeyValues]
@@ -66,7 +66,7 @@ class Past:
     _seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Past:
-        """Itself: the caches lie where the sampler's model lies."""
+        """Itself: the caches are on the model's device."""
         return self
 
     def join(self, layer: int, keys_T: Tensor, values_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class Past:
         return torch.cat(outs, 1)
 
     def _visible(self, i: int, window: int, device: torch.device) -> Tensor:
-        """bool [1, 1, count, whole]: which keys of sequence i a query of it sees."""
+        """bool [1, 1, count, whole]: the keys of sequence i that each of its queries attends to."""
         if (i, window) not in self._seen:
             past, count = length(self.caches[i]), self.counts[i]
             places = torch.arange(past + count, device=device)

@@ -3,14 +3,14 @@
     x = x + O attend(rope(Q h), rope(K h), V h),  h = norm(x)
     x = x + D (silu(G h) * U h),                  h = norm(x)                  logits = E norm(x)
 
-The modules of transformers compute the same (`modules.py`, the oracle) with three times as many operations over
-weights as they lie. Here query, key and value are one product, additions and SiLU happen inside the products, the
-scale of the scores is part of the queries' weights, and prompts are shared (`shared.py`). The weights are packed anew
-for every call of the sampler, so none can be stale.
+transformers' modules compute the same (`modules.py`, the oracle) with three times as many operations over unpacked
+weights. Here query, key and value are one product, additions and SiLU are part of the products, the scale of the scores
+is part of the queries' weights, and prompts are stored once (`llama_torch.py`). `backend.py` packs the weights anew
+when a sampler begins to decode, so they are never stale.
 
-Adapters are added to the weights; in halves, which would round them away, they stand apart.
+Adapters are added to the weights; in bfloat16 and float16, whose rounding would remove them, they stay separate.
 
-Left out, and decoded by the modules: other families, other types than float32 (on CUDA: than it and the halves),
+Left out, and decoded by the modules: other families, types other than float32 (on CUDA: float32 and the halves),
 windows shorter than the context, rotations that depend on the length, other activations.
 """
 
@@ -35,7 +35,7 @@ from ladder.models.head import Head
 from ladder.models.llama_layout import known
 
 TYPES = {"cuda": dispatch.TYPES}
-"""Types that are decoded here, by device; float32 alone elsewhere."""
+"""Types of the weights that this path decodes, by device; only float32 on other devices."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -71,11 +71,11 @@ class Llama:
     scaling: float
     cos: Tensor
     sin: Tensor
-    lent: frozenset[int] = frozenset()  # where the model's own parameters lie, some of which are used as they are
+    lent: frozenset[int] = frozenset()  # addresses of the model's parameters, some of which are used unpacked
 
     @classmethod
     def of(cls, base: Any, head: Head, length: int, pack: bool) -> Llama:
-        """Of a model that `fits`. length: most positions. pack: for more than a few rows."""
+        """The weights of a model that `fits`. length: most positions. pack: lay the matrices out for oneDNN."""
         config = base.config
         attention = base.layers[0].self_attn
         width: int = attention.head_dim
@@ -98,7 +98,7 @@ class Llama:
         )
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in an order of their own."""
+        """All tensors, in a fixed order."""
         found = [self.embedding, self.norm, self.cos, self.sin, *self.head.tensors()]
         for layer in self.layers:
             for part in (getattr(layer, f.name) for f in fields(layer)):
@@ -106,9 +106,9 @@ class Llama:
         return found
 
     def refresh(self, now: Llama) -> bool:
-        """Takes over the weights of the same model as it is now, everything staying where it lies. False, and nothing
-        is changed, where that cannot be: it is laid out otherwise (an adapter was switched), or has other parameters
-        than were used here, which are not ours to write to."""
+        """Copies the model's present weights to the addresses of these. False, with nothing changed, where that is not
+        possible: the layout differs (an adapter was switched on or off), or a tensor to be written to is a parameter of
+        the model itself."""
         both = list(zip(self.tensors(), now.tensors(), strict=False))
         if len(self.tensors()) != len(now.tensors()):
             return False
@@ -138,14 +138,14 @@ class Llama:
         return qk[:, : self.heads], qk[:, self.heads :], x[:, both:]
 
     def finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention of a layer; x and the result [A, D]."""
+        """A layer after its attention: output projection and MLP; x and the result [A, D]."""
         x = layer.out(attended, onto=x)
         h = self.rms(x, layer.mlp_norm)
         return layer.down(layer.up(h, times=layer.gate(h, silu=True)), onto=x)
 
 
 def _over(plan: PackedPlan | Past, layer: int, scaling: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over the packed prompts, [T, H, D]; without masks for what they share, where there are kernels."""
+    """Attention over the packed prompts, [T, H, D]; shared prefixes need no mask where there is a kernel."""
     if isinstance(plan, PackedPlan) and plan.shared and attend.usable(q):
         return attend.attend(q.contiguous(), k.contiguous(), v.contiguous(), plan.families, scaling)[0]
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
@@ -171,7 +171,7 @@ def read(m: Llama, prompts: Prompts) -> tuple[Tensor, KeyValues]:
 class Decoder:
     """A `backend.Decoding` in torch's operators."""
 
-    ordered = True  # attention goes span by span
+    ordered = True  # attention is computed in spans of rows
 
     def __init__(self, model: Llama, slots: int) -> None:
         assert model.scaling == 1.0, "of float32 weights"
@@ -212,7 +212,7 @@ class Decoder:
 
 
 def fits(base: nn.Module, head: Head, context: int) -> bool:
-    """Whether `Llama.of` knows the model (the decoder of one) and everything in it."""
+    """Whether `Llama.of` supports the model (the decoder of one) with all its layers."""
     kind = head.weight.dtype
     if kind not in TYPES.get(head.weight.device.type, (torch.float32,)) or head.scale != 1.0 or head.softcap:
         return False
@@ -224,12 +224,12 @@ def fits(base: nn.Module, head: Head, context: int) -> bool:
 
 
 def _way(kind: torch.dtype) -> Callable[[nn.Module], Effective | None]:
-    """How layers of a type are taken: an adapter's small change is lost when added to a weight of 8 or 11 bits."""
+    """How linear layers of a type are read: a weight of 8 or 11 bits would lose an adapter's small change."""
     return effective if kind == torch.float32 else unmerged
 
 
 def _scaled(weight: Tensor) -> bool:
-    """Whether the scale of the scores is made part of the queries' weights: not where that would round them again."""
+    """Whether the scale of the scores is part of the queries' weights: not where that would round them again."""
     return weight.dtype == torch.float32
 
 

@@ -1,13 +1,13 @@
-"""The Llama layout's decoding path on the processor: prompts are read in torch's operators, steps are one call of C.
+"""The Llama layout's decoding path on a CPU: prefill in torch's operators, each decode step as one call of a C kernel.
 
-`llama.py` computes the same in operators; it is the path where there is no compiler, on other devices, and the oracle.
-What the kernel gains is in docs/speed.md: weights are fetched while the block before them is in use, attention takes
+`llama.py` computes the same in operators; it is the path without a compiler and on other devices, and the oracle.
+docs/speed.md has the measurements: the kernel prefetches weights while it uses the block before them, attention makes
 no copies, and a step costs the interpreter one call instead of a thousand.
 
 In bfloat16 (`NativeSampler`'s dtype) matrices, keys and values take half the memory and half the time to read, and a
-processor with units for it multiplies several times faster. Sums, norms, softmax and drawing stay in float32; what is
-drawn is no longer the engine's distribution to rounding, so a loss has to correct for the difference
-(`importance_cap`).
+processor with units for it multiplies several times faster. Sums, norms, softmax and sampling stay in float32. The
+sampled distribution then differs from the engine's by more than rounding of float32, so a loss has to correct for the
+difference (`importance_cap`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ladder.kernels import decode, library, memory
 
 
 def obstacle(base: Any) -> str | None:
-    """Why the kernels do not decode a model that `llama.fits`, in a few words; None if they do."""
+    """Why the C kernels cannot decode a model that `llama.fits` accepts, in a few words; None if they can."""
     device = base.embed_tokens.weight.device.type
     if device != "cpu":
         return f"the model is on {device}"
@@ -38,7 +38,7 @@ def obstacle(base: Any) -> str | None:
 
 
 def pack(model: Llama, dtype: torch.dtype = torch.float32) -> decode.DecodeWeights:
-    """The model's weights, laid out for the kernels. In bfloat16 the model reads its prompts with them too."""
+    """The model's weights, packed for the kernels. In bfloat16 the prefill multiplies by the packed weights, too."""
     V, D = model.head.weight.shape
     sizes = decode.Sizes(D, model.heads, model.key_heads, model.width, model.layers[0].gate.weight.shape[0], V)
     every = [m for layer in model.layers for m in (layer.qkv, layer.out, layer.gate, layer.up, layer.down)]
@@ -81,7 +81,7 @@ class Compiled(Store):
         self.turn = None
 
     def _fresh(self, numbers: int) -> Tensor:
-        return memory.empty(numbers, self.like.dtype)  # what lies behind a row's own tokens is masked or not read
+        return memory.empty(numbers, self.like.dtype)  # places behind a row's own tokens are masked or not read
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)

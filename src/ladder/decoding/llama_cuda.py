@@ -1,15 +1,15 @@
-"""The Llama layout's decoding path on CUDA: a step has static shapes, is captured once and replayed as one graph.
+"""The Llama layout's decoding path on CUDA: a decode step has static shapes, is captured once and replayed as a graph.
 
-A step of a small batch is hundreds of short operators, and launching them costs a GPU more than computing them. Here
-everything that a step reads or writes lies where it lay at the capture: its inputs, the weights, the keys and values,
-the logits. Steps are captured for a few numbers of rows, when they are met, so rows that finish leave the graph soon.
-The graphs outlive the call: weights that are not the model's own are copied to where they lay. What stands between two
-products is one kernel (`kernels/tiled.py`, `tiled_decode.py`), and a row reads its keys up to its position.
+A step of a small batch is hundreds of short operators, and launching them costs a GPU more than computing them. A
+captured step reads and writes fixed addresses: inputs, weights, keys and values, logits. A step is captured for each of
+a few batch sizes when that size first occurs, so finished rows soon cost nothing. The graphs are kept from call to
+call: weights that are not the model's own tensors are copied to the captured addresses. The operators between two
+matrix products are one kernel (`kernels/triton_layers.py`, `kernels/triton_decode.py`), and a row reads its keys up to
+its position.
 
-A row's stretch of the store is [its prompt | its own tokens], so a token's position is its place.
+A slot of the cache holds [prompt | own tokens], so a token's position is its place in the slot.
 
-Left out: prompts kept once for all their rows, and several workers, since only one graph of a process may be captured
-at a time.
+Left out: storing a shared prompt once, and several workers, since a process can capture only one graph at a time.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from ladder.decoding.prefill import Prompts
 from ladder.kernels import dispatch
 
 ROOM = 64
-"""Rows have room for a multiple of this,"""
+"""Slots are as long as a multiple of this,"""
 SPARE = 1.125
-"""and for more than was asked by this factor."""
+"""and longer than requested by this factor."""
 COPIED = 1 << 26
-"""Numbers of prompts' keys that are copied to their rows at a time."""
+"""Most numbers of prompts' keys or values copied to slots at a time."""
 WARM_UP = 2
-"""Steps run before a capture, in which libraries choose their kernels and take their workspaces."""
+"""Steps run before a capture, in which libraries choose kernels and allocate workspaces."""
 
 
 def fits(device: torch.device) -> bool:
-    """Whether steps are captured there; elsewhere nothing chooses this path."""
+    """Whether decode steps are captured on that device; this path is not used elsewhere."""
     return dispatch.on(device)
 
 
 def roomy(length: int) -> int:
-    """The room to make for rows of so many tokens: the next call's prompts may be a little longer."""
+    """Tokens per slot to allocate for sequences of `length`: the next call's prompts may be a little longer."""
     return -(-int(length * SPARE) // ROOM) * ROOM
 
 
 def bucket(rows: int, slots: int) -> int:
-    """For how many rows a step of `rows` is captured: powers of two, and from 8 on what lies halfway, up to slots."""
+    """The captured batch size for `rows` rows: powers of two, from 8 on also the values halfway, at most `slots`."""
     power = 1 << (rows - 1).bit_length()
     half = 3 * power // 4
     return min(slots, half if rows <= half and power > 8 else power)
 
 
 def capture(step: Callable[[], None], others: Iterable[torch.cuda.CUDAGraph]) -> torch.cuda.CUDAGraph:
-    """A graph of what `step` launches. It must change nothing when run again.
+    """A graph of the kernels that `step` launches. Running `step` again must change nothing.
 
-    The graphs share one pool of memory: one runs at a time, and leaves nothing there that another has to find."""
+    The graphs share a memory pool: one runs at a time, and no graph reads what another left there."""
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
     with torch.cuda.stream(side):
@@ -90,10 +90,10 @@ class Graphed:
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by rows
 
     def serves(self, slots: int, length: int) -> bool:
-        """Whether it has room for a call."""
+        """Whether so many rows of so many tokens fit."""
         return slots <= self.slots and length <= self.length
 
-    # ------------------------------------------------------------ native.Decoding
+    # ------------------------------------------------------------ backend.Decoding
 
     def read(self, prompts: Prompts, first: int) -> Tensor:
         logits, kept = read(self.model, prompts)
@@ -119,7 +119,7 @@ class Graphed:
     def step(self, tokens_A: np.ndarray, positions_A: np.ndarray) -> Tensor:
         A = len(tokens_A)
         rows = bucket(A, self.slots)
-        inputs = np.zeros((2, rows), np.int64)  # a pad writes at position 0 of a slot that no row holds
+        inputs = np.zeros((2, rows), np.int64)  # padding rows write at position 0 of slots that are free
         inputs[:, :A] = tokens_A, positions_A
         self.inputs[:, :rows] = torch.from_numpy(inputs).to(self.device)
         self._run(rows)
@@ -129,7 +129,7 @@ class Graphed:
         to = np.flatnonzero(kept != np.arange(len(kept)))
         if not len(to):
             return
-        length = int(positions_A.max())  # the newest token's keys are still to be written
+        length = int(positions_A.max())  # the newest token's keys are not written yet
         origin, to_ = torch.from_numpy(kept[to]).to(self.device), torch.from_numpy(to).to(self.device)
         for stores in self.stores:
             for store in stores:
@@ -147,7 +147,7 @@ class Graphed:
         self.graphs[rows].replay()
 
     def _compute(self, rows: int) -> None:
-        """From `inputs` to `logits`, nothing of it decided by the host but the number of rows."""
+        """From `inputs` to `logits`; the host decides nothing but the number of rows."""
         m, by = self.model, self.by
         tokens, positions = self.inputs[:, :rows]
         x, delta = m.embedding.index_select(0, tokens), None

@@ -1,8 +1,9 @@
-"""Attention of one decoding step over rows that share prompts (`store.py`), in torch's operators.
+"""Attention of one decode step over rows that share prompts (`shared_cache.py`), in torch's operators.
 
-A step attends twice and takes one softmax over both: the queries of all answers to a prompt against its keys, one
-matrix product for the group; and each row's against its own tokens. Rows stand in the order in which they began, so
-that the longest come first: attention over their own tokens runs span by span, each as long as its first row.
+A step computes two sets of scores and one softmax over both: the queries of all samples of a prompt against the
+prompt's keys, as one matrix product for the group; and each row's queries against the row's own tokens. Rows are in the
+order in which they were admitted, so the longest come first: attention over own tokens is computed in spans of rows,
+each span padded to its longest row.
 
 Left out: sliding windows and soft caps (`modules.py` has them).
 """
@@ -19,14 +20,15 @@ from torch import Tensor
 from ladder.decoding.shared_cache import ROOM, Store
 
 SPAN_COST = 20_000
-"""What one more span costs, in entries of scores (measured on a CPU; only speed depends on it)."""
+"""Cost of one more span, in entries of the score matrix (measured on a CPU; affects speed only)."""
 TINY = 400
-"""Multiply-adds in a product of a batch below which torch takes a kernel three times slower than for a larger one."""
+"""Multiply-adds per product of a batch below which torch chooses a kernel that is three times slower."""
 
 
 @dataclass(slots=True)
 class _Span:
-    """Rows start .. end-1, all of at most `length` own tokens with the new one. bias: None where all are as long."""
+    """Rows start .. end-1, each with at most `length` own tokens (the new one included). bias: None if all have
+    `length`."""
 
     start: int
     end: int
@@ -36,26 +38,26 @@ class _Span:
 
 @dataclass(slots=True)
 class Turn:
-    """How one step attends. rows [p * H_kv * R]: the row and head at each place of the groups, R places a prompt;
-    back [A * H_kv]: the place of each row and head; both None when every row has a prompt of its own."""
+    """The layout of one step's attention. rows [p * H_kv * R]: the row and head at each place of the groups, R places
+    per prompt; back [A * H_kv]: the place of each row and head; both None if no two rows share a prompt."""
 
     A: int
     rows: Tensor | None
     back: Tensor | None
     prompt_bias: Tensor | None  # [p * H_kv, 1, P]
     spans: list[_Span]
-    at: int | None  # the place of every row's new token, when it is one for all
+    at: int | None  # the place of the new token, if it is the same in all rows
     key_at: Tensor | None  # [A * H_kv * D, 1]
     value_at: Tensor | None  # [A * H_kv]
 
 
 class Shared(Store):
-    """A store with its own attention, in torch's operators."""
+    """A store, and attention over it in torch's operators."""
 
     def __init__(self, layers: int, heads: int, group: int, width: int, slots: int, like: Tensor) -> None:
-        """group: query heads that read one of the `heads` key heads."""
+        """group: query heads per key head (`heads` counts key heads)."""
         super().__init__(layers, heads, width, slots, like)
-        self.least = min(ROOM, math.ceil(TINY / (group * width)))  # keys to read even where a row has fewer
+        self.least = min(ROOM, math.ceil(TINY / (group * width)))  # fewest keys that a product reads
         self.turn: Turn | None = None
 
     def changed(self) -> None:
@@ -87,7 +89,7 @@ class Shared(Store):
         within[order] = np.arange(A) - np.repeat(counts.cumsum() - counts, counts)
         R, head = int(counts.max()), np.arange(H)
         back = (self.owner[:, None] * H + head) * R + within[:, None]  # [A, H]
-        rows = np.zeros(p * H * R, np.int64)  # places without a row compute what nobody reads
+        rows = np.zeros(p * H * R, np.int64)  # the results at places without a row are not used
         rows[back] = np.arange(A)[:, None] * H + head
         device = self.like.device
         return torch.from_numpy(rows).to(device), torch.from_numpy(back.ravel()).to(device)
@@ -105,7 +107,7 @@ class Shared(Store):
         return bias[:, None].to(self.like.device)
 
     def _spans(self, lengths: np.ndarray) -> list[_Span]:
-        """Rows in spans of like length: a new one where the entries it saves cost more than the calls."""
+        """Rows in spans of similar length: a new span begins where it saves more score entries than its calls cost."""
         spans, start, A = [], 0, len(lengths)
         while start < A:
             longest = np.maximum.accumulate(lengths[start:][::-1])[::-1]  # of this row and all behind it
@@ -119,7 +121,7 @@ class Shared(Store):
         return spans
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [A * H, g, D] (g query heads read one key head; scaled), k and v [A * H, D] of the new tokens; as q."""
+        """q [A * H, g, D] (g query heads per key head; scaled), k and v [A * H, D] of the new tokens -> q's shape."""
         turn = self.turn
         assert turn is not None
         n, g, D = q.shape
@@ -153,6 +155,6 @@ class Shared(Store):
 
 
 def _regroup(x: Tensor, index: Tensor | None, n: int) -> Tensor:
-    """Rows [m, g, ...] at `index` (all, if None), as [n, rest * g, ...]."""
+    """Rows [m, g, ...] at `index` (None: all of them), reshaped to [n, rest * g, ...]."""
     return (x if index is None else x.index_select(0, index)).reshape(n, -1, x.shape[2])
 

@@ -1,12 +1,11 @@
-"""Matrices laid out for decoding: y = x W' + b with the weights packed once for many small products.
+"""Weight matrices packed for decoding: y = x W' + b with one packing for many small products.
 
-A decoding step multiplies a few dozen rows with every weight of the model. On a CPU oneDNN's own layout of the
-weights takes the time of a plain product down to less than half (measured in docs/speed.md), the faster the fewer
-the rows, and one packing serves any number of rows with the same result for a row whatever its company. Several
-matrices that read the same input are packed as one. A low-rank adapter is part of the weights, or, where they would
-round it away, multiplied on its own.
+A decode step multiplies a few dozen rows with every weight of the model. On a CPU, oneDNN's own layout of the weights
+takes less than half the time of a plain product (docs/speed.md), the less the fewer the rows, and one packing serves
+any number of rows: a row's result does not depend on the other rows. Matrices that read the same input are packed as
+one. A low-rank adapter is added to the weights or, where rounding would remove it, multiplied separately.
 
-Left out: shorter types (`compiled.py` has bfloat16) and quantised weights.
+Left out: shorter types (`llama_cpu.py` has bfloat16) and quantised weights.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from ladder.models.llama_layout import adapters, plain
 
 ROWS = 64
-"""Rows that the layout is made for; a layout made for few is slower on many, but not the other way round."""
+"""Batch size that the layout is optimised for; a layout for few rows is slower on many, but not the reverse."""
 
 
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
@@ -33,7 +32,7 @@ Multiply = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """A linear layer: weight [N, D], bias [N], and adapters that stand apart, each A [r, D] and B [N, r], scaled."""
+    """A linear layer: weight [N, D], bias [N], and separate adapters, each A [r, D] and B [N, r], scaled."""
 
     weight: Tensor
     bias: Tensor | None
@@ -66,7 +65,7 @@ class Matrix:
         return [self.weight, *found] if self.bias is None else [self.weight, self.bias, *found]
 
     def leave_to(self, other: Multiply) -> None:
-        """Lets `other` multiply from now on, and lets the weights go."""
+        """Multiplies by `other` from now on, and frees the weights."""
         assert not self.packed
         self.other, self.weight = other, self.weight.new_empty(0)
 
@@ -88,12 +87,12 @@ class Matrix:
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether oneDNN can pack it here."""
+    """Whether oneDNN can pack the weight on this machine."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def effective(layer: nn.Module) -> Effective | None:
-    """A linear layer with its low-rank adapter added; None for any other layer."""
+    """A linear layer with its low-rank adapters added to the weight; None for other layers."""
     if type(layer) is nn.Linear:
         return Effective(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
     inner = layer._modules.get("base_layer")
@@ -109,7 +108,7 @@ def effective(layer: nn.Module) -> Effective | None:
 
 
 def unmerged(layer: Any) -> Effective | None:
-    """A linear layer with its low-rank adapters apart, in the layer's own type; None for any other."""
+    """A linear layer with separate low-rank adapters, in the layer's own type; None for other layers."""
     if type(layer) is nn.Linear:
         return effective(layer)
     inner = layer._modules.get("base_layer")

@@ -1,8 +1,8 @@
 """The key-value cache of the modules' path and its two plans: a prefill, and one more token for every active row.
 
-Keys and values lie in [slots, H_kv, length, D] per layer, preallocated and written in place. Active rows are
-always slots 0 .. A-1, so attention reads a slice; when rows finish, the last ones move into their places. Grouped
-queries are treated as several queries of one key head, so no key is ever repeated.
+Keys and values are [slots, H_kv, length, D] per layer, preallocated and written in place. Active rows are always slots
+0 .. A-1, so attention reads a slice; when rows finish, the last ones move into their slots. Grouped queries are
+computed as several queries of one key head, so no key is repeated.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ladder.attention.packed import PackedPlan
 from ladder.decoding.key_values import KeyValues, Past
 
 SHORT = 128
-"""Up to this many keys two batched products beat the fused kernel on a CPU; only speed depends on it."""
+"""Most keys for which two batched products are faster than the fused kernel on a CPU; affects speed only."""
 
 
 class Cache:
-    """Room for `slots` sequences of `length` tokens; layers appear as the model first writes them."""
+    """Keys and values of `slots` sequences of `length` tokens; a layer is allocated when the model first writes it."""
 
     def __init__(self, slots: int, length: int) -> None:
         self.slots, self.length = slots, length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's key and value stores; k and v [A, H_kv, .., D] give shape, type and device at first."""
+        """The layer's keys and values; k and v [A, H_kv, .., D] give heads, width, type and device of new ones."""
         if layer not in self.layers:
             self.layers[layer] = (
                 k.new_zeros(self.slots, k.shape[1], self.length, k.shape[-1]),
@@ -63,7 +63,7 @@ def _tokens(store: Tensor, slot: int, length: int) -> Tensor:
 
 @dataclass(slots=True)
 class PromptPlan:
-    """Reads packed prompts as training does, and keeps their keys and values for the cache."""
+    """Attention of a prefill over packed prompts, as in training; collects the keys and values for the cache."""
 
     packed: PackedPlan | Past
     kept: KeyValues = field(default_factory=dict)
@@ -81,7 +81,7 @@ class PromptPlan:
 
 @dataclass(slots=True)
 class TokenPlan:
-    """One token for each active row, at positions_A; `length` is the longest row with it."""
+    """Attention of a decode step: a token for each active row, at positions_A. length: of the longest row with it."""
 
     cache: Cache
     positions_A: Tensor
@@ -113,7 +113,7 @@ class TokenPlan:
         return out.reshape(A, 1, H, v.shape[3])
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
-        """[A, 1, 1, length]: 0 where a row sees a key, -inf elsewhere."""
+        """[A, 1, 1, length]: 0 where a row attends to a key, -inf elsewhere."""
         if window not in self.masks:
             line = torch.arange(self.length, device=self.positions_A.device)[None]
             hidden = line > self.positions_A[:, None]

@@ -1,7 +1,7 @@
-"""Any model's decoding path: the very modules that train, called with a cache.
+"""The decoding path of any model: the modules that train, called with a key-value cache.
 
-A row's prompt and answer lie in one slot of `module_cache.Cache`; a prompt is read once and copied to the rows that
-continue it. Slower than `llama.py`, which knows one layout of layers, and its oracle.
+A slot of `module_cache.Cache` holds a row's prompt and completion; a prompt is read once and copied to the rows that
+continue it. It is slower than `llama.py`, which knows one layout of layers, and is the oracle of its tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ladder.models.head import Head
 
 
 class Modules:
-    """A `backend.Decoding`. slots, length: room of the cache."""
+    """A `backend.Decoding` through a model's own modules. slots, length: of the cache."""
 
     ordered = False
 

@@ -1,6 +1,6 @@
-"""The prompts of one prefill, laid end to end; what neighbours begin with (instructions, examples) is read once.
+"""The prompts of one prefill, packed end to end; prefixes that neighbours share (instructions, examples) are read once.
 
-A further turn of a kept sample is read the same way, behind the keys and values that it has (`key_values.Past`).
+The next turn of a kept sample is read the same way, after its known keys and values (`key_values.Past`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WORTH = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Prompts(Layout):
-    """R rows continue p prompts, of which T tokens are read.
+    """R rows that continue p prompts, of which T tokens are read.
 
-    tokens, positions [T]. last [p]: the place of each prompt's last token among them. The places of `line` are those
-    of keys and values: of the T tokens, or of whole sequences where the plan is a `Past`.
+    tokens, positions [T]. last [p]: the index of each prompt's last token in `tokens`. `line` indexes keys and values:
+    of the T tokens, or of whole sequences if the plan is a `Past`.
     """
 
     tokens: Tensor
@@ -71,7 +71,7 @@ class Prompts(Layout):
 
 
 def _shared(prompts: Sequence[np.ndarray]) -> list[int]:
-    """How many tokens each has in common with the one before; none at all where that would save little."""
+    """Length of the prefix that each prompt shares with the one before; all 0 if that would save little."""
     forks: list[int] = []
     shared = [0]
     for before, prompt in pairwise(prompts):

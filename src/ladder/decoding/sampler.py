@@ -1,10 +1,10 @@
-"""The native sampler: continuous batching over the very modules that train.
+"""The native sampler: continuous batching over the modules that train.
 
-Draws depend on the request's key, the sample's index and the position alone (`draw.py`), so scheduling changes nothing
-but speed, and the log-probabilities agree with the engine's to rounding because it is the same model. The loop is
-`stepper.py`, with the bookkeeping of `scheduler.py`; which back end computes the logits, `backend.py` decides.
+Tokens depend on the request's key, the sample's index and the position alone (`draw.py`), so scheduling affects only
+speed, and log-probabilities agree with the engine's to rounding because the model is the same. `stepper.py` is the
+loop, `scheduler.py` its bookkeeping, and `backend.py` chooses the back end that computes the logits.
 
-Left out: paging, and beginning with the answers that will be longest: nobody knows them; longer limits go first.
+Left out: paging, and starting with the longest completions: their lengths are unknown, so longer limits go first.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ladder.models.head import Head
 class NativeSampler:
     """Samples from a transformers causal language model (`contract.rollouts.Sampler`).
 
-    slots: most sequences decoded side by side. cache_tokens: bound on slots x length, and so on memory. eos:
-    token ids that end an answer (kept as its last token). workers: threads with a share of the requests of `generate`
-    each, for models too small to fill a processor's cores. context: most tokens of prompt and answer (default: the
-    model's own). packed: decode over packed weights where the family is known; False: through the modules, whatever it
-    is. dtype: bfloat16 decodes a float32 model in half of the memory (`llama_cpu.py`), where the kernels know it.
-    frozen: the weights change only where `load` says so, so packed ones are held from call to call.
+    eos: token ids that end a completion (kept as its last token). slots: most sequences decoded in one step.
+    cache_tokens: bound on slots x length of the key-value cache. workers: threads that share the requests of
+    `generate`, for models too small to use all cores. context: most tokens of prompt and completion (None: the model's
+    own). packed: use packed weights for the families that support it; False: always the modules. dtype: bfloat16
+    decodes a float32 model in half of the memory (`llama_cpu.py`). frozen: the weights change at `load` only, so packed
+    weights are kept from call to call.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class NativeSampler:
 
     @property
     def version(self) -> int:
-        """Of the weights."""
+        """The version of the weights that are sampled from now."""
         return self.stepper.scheduler.version
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """The modules are shared with the engine, so there is nothing to copy, and what is packed is packed anew.
-        Raises UserError while requests are in flight; keys and values of kept samples are computed anew."""
+        """Notes the version. The modules are shared with the engine, so no weights are copied. Keys and values of kept
+        samples are discarded. Raises UserError while requests are in flight."""
         if self.busy:
             raise UserError(
                 "new weights were loaded while requests are in flight, which would draw from two models",
@@ -105,12 +105,12 @@ class NativeSampler:
         self.reweighted(version)
 
     def reweighted(self, version: int) -> None:
-        """The modules' weights are others than before. For whoever changes them while nothing is in flight."""
+        """Notes that the modules' weights have been changed while no request was in flight."""
         self.backend.reweighted()
         self.stepper.reweighted(version)
 
     def when_idle(self, action: Callable[[], None]) -> None:
-        """Does it between steps, once the requests in flight have ended; those submitted from now on wait for it."""
+        """Runs `action` between steps once the requests in flight have ended; later requests wait for it."""
         self.stepper.when_idle(action)
 
     def submit(self, request: Request) -> int:
@@ -142,7 +142,7 @@ class NativeSampler:
         return self._by_workers(requests, workers)
 
     def _by_workers(self, requests: Sequence[Request], workers: int) -> list[list[Completion]]:
-        """`generate` with a share of the requests for each of several threads, over the same weights."""
+        """`generate` in several threads over the same weights, each with a share of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (-requests[i].priority, -requests[i].sampling.max_tokens))
         shares = [order[i::workers] for i in range(workers)]
         progress = _Together(self, sum(r.n for r in requests), workers)
@@ -172,14 +172,14 @@ class NativeSampler:
 
 
 class _Together:
-    """The progress of several workers as one. total: samples of all requests."""
+    """Sums the progress of several workers. total: samples of all requests."""
 
     def __init__(self, sampler: NativeSampler, total: int, workers: int) -> None:
         self.sampler, self.total, self.lock = sampler, total, Lock()
         self.done = [0] * workers
 
     def of(self, worker: int) -> Progress | None:
-        """What one worker tells."""
+        """The progress callback of one worker."""
 
         def tell(done: int, _: int) -> None:
             with self.lock:

@@ -1,8 +1,8 @@
-"""The scheduler: which requests wait, which sample holds which slot, what it has drawn, and when it ends.
+"""The scheduler: the queue of waiting requests, the sample in each slot, its tokens, and when it ends.
 
-The state of running samples is arrays over slots, so that one decode step of hundreds of rows is a handful of numpy
-calls. Their tokens lie in lines that do not move when slots do. Only requests with stop strings or thinking budgets
-pay for looking at the text.
+The state of running samples is held in arrays over slots, so a decode step of hundreds of rows takes a handful of numpy
+calls. Their tokens are held in lines, which do not move when samples change slots. Text is decoded during sampling only
+for requests with stop strings or thinking budgets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ladder.contract.rollouts import Completion, Sampling, Stop
-from ladder.decoding.draw import stream
+from ladder.decoding.draw import streams
 from ladder.decoding.key_values import KeyValues, length
 from ladder.decoding.thinking import Thinking
 
@@ -25,11 +25,12 @@ TAIL = 8
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """n samples of a prompt, under way. cache: keys and values of the prompt's first tokens, of a further turn.
+    """A request in flight: n samples of a prompt. cache: known keys and values of the prompt's first tokens.
 
-    limit: most tokens of a sample. key, sample, drawn: where the first sample's stream of draws stands (`draw.stream`).
-    keep: whether the samples can be continued. next: the first sample that had no slot yet. left: samples that have
-    not ended.
+    limit: most tokens of a sample. key, sample, drawn: state of the first sample's random stream (`draw.stream`). keep:
+    whether the samples can be continued. next: the first sample that has had no slot yet. left: samples not ended. Set
+    when the first sample gets a slot: streams, the states of all samples' random streams, and way, the index in the
+    scheduler's samplings.
     """
 
     number: int
@@ -44,6 +45,8 @@ class Job:
     keep: bool = False
     cache: KeyValues | None = None
     thinking: Thinking | None = None
+    way: int = 0
+    streams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     next: int = 0
     left: int = 0
     completions: list[Completion | None] = field(default_factory=list)
@@ -53,7 +56,7 @@ class Job:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that a sample can become."""
+        """Most tokens of a sequence, prompt included."""
         return len(self.prompt) + self.limit
 
     @property
@@ -62,14 +65,14 @@ class Job:
 
     @property
     def read(self) -> int:
-        """Prompt tokens that a prefill has to read."""
+        """Prompt tokens without known keys and values."""
         return len(self.prompt) - (length(self.cache) if self.cache is not None else 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
-    """A sample that has just ended in a slot, whose keys and values lie there until slots are dropped. last: the job's
-    other samples have all ended before."""
+    """A sample that has just ended; its keys and values stay in the slot until `drop`. last: it is the last of its job
+    to end. place: its index in the job."""
 
     slot: int
     job: Job
@@ -79,61 +82,62 @@ class Ended:
 
 @dataclass(slots=True)
 class _Row:
-    """A running sample. forced: tokens still to be forced on it. thought: tokens drawn inside the open thinking block.
-    cut: where a stop string begins in the text."""
+    """A running sample. place: its index in the job. forced: tokens still to be forced. thought: tokens drawn in the
+    open thinking block (`Thinking.thought`). cut: where a stop string begins in the text."""
 
     job: Job
     place: int
-    forced: list[int] = field(default_factory=list)
+    forced: list[int] | None = None
     thought: int | None = None
     stop: Stop | None = None
     cut: int | None = None
 
 
 class Scheduler:
-    """Jobs that wait and samples that run; the running ones hold slots 0 .. active-1."""
+    """Waiting jobs and running samples; the running ones are in slots 0 .. active-1."""
 
     def __init__(self, tokenizer: Any, eos: Sequence[int]) -> None:
         self.tokenizer, self.eos = tokenizer, np.array(eos)
-        self.version = 0  # of the weights, for the completions
+        self.version = 0  # of the weights, written to completions
         self.queue: list[tuple[int, int, int, Job]] = []  # a heap
         self.waiting = 0  # samples without a slot
         self.active = 0
-        self.total, self.done_count = 0, 0  # samples since there last were none
-        self.longest = 0  # tokens that a slot has room for
+        self.total, self.done_count = 0, 0  # submitted and ended samples since the last reset
+        self.longest = 0  # most tokens of a slot
         self.must_drop = False
         self.idle = 0  # steps of finished rows since the last were dropped
         self.rows: dict[int, _Row] = {}  # running samples by line
-        self.watched: set[int] = set()  # lines whose text matters
+        self.watched: set[int] = set()  # lines of samples with stop strings or thinking budgets
         self.pending: set[int] = set()  # lines with tokens to be forced
         self.samplings: dict[Sampling, int] = {}
         self._slots()
         self._lines()
 
     def _slots(self) -> None:
-        """The arrays over slots, for none."""
-        self.line = np.zeros(0, np.int64)  # where the slot's sample keeps its tokens; -1 once it has ended
+        """Empty arrays over slots."""
+        self.line = np.zeros(0, np.int64)  # the line of the slot's sample; -1 once it has ended
         self.position = np.zeros(0, np.int64)  # where the last token of each slot stands
         self.last = np.zeros(0, np.int64)  # the last token of each slot
         self.drawn = np.zeros(0, np.int64)  # tokens the slot's sample has
         self.limit = np.zeros(0, np.int64)  # most tokens of the slot's sample
         self.stream = np.zeros(0, np.uint64)
-        self.way = np.zeros(0, np.int64)  # how the slot's sample is drawn: a number of `samplings`
+        self.way = np.zeros(0, np.int64)  # index in `samplings`
         self.over = np.zeros(0, np.bool_)
 
     def _lines(self) -> None:
-        """The arrays over lines, for none."""
+        """Empty arrays over lines."""
         self.tokens: np.ndarray = np.zeros((0, 0), np.int64)
         self.logps: np.ndarray = np.zeros((0, 0), np.float32)
         self.forced: np.ndarray = np.zeros((0, 0), np.bool_)
         self.free: list[int] = []
+        self.stained = False  # whether any token has been forced
 
     @property
     def busy(self) -> bool:
         return self.active > 0 or self.waiting > 0
 
     def reset(self) -> None:
-        """Lets the memory go. For a scheduler with nothing to do."""
+        """Frees the arrays when no job is left."""
         assert not self.busy
         self.total, self.done_count, self.longest, self.idle = 0, 0, 0, 0
         self.samplings.clear()
@@ -143,21 +147,21 @@ class Scheduler:
     # ------------------------------------------------------------ jobs that wait
 
     def add(self, job: Job) -> None:
-        """Puts a job into the queue: by priority, then longer limits first, then as they came."""
+        """Queues a job, ordered by priority, then longer limits first, then arrival."""
         heapq.heappush(self.queue, (-job.priority, -job.sampling.max_tokens, job.number, job))
         self.waiting += job.left
         self.total += job.left
 
     def head(self) -> Job:
-        """The job whose samples get the next slots."""
+        """The first job of the queue."""
         return self.queue[0][-1]
 
     def longest_waiting(self) -> int:
-        """Tokens of the longest sequence that a waiting job can become."""
+        """Most tokens of a sequence of the waiting jobs."""
         return max(job.longest for *_, job in self.queue)
 
     def cancel(self, number: int) -> bool:
-        """Ends a job without completions. Whether there was one."""
+        """Ends a job without completions. Returns whether it was in flight."""
         jobs = {id(row.job): row.job for row in self.rows.values() if row.job.number == number}
         jobs |= {id(job): job for *_, job in self.queue if job.number == number}
         for job in jobs.values():
@@ -173,7 +177,7 @@ class Scheduler:
         return bool(jobs)
 
     def resize(self, slots: int) -> None:
-        """Room for at least so many slots."""
+        """Enlarges the arrays over slots to at least `slots`."""
         more = slots - len(self.line)
         if more > 0:
             for name in ("line", "position", "last", "drawn", "limit", "stream", "way", "over"):
@@ -181,8 +185,9 @@ class Scheduler:
                 setattr(self, name, np.concatenate([array, np.zeros(more, array.dtype)]))
 
     def admit(self, free: int, budget: int) -> tuple[list[Job], np.ndarray]:
-        """Gives slots to the next samples: their jobs, and each new row's job [R]. budget: most tokens to read, unless
-        the first prompt has more. Jobs that continue a cache are admitted apart from the others."""
+        """Assigns slots to the next samples: their jobs, and the index of each new row's job [R]. budget: most tokens
+        to read (one prompt may exceed it). Jobs with and without known keys and values are admitted in separate
+        calls."""
         jobs: list[Job] = []
         owner: list[int] = []
         tokens = 0
@@ -201,21 +206,24 @@ class Scheduler:
         return jobs, np.array(owner)
 
     def _place(self, job: Job) -> None:
-        """Gives the next slot to the next sample of the first job in the queue."""
+        """Assigns the next slot to the next sample of the first job in the queue."""
         slot, place, line = self.active, job.next, self._line(job.limit)
+        if place == 0:
+            job.streams = streams(job.key, job.sample, job.n, job.drawn)
+            job.way = self.samplings.setdefault(job.sampling, len(self.samplings))
         self.rows[line] = _Row(job, place)
         if job.watched:
             self.watched.add(line)
-        self.line[slot], self.stream[slot] = line, stream(job.key, job.sample + place, job.drawn)
+        self.line[slot], self.stream[slot] = line, job.streams[place]
         self.position[slot], self.limit[slot] = len(job.prompt) - 1, job.limit
-        self.way[slot] = self.samplings.setdefault(job.sampling, len(self.samplings))
+        self.way[slot] = job.way
         self.drawn[slot], self.over[slot] = 0, False
         self.active, self.waiting, job.next = self.active + 1, self.waiting - 1, job.next + 1
         if job.next == job.n:
             heapq.heappop(self.queue)
 
     def _line(self, limit: int) -> int:
-        """A line with room for so many tokens."""
+        """A free line with room for `limit` tokens."""
         lines, width = self.tokens.shape
         if not self.free or limit > width:
             more = 0 if self.free else max(len(self.line), lines)
@@ -223,13 +231,14 @@ class Scheduler:
             shape = (0, more), (0, max(0, limit - width))
             self.tokens, self.logps, self.forced = (np.pad(x, shape) for x in (self.tokens, self.logps, self.forced))
         line = self.free.pop()
-        self.forced[line] = False
+        if self.stained:
+            self.forced[line] = False
         return line
 
     # ------------------------------------------------------------ samples that run
 
     def by_sampling(self, part: slice) -> Iterator[tuple[Sampling, np.ndarray | None]]:
-        """The different ways to draw among slots in `part`, with the rows (from part.start) of each; None: all."""
+        """The distinct samplings of the slots in `part`, each with its rows (counted from part.start); None: all."""
         ways = self.way[part]
         samplings = list(self.samplings)
         if len(samplings) == 1 or (ways == ways[0]).all():
@@ -239,7 +248,7 @@ class Scheduler:
             yield samplings[way], np.flatnonzero(ways == way)
 
     def accept(self, slots: np.ndarray, tokens: np.ndarray, logps: np.ndarray) -> list[Ended]:
-        """Takes the drawn tokens in (or, where a thinking budget is spent, the forced ones); the samples that end."""
+        """Appends the drawn tokens (or forced ones, where a thinking budget is spent); returns the samples that end."""
         lines = self.line[slots]
         if self.pending:
             tokens, logps = tokens.copy(), logps.copy()
@@ -259,7 +268,7 @@ class Scheduler:
             for i in np.flatnonzero(live & np.isin(lines, list(self.watched))):
                 self._watch(int(slots[i]), int(lines[i]))
         ended = self._close(slots[live & self.over[slots]])
-        # a finished row that stays a while must not run past its slot
+        # a finished row may keep its slot for some steps, but must not write past its end
         self.must_drop |= bool((self.over[slots] & (self.position[slots] + 1 >= self.longest - 1)).any())
         return ended
 
@@ -271,15 +280,16 @@ class Scheduler:
             self.pending.discard(int(self.line[slot]))  # nothing more is forced on it
 
     def _force(self, slot: int, line: int) -> int:
-        """The next token that is forced on a sample."""
-        row = self.rows[line]
-        self.forced[line, self.drawn[slot]] = True
-        if len(row.forced) == 1:
+        """The next forced token of a sample."""
+        tokens = self.rows[line].forced
+        assert tokens, "only pending lines are forced"
+        self.forced[line, self.drawn[slot]] = self.stained = True
+        if len(tokens) == 1:
             self.pending.discard(line)
-        return row.forced.pop(0)
+        return tokens.pop(0)
 
     def _watch(self, slot: int, line: int) -> None:
-        """Looks at the text of one row: stop strings, and the thinking budget."""
+        """Checks the text of one row for stop strings and the thinking budget."""
         row, ids = self.rows[line], self.tokens[line, : self.drawn[slot]].tolist()
         stops, thinking = row.job.sampling.stop, row.job.thinking
         if stops and row.stop != "eos":
@@ -299,30 +309,33 @@ class Scheduler:
                 self.pending.add(line)
 
     def _close(self, slots: np.ndarray) -> list[Ended]:
-        """Writes the completions of samples that ended in some slots; their lines are free again."""
+        """Writes the completions of the samples that ended in `slots` and frees their lines."""
         if not len(slots):
             return []
-        rows = [self.rows[int(line)] for line in self.line[slots]]
+        lines = self.line[slots]
+        rows = [self.rows[line] for line in lines.tolist()]
         lengths = self.drawn[slots].tolist()
-        drawn = [self.tokens[line, :n].tolist() for line, n in zip(self.line[slots], lengths, strict=True)]
+        part = lines, slice(max(lengths))
+        tokens = [t[:n] for t, n in zip(self.tokens[part].tolist(), lengths, strict=True)]
+        logps, forced = self.logps[part].tolist(), self.forced[part].tolist()
         texts = self.tokenizer.batch_decode(
-            [t[:-1] if row.stop == "eos" else t for row, t in zip(rows, drawn, strict=True)]
+            [t[:-1] if row.stop == "eos" else t for row, t in zip(rows, tokens, strict=True)]
         )
         ended: list[Ended] = []
-        for slot, row, tokens, text in zip(slots.tolist(), rows, drawn, texts, strict=True):
-            line, n = int(self.line[slot]), len(tokens)
+        for i, (slot, row, n, text) in enumerate(zip(slots.tolist(), rows, lengths, texts, strict=True)):
+            job = row.job
             assert row.stop is not None
-            logps, forced = self.logps[line, :n].tolist(), self.forced[line, :n].tolist()
             shown = text[: row.cut] if row.cut is not None and row.stop == "stop" else text
-            row.job.completions[row.place] = Completion(tokens, logps, forced, row.stop, shown, self.version)
-            row.job.left -= 1
-            self.done_count += 1
-            ended.append(Ended(slot, row.job, row.place, row.job.left == 0))
+            completion = Completion(tokens[i], logps[i][:n], forced[i][:n], row.stop, shown, self.version)
+            job.completions[row.place] = completion
+            job.left -= 1
+            ended.append(Ended(slot, job, row.place, job.left == 0))
             self._release(slot)
+        self.done_count += len(ended)
         return ended
 
     def _release(self, slot: int) -> None:
-        """Frees the line of a slot whose sample is over."""
+        """Frees the line of a slot whose sample has ended."""
         line = int(self.line[slot])
         del self.rows[line]
         self.watched.discard(line)
@@ -332,13 +345,13 @@ class Scheduler:
 
     @property
     def alike(self) -> bool:
-        """Whether all active rows have drawn as many tokens, so that their order means nothing."""
+        """Whether all active rows have drawn equally many tokens, so that their order does not matter."""
         live = self.drawn[: self.active][~self.over[: self.active]]
         return bool((live == live[:1]).all())
 
     def drop(self, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Frees finished slots: the rows that stay (their old slots, none of which is below the new) and their
-        positions. ordered: they stay in their order, the longest first; else the last fill the holes."""
+        """Removes finished rows. Returns the old slots of the remaining rows (none below its new slot) and their
+        positions. ordered: rows keep their order, the longest first; else the last rows fill the holes."""
         kept = np.flatnonzero(~self.over[: self.active])
         n = len(kept)
         if not ordered:

@@ -1,9 +1,9 @@
-"""Where the keys and values of rows that share prompts lie: a prompt's once, an answer's own tokens by row.
+"""A key-value cache for rows that share prompts: a prompt's keys and values are stored once, own tokens by row.
 
-Keys lie with their tokens last, as the products read them. Rows stand in the order in which they began. Attention over
-the store: `llama_torch.py` in torch's operators, `llama_cpu.py` in C.
+Keys are stored with tokens as the last dimension, as the matrix products read them. Rows are in the order in which they
+were admitted. Attention over the store is in `llama_torch.py` (torch's operators) and `llama_cpu.py` (C).
 
-Left out: paging: room doubles when it is used up. All prompts are padded to the longest that is still in use.
+Left out: paging: the room for own tokens doubles when it is full, and prompts are padded to the longest in use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ladder.decoding.key_values import KeyValues, Layout
 
 ROOM = 32
-"""Tokens that a row has room for at first."""
+"""Initial room for a row's own tokens."""
 
 
 class Store:
@@ -24,7 +24,7 @@ class Store:
     [slots * H, D, room] and values [slots * H, room, D], with H key heads; P and room are multiples of `align`."""
 
     def __init__(self, layers: int, heads: int, width: int, slots: int, like: Tensor, align: int = 1) -> None:
-        """like: a tensor of the stores' type and device."""
+        """like: a tensor with the type and device of the cache."""
         self.heads, self.width, self.slots, self.like, self.align = heads, width, slots, like, align
         self.prompts: list[tuple[Tensor, Tensor]] = []
         self.prompt_lengths = np.zeros(0, np.int64)  # [p]
@@ -33,13 +33,13 @@ class Store:
         self.own = self._own(layers)
 
     def changed(self) -> None:
-        """Other rows, or other places: what was prepared for the rows as they were is void."""
+        """The rows or their addresses have changed: subclasses discard what they prepared for the old ones."""
 
     def _aligned(self, n: int) -> int:
         return -(-n // self.align) * self.align
 
     def _own(self, layers: int) -> list[tuple[Tensor, Tensor]]:
-        """Room for every row's own tokens, all in one piece."""
+        """Zeroed keys and values for every row's own tokens, in one allocation."""
         n = self.slots * self.heads
         flat = self._fresh(layers * 2 * n * self.width * self.room).view(layers, 2, -1)
         return [(x[0].view(n, self.width, self.room), x[1].view(n, self.room, self.width)) for x in flat]
@@ -48,7 +48,7 @@ class Store:
         return self.like.new_zeros(numbers)
 
     def fill(self, cache: KeyValues, layout: Layout, first: int) -> None:
-        """Takes in prompts with their keys and values, and the rows first, first + 1, ... that continue them."""
+        """Adds prompts with their keys and values, and the rows first, first + 1, ... that continue them."""
         line = torch.from_numpy(layout.line).to(self.like.device)
         width = self._aligned(line.shape[1])
         if len(self.prompt_lengths):
@@ -60,14 +60,14 @@ class Store:
                 (torch.cat([_wide(old_k, 2, width), new_k]), torch.cat([_wide(old_v, 1, width), new_v]))
                 for (old_k, old_v), (new_k, new_v) in zip(self.prompts, fresh, strict=True)
             ]
-        assert first == len(self.owner), "rows are added behind those that are there"
+        assert first == len(self.owner), "rows are added behind the present ones"
         self.owner = np.concatenate([self.owner, layout.owner + len(self.prompt_lengths)])
         self.prompt_lengths = np.concatenate([self.prompt_lengths, layout.lengths])
         self.prompts = [(k.contiguous(), v.contiguous()) for k, v in fresh]
         self.changed()
 
     def extract(self, slot: int, length: int) -> KeyValues:
-        """A copy of a row's first tokens: those of its prompt, and of its own."""
+        """A copy of the keys and values of a row's first `length` tokens, prompt and own tokens together."""
         at, prompt = slot * self.heads, int(self.owner[slot]) * self.heads
         shared = int(self.prompt_lengths[self.owner[slot]])
         own = length - shared
@@ -80,7 +80,7 @@ class Store:
         return cache
 
     def keep(self, kept: np.ndarray, positions_A: np.ndarray) -> None:
-        """Leaves only the rows `kept`, at positions_A, in slots 0, 1, ..., and the prompts they use."""
+        """Moves the rows `kept`, at positions_A, to slots 0, 1, ...; drops other rows and prompts without rows."""
         self.owner = self.owner[kept]
         to = np.flatnonzero(kept != np.arange(len(kept)))
         if len(to):
@@ -101,12 +101,12 @@ class Store:
         self.changed()
 
     def _rows(self, of: np.ndarray) -> Tensor:
-        """Row and head of slots or prompts, flat."""
+        """Flat indices (row and head) of slots or prompts."""
         flat = of[:, None] * self.heads + np.arange(self.heads)
         return torch.from_numpy(flat.ravel()).to(self.like.device)
 
     def places(self, positions_A: np.ndarray) -> np.ndarray:
-        """Where each row's new token goes among its own; makes room for it."""
+        """The place of each row's new token among its own tokens; enlarges the room if needed."""
         own = positions_A - self.prompt_lengths[self.owner]
         if int(own.max()) >= self.room:
             self._grow(int(own.max()) + 1)
@@ -128,6 +128,6 @@ def _heads(x: Tensor, line: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor, dim: int, width: int) -> Tensor:
-    """Zeros behind dimension `dim` of a three-dimensional x up to `width`."""
+    """Pads dimension `dim` of a three-dimensional x with zeros up to `width`."""
     room = width - x.shape[dim]
     return x if not room else F.pad(x, (0, room) if dim == 2 else (0, 0, 0, room))

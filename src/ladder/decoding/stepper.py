@@ -1,11 +1,11 @@
-"""The decoding loop, a step at a time: requests join while others decode, and leave when they have ended.
+"""The decoding loop, one step at a time: continuous batching of requests that may arrive while others are decoded.
 
-A prompt is read once for all its samples; a finished sequence leaves its slot and a waiting one takes it. The room
-(slots, and tokens of one) is made for the requests that wait when the first step begins; where later ones need more,
-all keys and values move to a larger room, and where that would pass the bounds, those requests wait.
+A prompt is read once for all its samples; a finished sequence leaves its slot and a waiting one takes it. The cache is
+allocated (slots, and tokens per slot) for the requests that wait at the first step. If later ones need more, all keys
+and values move to a larger cache; if that would exceed the bounds, those requests wait until sequences have ended.
 
-Left out: paging; reading a prompt's common prefix with a request that is being decoded already; a smaller room once
-the longest sequence has ended (it is made anew when there was nothing to do).
+Left out: paging; sharing a prefix with a sequence that is being decoded; shrinking the cache once the longest sequence
+has ended (it is allocated anew after no request was in flight).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PREFILL_TOKENS = 8192
 
 
 class Stepper:
-    """The requests in flight over the decodings of one opener. See `NativeSampler` for the other fields."""
+    """The requests in flight, decoded by the decodings of one opener. The other fields are those of `NativeSampler`."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Stepper:
         self.scheduler = Scheduler(tokenizer, eos)
         self.kept = KeptSamples()
         self.state: Decoding | None = None
-        self.slots = 0  # of the state that are used
+        self.slots = 0  # slots in use, at most those of the state
         self.progress: Progress | None = None
         self.numbers = count()
-        self.finished: list[Finished] = []  # and not handed out yet
-        self.occupied = False  # whether the weights are in use elsewhere
-        self.due: list[Callable[[], None]] = []  # for when nothing is in flight
-        self.held: list[Job] = []  # until that is done
+        self.finished: list[Finished] = []  # not returned by `step` yet
+        self.occupied = False  # whether the weights are in use by other steppers
+        self.due: list[Callable[[], None]] = []  # to be done when no request is in flight
+        self.held: list[Job] = []  # jobs that wait until that is done
 
     @property
     def busy(self) -> bool:
@@ -113,7 +113,7 @@ class Stepper:
 
     @torch.no_grad()
     def step(self) -> list[Finished]:
-        """See `contract.rollouts.Sampler`: a prefill if there are slots for requests that wait, else a decode step."""
+        """See `contract.rollouts.Sampler`. A prefill if slots are free for waiting requests, else a decode step."""
         scheduler = self.scheduler
         if scheduler.busy:
             free = self._room()
@@ -131,7 +131,7 @@ class Stepper:
         return finished
 
     def _admit(self, free: int) -> None:
-        """Reads the next prompts once each and gives their samples slots and first tokens."""
+        """Prefill: reads the next prompts once each and draws the first token of their samples."""
         state, scheduler = self._state, self.scheduler
         jobs, owner = scheduler.admit(free, PREFILL_TOKENS)  # owner [R]: each new row's job
         first = scheduler.active - len(owner)
@@ -159,7 +159,7 @@ class Stepper:
                 self._end(ended)
 
     def _end(self, ended: Ended) -> None:
-        """Keeps a sample that can be continued, and notes a request whose last sample it is."""
+        """Stores a kept sample with its keys and values; notes the request if all its samples have ended."""
         job, completion = ended.job, ended.job.completions[ended.place]
         assert completion is not None
         if job.keep:
@@ -172,9 +172,9 @@ class Stepper:
             self.finished.append(Finished(job.number, [c for c in job.completions if c is not None]))
 
     def _compact(self) -> None:
-        """Drops finished rows once what they cost has grown to what the copies do, or nothing else is left.
+        """Drops finished rows once decoding them has cost as much as the copies to drop them, or no other is left.
 
-        Where their order means something and they are not alike, half of the rows move; else a few."""
+        If the order matters and rows differ in length, half of the rows move; else a few."""
         scheduler = self.scheduler
         gone = int(scheduler.over[: scheduler.active].sum())
         scheduler.idle += gone
@@ -193,8 +193,7 @@ class Stepper:
         return self.state
 
     def _room(self) -> int:
-        """Free slots for the samples that wait, in a state that is opened or enlarged for them. At most 0: they wait
-        until sequences have ended."""
+        """Free slots for the waiting samples; opens or enlarges the state for them. 0 or less: they have to wait."""
         scheduler, state = self.scheduler, self.state
         if not scheduler.waiting:
             return 0
@@ -213,14 +212,14 @@ class Stepper:
         return self.slots - scheduler.active
 
     def _open(self, slots: int, length: int, room: int) -> None:
-        """A state for sequences of `length` tokens, with room for longer ones. It takes the weights as they are."""
+        """Opens a state with `slots` slots of `room` tokens for sequences of at most `length` tokens."""
         steps = max(job.limit for *_, job in self.scheduler.queue)
         self.state = self.opener.open(slots, room, steps)
         self.scheduler.resize(slots)
         self.scheduler.longest, self.slots = length, slots
 
     def _enlarge(self, slots: int, length: int) -> None:
-        """A larger state with the keys and values of all that run."""
+        """Moves the running sequences, with their keys and values, to a larger state."""
         state, scheduler = self._state, self.scheduler
         if scheduler.over[: scheduler.active].any():
             state.keep(*scheduler.drop(False))
@@ -234,7 +233,7 @@ class Stepper:
             self._state.fill(joined(caches), Layout.end_to_end(lengths, np.arange(len(caches))), 0)
 
     def _close(self) -> None:
-        """Nothing is in flight: lets the state and the weights go, and does what was due."""
+        """Frees the state when no request is in flight, and runs the actions that waited for that."""
         self.state = None
         self.opener.close()
         self.scheduler.reset()
@@ -243,12 +242,12 @@ class Stepper:
     # ------------------------------------------------------------ new weights
 
     def when_idle(self, action: Callable[[], None]) -> None:
-        """Does it between steps, once the requests in flight have ended; those submitted from now on wait for it."""
+        """Runs `action` between steps once the requests in flight have ended; later requests wait for it."""
         self.due.append(action)
         self.settle()
 
     def settle(self) -> None:
-        """Does what is due if nothing is in flight."""
+        """Runs the waiting actions if no request is in flight, then queues the requests that waited for them."""
         if self.scheduler.busy or self.occupied:
             return
         due, self.due = self.due, []
@@ -259,7 +258,7 @@ class Stepper:
             self.scheduler.add(job)
 
     def reweighted(self, version: int) -> None:
-        """The weights are others from now on: keys and values of kept samples are computed anew."""
+        """Notes that the weights have changed: known keys and values of kept samples are discarded."""
         assert not self.scheduler.busy, "sequences of two models"
         self.scheduler.version = version
         self.kept.forget_caches()
@@ -268,7 +267,7 @@ class Stepper:
 
 
 def check_request(request: Request, context: int) -> None:
-    """Raises UserError for a request that no sampler with such a context can meet."""
+    """Raises UserError for a request that no sampler with this context can serve."""
     if not request.prompt:
         raise UserError("a prompt has no tokens")
     if request.n < 1 or request.sampling.max_tokens < 1:

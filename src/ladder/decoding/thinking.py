@@ -1,4 +1,4 @@
-"""Thinking budgets: a block that was opened and not closed within its budget is closed by forced tokens."""
+"""Thinking budgets: a thinking block that is not closed within its budget is closed by forced tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ladder.contract.rollouts import Sampling
 
 
 class Thinking:
-    """One request's thinking budget: watches for an open block and closes it when the budget is spent."""
+    """The thinking budget of one request: the text that opens and closes a block, and the tokens that close it."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling, tokenizer: Any) -> None:
         """Raises UserError for tags that cannot be found or written."""
@@ -29,7 +29,7 @@ class Thinking:
         self.opened = self.prompt.rfind(self.open) > self.prompt.rfind(self.close)
 
     def thought(self, before: int | None, tokens: Sequence[int]) -> int:
-        """Tokens drawn inside the open block, after one more (-1: no block is open). before: the same without it."""
+        """Tokens drawn inside the open block (-1: no block is open). before: the count before the last token."""
         text = self.prompt + self.tokenizer.decode(list(tokens))
         if text.rfind(self.open) <= text.rfind(self.close):  # -1 <= -1: no block at all
             return -1

@@ -1,6 +1,6 @@
 """Tasks in, groups of rollouts out, token for token: the sampled token ids are trained, never re-tokenised text.
 
-Left out: several turns. An environment that answers back would append its messages' tokens with a mask of False.
+Left out: several turns, where the tokens of an environment's messages have a mask of False.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Encode = Callable[[Any], list[int]]
 
 @dataclass(slots=True)
 class Collector:
-    """Samples n answers to each task. Draws are keyed by (seed, purpose, step, place of the task in the step)."""
+    """Samples n completions of each task. Requests are keyed by (seed, purpose, step, index of the task)."""
 
     sampler: Sampler
     encode: Encode
@@ -28,8 +28,8 @@ class Collector:
     purpose: str
 
     def __call__(self, tasks: Sequence[Task], *, step: int, version: int | None = None) -> list[list[Rollout]]:
-        """One group per task, in order. version: what the caller takes the policy's to be; a rollout has the version
-        that its completion was drawn by (`Completion.version`)."""
+        """One group per task, in order. A rollout has the version of its completion (`Completion.version`); `version`,
+        the caller's view of the policy's, is not used."""
         requests = [
             Request(self.encode(t.prompt), self.n, self.sampling, rng.key(self.seed, self.purpose, step, i))
             for i, t in enumerate(tasks)

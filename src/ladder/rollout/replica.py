@@ -1,15 +1,15 @@
-"""A replica: a sampler with weights of its own, beside those that are trained.
+"""A replica: a sampler with its own copy of the policy's weights.
 
-New weights are taken between steps only, once the sequences in flight have ended, so every completion is drawn by one
-model. A request is drawn by the weights that were due when it was submitted: one that comes while new weights wait for
-running sequences waits with them.
+The replica replaces its weights between steps only, when no sequence is in flight, so one version of the weights
+samples all of a completion. A request is sampled with the weights that were due when it was submitted: a request that
+arrives while new weights wait for running sequences waits for them, too.
 
-Weights are due when they are `lag` updates old. After update v the replica holds those of version max(0, v - lag): at
-first the first policy goes on drawing, then every update it moves on by one. With an importance ratio the answers still
-say what they should about the policy that is trained, as long as it has not gone far (Espeholt et al. 2018,
-arXiv:1802.01561; Fu et al. 2025, arXiv:2505.24298).
+Weights are due when they are `lag` updates old. After update v the replica samples from version max(0, v - lag): from
+the first policy for the first `lag` updates, then one version further with every update. An importance ratio corrects
+for the difference from the trained policy as long as it is small (Espeholt et al. 2018, arXiv:1802.01561; Fu et al.
+2025, arXiv:2505.24298).
 
-Left out: new weights amid a sequence, with a version for each range of its tokens.
+Left out: new weights in the middle of a sequence, with a version for each range of its tokens.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ FILE = "drawing.safetensors"
 
 
 class Replica:
-    """sampler: over modules of its own, which nobody trains and which hold the policy's first weights. What is trained
-    of the last `lag` versions is kept in memory (`lag` copies of it), and saved with a checkpoint.
+    """A `contract.rollouts.Sampler`. sampler: of a separate, untrained copy of the policy with its first weights. The
+    trained parameters of the last `lag` versions are kept in memory and saved with a checkpoint.
 
-    `load` may be called from another thread than the other methods (`contract.rollouts.Sampler`).
+    `load` may be called from another thread than the other methods.
     """
 
     def __init__(self, sampler: NativeSampler, lag: int = 0) -> None:
         if lag < 0:
             raise ValueError(f"a lag of {lag} updates would be of weights to come")
         self.sampler, self.lag = sampler, lag
-        self.waiting: deque[tuple[int, dict[str, Tensor]]] = deque()  # versions that are not taken yet
+        self.waiting: deque[tuple[int, dict[str, Tensor]]] = deque()  # versions that are not in use yet
         self.parameters = dict(sampler.model.named_parameters())
-        self.trained: list[str] = []  # names of what `load` brings
+        self.trained: list[str] = []  # names of the parameters that `load` replaces
         self.lock = RLock()
         self.progress: Progress | None = None
 
     @property
     def version(self) -> int:
-        """Of the weights that draw now."""
+        """The version of the weights that are sampled from now."""
         return self.sampler.version
 
     @property
@@ -90,8 +90,8 @@ class Replica:
     # ------------------------------------------------------------ weights
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Copies the new weights, and takes those that are due as soon as no sequence is in flight. A version that it
-        has already is not taken twice."""
+        """Copies the new weights, and uses the weights that are due as soon as no sequence is in flight. A version that
+        the replica has already (after `restore`) is ignored."""
         with self.lock:
             newest = self.waiting[-1][0] if self.waiting else self.version
             if version <= newest and self.trained:
@@ -113,13 +113,13 @@ class Replica:
         self.sampler.reweighted(version)
 
     def save(self, directory: Path) -> None:
-        """The weights that draw now, and those that will: "VERSION/NAME". What is not trained never changes."""
+        """Writes the present and the waiting versions of the trained parameters, as "VERSION/NAME"."""
         assert self.trained, "no checkpoint is older than the first update"
         held = [(self.version, {name: self.parameters[name] for name in self.trained}), *self.waiting]
         save_file({f"{v}/{n}": p.detach().contiguous() for v, ps in held for n, p in ps.items()}, directory / FILE)
 
     def restore(self, directory: Path) -> None:
-        """The inverse of `save`, bit for bit."""
+        """Reads what `save` wrote, bit for bit."""
         versions: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(directory / FILE).items():
             version, _, name = key.partition("/")

@@ -1,10 +1,10 @@
-"""A sampler that answers from a script: for tests and rehearsals of everything that stands above a sampler.
+"""A sampler with scripted completions, for tests and rehearsals of the code that uses samplers.
 
-An answer is text (tokenised, ended by EOS), token ids (taken as they are: they end by "eos" if the last of them is
-EOS, else by "length"), or a whole `Completion`. Scripts are looked up by the prompt's text, or called. A step finishes
-one request; of a further turn the prompt is everything before it.
+A scripted answer is text (tokenised, ended by EOS), token ids (taken unchanged: they end by "eos" if the last of them
+is EOS, else by "length"), or a whole `Completion`. The script is a mapping from the prompt's text, or a function. A
+step finishes one request; in a later turn the prompt is the whole sequence before the completion.
 
-Left out: stop strings, thinking budgets and temperatures; an answer that shall show them is given as a `Completion`.
+Left out: stop strings, thinking budgets and temperatures; a script gives a `Completion` to show them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Script = Mapping[str, Sequence[Answer]] | Callable[[str, int, int], Answer]
 
 @dataclass(slots=True)
 class ScriptedSampler:
-    """See the file's docstring. logp: of every token that the script gives without one.
+    """See the file's docstring. logp: the log-probability of tokens for which the script gives none.
 
-    asked: every request so far, a further turn as one with the whole sequence as its prompt. version, loads: of the
-    weights last loaded, and how often that happened.
+    asked: every request so far; a later turn is a request with the whole sequence as its prompt. version: of the last
+    `load`. loads: number of calls of `load`.
     """
 
     script: Script
@@ -50,7 +50,7 @@ class ScriptedSampler:
         return bool(self._queue)
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Notes the version; a script has no weights, so none are asked for."""
+        """Notes the version; a script has no weights."""
         if self.busy:
             raise UserError("new weights were loaded while requests are in flight", hint="step until they finished")
         self.version, self.loads = version, self.loads + 1
@@ -79,7 +79,7 @@ class ScriptedSampler:
         return asked.number
 
     def step(self) -> list[Finished]:
-        """Finishes the request of the highest priority. Raises KeyError for a prompt that the script does not know."""
+        """Finishes the request with the highest priority. Raises KeyError for a prompt that the script lacks."""
         if not self._queue:
             return []
         asked = max(self._queue, key=lambda one: one.request.priority)
@@ -104,7 +104,7 @@ class ScriptedSampler:
         self._counts = (done, total) if self._queue else (0, 0)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """See `contract.rollouts.Sampler`. Raises KeyError for a prompt that the script does not know."""
+        """See `contract.rollouts.Sampler`. Raises KeyError for a prompt that the script lacks."""
         return generate(self, requests)
 
     def _keep(self, asked: _Asked, i: int, completion: Completion) -> KeptSample:

@@ -1,17 +1,16 @@
-"""vLLM as a sampler: its engine runs in this process, gets new weights in memory, and has to prove that it did.
+"""vLLM as a sampler: its engine runs in this process and receives new weights in memory, which every `load` verifies.
 
-What proves it, at every `load`: each tensor is sent with its checksum and counted on arrival; tensors that vLLM keeps
-as they are, are read back and compared; those that it packs for the processor cannot be read, so a canary, a few
-tokens drawn at once, must have the log-probabilities that the trained model gives them. The trap that this is for: on
-a CPU `reload_weights` leaves the packed matrix of a tied output head as it was, with only a line in the log. The head
-is packed again here.
+Each tensor is sent with its checksum, which is compared on arrival. Parameters that vLLM stores unchanged are read back
+and compared. Those that it packs for the CPU cannot be read, so a canary of a few tokens is sampled after the load, and
+its log-probabilities are compared with the trained model's. This finds a known fault: on a CPU, `reload_weights` does
+not update the packed matrix of a tied output head and only logs a line. `_pack_tied_head` packs it again.
 
-Draws are keyed by (request, sample) through vLLM's own seeds; log-probabilities are of the distribution that was drawn
-from. vLLM computes them with other kernels than the engine, so they differ by rounding (docs/speed.md has figures):
-a loss corrects for it with `importance_cap`.
+Sampling is keyed by (request, sample) through vLLM's seeds; log-probabilities are those of the sampled distribution.
+vLLM computes them with other kernels than the engine, so they differ by rounding (docs/speed.md has figures), for which
+a loss corrects with `importance_cap`.
 
-Requests join vLLM's own continuous batch, and its prefix cache serves the turns of a kept sample: the blocks are there
-as long as there is room, else vLLM reads the sequence anew.
+Requests join vLLM's continuous batch. Its prefix cache holds the keys and values of kept samples while it has room;
+else vLLM computes them anew.
 
 Left out: thinking budgets, adapters, several processes or processors.
 """
@@ -47,19 +46,19 @@ SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
-"""Of the environment, unless it says otherwise."""
+"""Environment variables that vLLM is started with, unless they are set already."""
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request in flight. before: the kept sample that it continues. completions: of the samples that have ended."""
+    """A request in flight. before: the kept sample that it continues. completions: of the ended samples, by index."""
 
     request: Request
     before: KeptSample | None
     completions: dict[int, Completion] = field(default_factory=dict)
 
     def seed(self, place: int) -> int:
-        """Of one of its samples, for vLLM."""
+        """vLLM's seed of one sample."""
         if self.before is None:
             bits = stream(self.request.key, place)
         else:
@@ -119,7 +118,7 @@ class VLLMSampler:
         return bool(self.jobs)
 
     def submit(self, request: Request) -> int:
-        """See `contract.rollouts.Sampler`. Raises UserError for what vLLM cannot be asked here."""
+        """See `contract.rollouts.Sampler`. Raises UserError for requests that this sampler does not support."""
         return self._add(_Job(request, None))
 
     def continue_from(
@@ -158,7 +157,7 @@ class VLLMSampler:
         return finished
 
     def _end(self, number: int, place: int, out: Any) -> list[Finished]:
-        """Notes a sample's completion; its request if it was the last."""
+        """Stores a sample's completion; returns the request if all its samples have ended."""
         job = self.jobs[number]
         job.completions[place] = completion = self._completion(out, job.request.sampling)
         self.done += 1
@@ -183,16 +182,16 @@ class VLLMSampler:
             self._rest()
 
     def _rest(self) -> None:
-        """The counts begin anew when nothing is in flight."""
+        """Resets the progress counts when no request is in flight."""
         if not self.jobs:
             self.done, self.total = 0, 0
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """See `contract.rollouts.Sampler`. Raises UserError for what vLLM cannot be asked here."""
+        """See `contract.rollouts.Sampler`. Raises UserError for requests that this sampler does not support."""
         return generate(self, requests)
 
     def load(self, weights: Callable[[], Weights], version: int) -> None:
-        """Hands over the weights. Raises UserError unless they all arrived and are what vLLM now draws with, and while
+        """Sends the weights to vLLM and verifies that it samples from them. Raises UserError if it does not, or if
         requests are in flight."""
         if self.busy:
             raise UserError(
@@ -200,14 +199,14 @@ class VLLMSampler:
                 hint="step until they have finished, or cancel them",
             )
         self.version = version
-        if self.llm is None:  # it will start with them
+        if self.llm is None:  # vLLM will start with the new weights
             return
         sent = [(name, tensor.detach(), checksum(tensor)) for name, tensor in weights()]
         check_names({name: list(tensor.shape) for name, tensor, _ in sent}, self.shapes)
         (arrived,) = self.llm.collective_rpc(receive, args=(sent,))
         check_arrived({name: crc for name, _, crc in sent}, arrived)
         self.llm.reset_prefix_cache()  # keys of the old weights
-        self._sing()
+        self._check_canary()
 
     def _check(self, r: Request) -> None:
         if not r.prompt or r.n < 1 or r.sampling.max_tokens < 1:
@@ -249,7 +248,7 @@ class VLLMSampler:
                 **self.options,
             )
         torch.set_num_threads(threads)  # vLLM sets its own
-        self._sing()
+        self._check_canary()
 
     def _params(self, r: Request, seed: int) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
@@ -281,8 +280,8 @@ class VLLMSampler:
             text = text[: min(text.find(s) for s in sampling.stop if s in text)]
         return Completion(tokens, logps, [False] * len(tokens), stop, text, self.version)
 
-    def _sing(self) -> None:
-        """Draws a few tokens and compares their log-probabilities with the trained model's. Raises UserError."""
+    def _check_canary(self) -> None:
+        """Samples a few tokens and compares their log-probabilities with the trained model's. Raises UserError."""
         prompt = [t for t in range(CANARY_TOKENS) if t not in self.eos][: max(1, self.context // 4)]
         request = Request(prompt, 1, Sampling(min(CANARY_TOKENS, self.context // 2)))
         params = self._params(request, self.version)
@@ -300,7 +299,7 @@ class VLLMSampler:
 
 
 def name(number: int, place: int) -> str:
-    """What vLLM calls a sample of a request."""
+    """vLLM's request id of a sample."""
     return f"{number}.{place}"
 
 
@@ -353,7 +352,7 @@ def check_arrived(sent: Mapping[str, int], arrived: Mapping[str, int]) -> None:
 
 
 def receive(worker: Any, sent: Sequence[tuple[str, Tensor, int]]) -> dict[str, int]:
-    """Runs beside vLLM's model: loads what was sent, and returns the checksums of what is there now."""
+    """Runs in vLLM's worker: loads the sent tensors and returns the checksums of the model's present ones."""
     arrived: dict[str, int] = {}
 
     def taken() -> Any:
@@ -366,12 +365,12 @@ def receive(worker: Any, sent: Sequence[tuple[str, Tensor, int]]) -> dict[str, i
     _pack_tied_head(model, {name: tensor for name, tensor, _ in sent})
     for name, held in model.named_parameters():
         if name in arrived and held.shape == next(t.shape for n, t, _ in sent if n == name):
-            arrived[name] = checksum(held)  # what it packs is empty now, and left to the canary
+            arrived[name] = checksum(held)  # packed parameters are empty here; the canary checks them
     return arrived
 
 
 def _pack_tied_head(model: Any, sent: Mapping[str, Tensor]) -> None:
-    """Packs the output head again where it is the embedding: `reload_weights` leaves it as it was."""
+    """Packs a tied output head again, which `reload_weights` does not update."""
     if "lm_head.weight" in sent or next(model.parameters()).device.type != "cpu":
         return
     from vllm.model_executor.layers.utils import (  # pyright: ignore[reportMissingImports]
