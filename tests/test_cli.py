@@ -256,7 +256,7 @@ def test_data_that_cannot_be_read(ladder: Ladder, small: Path, tmp_path: Path, d
 def test_other_errors(ladder: Ladder, small: Path, tmp_path: Path) -> None:
     long = "1 a " * 200
     assert "tokens leaves no room in a context of 256" in refused(ladder("sample", "-m", small / "rl", long))
-    assert "is no run" in refused(ladder("lineage", tmp_path))
+    assert "is not a run" in refused(ladder("lineage", tmp_path))
     assert "no tracker is called 'wandbb', did you mean 'wandb'?" in refused(ladder("replay", small, "wandbb"))
     assert "no recipe is called 'r11'" in refused(ladder("run", "r11"))
     assert "cannot be read" in refused(ladder("inspect", "none.jsonl", "-m", small / "rl"))

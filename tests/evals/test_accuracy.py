@@ -140,7 +140,7 @@ def test_unjudged_answers_are_counted_and_not_scored_0() -> None:
 
 
 def test_an_evaluation_without_a_judged_answer_raises() -> None:
-    with pytest.raises(RuntimeError, match="none of 2 answers could be judged"):
+    with pytest.raises(RewardFailure, match="none of 2 answers could be judged"):
         evaluate_answers({"a": ["x"], "b": ["x"]})
 
 

@@ -110,5 +110,5 @@ def test_both_sides_of_a_pair_pass_the_filters(tmp_path: Path, model: Path) -> N
 def test_unknown_filters_and_filters_that_drop_every_pair(tmp_path: Path, model: Path) -> None:
     with pytest.raises(UserError, match="no filter is called 'of_hand'"):
         annotated(tmp_path, model, "[of_hand]")
-    with pytest.raises(UserError, match=r"filters.*: there is nothing to prefer: .* did not pass the filters"):
+    with pytest.raises(UserError, match=r"filters.*: no pairs were made: .* did not pass the filters"):
         annotated(tmp_path, model, "[offhand, clean]")

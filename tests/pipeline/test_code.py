@@ -16,8 +16,8 @@ def names(module: str, source: Path = code.SOURCE) -> set[str]:
     return {path.relative_to(source).as_posix() for path in code.reached((module, *code.ALWAYS), source)}
 
 
-def test_what_a_stage_reaches() -> None:
-    """Through other modules, inside functions, and by the name of a process of its own; C files too."""
+def test_the_files_that_a_stage_imports() -> None:
+    """Through other modules, inside functions, and by a module's name in a string; C files too."""
     rl = names(RL)
     assert {"credit/group.py", "losses/policy.py", "engine/engine.py", "decoding/scheduler.py", "pipeline/run.py"} <= rl
     assert {"rewards/worker.py", "rewards/symbolic_child.py", "tasks/gym_child.py", "tasks/chain/words.py"} <= rl
@@ -32,7 +32,7 @@ def tree(tmp_path: Path) -> Path:
     return Path(shutil.copytree(code.SOURCE, tmp_path / "ladder"))
 
 
-def test_a_file_that_nothing_imports_is_none_of_it(tree: Path) -> None:
+def test_a_file_that_nothing_imports_is_not_part_of_the_identity(tree: Path) -> None:
     before = names(RL, tree)
     (tree / "labels").mkdir()
     (tree / "labels" / "store.py").write_text("import ladder.credit.group\n")

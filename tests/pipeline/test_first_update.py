@@ -40,7 +40,7 @@ def error(tmp_path: Path, rl: dict[str, Any]) -> str:
 
 
 class Wrong(NativeSampler):
-    """Draws colder than it is told."""
+    """A sampler that samples at a lower temperature than the requested one."""
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         return super().generate([replace(r, sampling=replace(r.sampling, temperature=0.7)) for r in requests])
@@ -67,7 +67,7 @@ def test_a_wrong_sampler_is_found_at_the_first_update_and_not_the_first_step(
     assert [row["step"] for row in read_lines(tmp_path / "out" / "rl" / "metrics.jsonl")] == [1]
 
 
-def test_a_wrong_sampler_is_found_where_the_loss_has_no_ratio(tmp_path: Path, wrong_sampler: None) -> None:
+def test_a_wrong_sampler_is_found_if_the_loss_has_no_ratio(tmp_path: Path, wrong_sampler: None) -> None:
     assert "draws from another distribution" in error(tmp_path, {"loss": "PolicyGradient"})
 
 

@@ -25,7 +25,7 @@ kill_test = small_run.kill_test()
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int], None]]:
-    """Arranges that a signal comes while a step is written down: (stage, step, signal)."""
+    """Sends a signal to the run while a step's metrics are written: (stage, step, signal)."""
     whole = RunLog.step
     wanted: list[tuple[str, int, int]] = []
 
@@ -42,11 +42,11 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int], No
 
 
 def same(out: Path, small: Path) -> bool:
-    """Whether two runs made the same bytes."""
+    """Whether two runs wrote the same bytes."""
     return kill_test.differences(kill_test.fingerprint(out), kill_test.fingerprint(small)) == []
 
 
-def test_a_signal_saves_and_the_run_goes_on(
+def test_a_signal_saves_and_the_run_resumes(
     small: Path, tmp_path: Path, at: Callable[[str, int, int], None]
 ) -> None:
     out = tmp_path / "r1"
@@ -76,7 +76,7 @@ def test_the_seconds_of_interrupted_runs_are_counted(
     assert read_json(tmp_path / "pretrain" / "summary.json")["seconds"] == 300
 
 
-def test_a_signal_while_measuring(small: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_an_evaluation(small: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(copy / "rl")
     with monkeypatch.context() as m:
         m.setattr(evaluate, "measure", interrupting(evaluate.measure))
@@ -90,7 +90,7 @@ def test_a_signal_while_measuring(small: Path, copy: Path, monkeypatch: pytest.M
     assert (copy / "rl" / "model" / "model.safetensors").stat().st_mtime_ns == weights, "it was not trained again"
 
 
-def test_a_signal_while_harvesting(copy: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_rejection_sampling(copy: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ladder.pipeline.kinds import rejection_sampling, sampling
 
     for path in (copy / "harvest").iterdir():
@@ -108,7 +108,7 @@ def test_a_signal_while_harvesting(copy: Path, small: Path, monkeypatch: pytest.
 
 
 def interrupting(function: Callable[..., object]) -> Callable[..., object]:
-    """The function, with Ctrl-C pressed while it is at work."""
+    """The function, with Ctrl-C pressed while it runs."""
 
     def wrapped(*args: object, **options: object) -> object:
         done = function(*args, **options)
@@ -128,7 +128,7 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_during_an_evaluation_on_the_way(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_an_evaluation_in_training(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "r1"
     with monkeypatch.context() as m:
         m.setattr(evaluate, "measure", interrupting(evaluate.measure))
@@ -143,7 +143,7 @@ def test_ctrl_c_during_an_evaluation_on_the_way(small: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("damage", ["truncated", "manifest"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_word(
+def test_a_damaged_checkpoint_is_skipped_and_reported(
     small: Path, copy: Path, at: Callable[[str, int, int], None], damage: str
 ) -> None:
     out = copy
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(
 
 
 def test_kill_9(small: Path, tmp_path: Path) -> None:
-    """A short version of benchmarks/kill_test.py: a few kills, the same bytes."""
+    """A short version of benchmarks/kill_test.py: a run that is killed a few times writes the same bytes."""
     recipe, r = str(small_run.ROOT / "recipes" / "r1.yaml"), random.Random(0)
     kill_test.start(recipe, small_run.TINY, tmp_path / "warm").kill()  # the server imports everything once
     places: list[str] = []

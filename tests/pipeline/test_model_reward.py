@@ -46,21 +46,21 @@ def member(name: str, factor: float, calls: list[int] | None = None) -> Member:
 
 
 @pytest.mark.parametrize(("aggregate", "wanted"), [("mean", 2.0), ("min", 1.0), ("uncertainty", 2.0 - 3.0 * 2 / 3)])
-def test_three_as_one_by_hand(aggregate: Aggregate, wanted: float) -> None:
-    """An answer of one token: 1, 2 and 3; mean 2, least 1, variance 2/3."""
+def test_an_ensemble_of_three_by_hand(aggregate: Aggregate, wanted: float) -> None:
+    """The scores of an answer of one token are 1, 2 and 3: mean 2, minimum 1, variance 2/3."""
     several = ModelReward((member("a", 1), member("b", 2), member("c", 3)), aggregate, 3.0)
     (got,) = several([rollout(1)])
     assert isinstance(got, Score) and got.value == pytest.approx(wanted)
     assert got.parts == pytest.approx({"a": 1, "b": 2, "c": 3, "disagreement": 1.0})
 
 
-def test_beside_others_its_parts_carry_its_name() -> None:
+def test_beside_other_rewards_the_parts_carry_the_name() -> None:
     (got,) = ModelReward((member("a", 1), member("b", 3)), name="safe")([rollout(1)])
     assert isinstance(got, Score)
     assert got.parts == pytest.approx({"safe": 2, "safe/a": 1, "safe/b": 3, "safe/disagreement": 2**0.5})
 
 
-def test_one_model_is_asked_once_for_all_groups() -> None:
+def test_one_forward_call_scores_all_groups() -> None:
     calls: list[int] = []
     groups = [[rollout(i + 1, g) for i in range(g + 1)] for g in range(3)]
     judged = judge(ModelReward((member("a", 1, calls),)), groups)
@@ -82,7 +82,7 @@ def test_which_stages_and_files_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and two reward models of it."""
+    """A base model and two reward models trained from it."""
     scorer = {"kind": "reward_model", "from": "pretrain", "data": {"stage": "annotate"}, "batch": 8}
     return go(
         tmp_path_factory.mktemp("models"),
@@ -104,7 +104,7 @@ def go(directory: Path, stages: dict[str, Any], **top: Any) -> Path:
 
 
 def one(directory: Path, made: Path, reward: Any) -> dict[str, float]:
-    """The figures of a step rewarded so."""
+    """The figures of one step of a stage with this reward."""
     stage = {k: v for k, v in RL.items() if k != "from"} | {"reward": reward}
     out = go(directory, {"rl": stage}, model={"source": str(made / "pretrain" / "model")})
     return read_lines(out / "rl" / "metrics.jsonl")[0]
@@ -120,7 +120,7 @@ def test_an_ensemble_logs_its_members(made: Path, tmp_path: Path) -> None:
     assert alone["reward/mean"] >= got["reward/mean"], "the least of two is no more than either"
 
 
-def test_members_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
+def test_members_of_the_same_name_get_distinct_names(made: Path, tmp_path: Path) -> None:
     """The same stage of two runs."""
     for run, name in (("1", "rm_a"), ("2", "rm_b")):
         shutil.copytree(made / name / "model", tmp_path / run / "reward_model" / "model")
@@ -166,7 +166,7 @@ def test_stages_of_the_same_run(made: Path, tmp_path: Path) -> None:
         ({"ensemble": 3}, r"stages.rl.reward.ensemble: "),
         ({"ensemble": [{"model": "x"}, "a", {"model": "x"}]}, r"stages.rl.reward.ensemble: has a member twice"),
         ({"ensemble": ["a", "b"], "agregate": "min"}, r"reward.agregate: unknown key, did you mean 'aggregate'"),
-        ({"stage": "nowhere"}, "'nowhere' is no earlier stage"),
+        ({"stage": "nowhere"}, "'nowhere' is not an earlier stage"),
         ([{"stage": "pretrain", "weight": "much"}], r"stages.rl.reward\[0\].weight: must be a number"),
         ([{"stage": "pretrain"}, {"kind": "lenght"}], "did you mean 'length'"),
     ],
@@ -178,7 +178,7 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, reward: Any, me
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_reward_model(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_score_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"rl.reward: .* has no score"):
         one(tmp_path, made, {"model": str(made / "pretrain" / "model")})
     three = AutoModelForSequenceClassification.from_pretrained(made / "pretrain" / "model", num_labels=3)
@@ -204,7 +204,7 @@ def test_a_reward_model_without_its_score(made: Path, tmp_path: Path) -> None:
         one(tmp_path, made, {"model": str(broken)})
 
 
-def test_another_reward_model_in_its_place_is_another_stage(made: Path, tmp_path: Path) -> None:
+def test_a_replaced_reward_model_changes_the_identity(made: Path, tmp_path: Path) -> None:
     own = tmp_path / "rm"
     shutil.copytree(made / "rm_a" / "model", own)
     one(tmp_path, made, {"model": str(own)})

@@ -34,7 +34,7 @@ def read(path: Path) -> Any:
 
 
 def stamps(out: Path) -> dict[str, tuple[int, int]]:
-    """{file: (inode, time of change)} of everything that a stage wrote."""
+    """{file: (inode, modification time)} of every file of a stage."""
     files = [p for name in STAGES for p in (out / name).rglob("*") if p.is_file()]
     return {str(p.relative_to(out)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
 
@@ -116,7 +116,7 @@ def test_rollouts(small: Path) -> None:
     assert {r["reward"] for r in rows} <= {0.0, 1.0} and len({r["prompt"] for r in rows}) > 4
 
 
-def test_the_harvest_token_for_token(small: Path) -> None:
+def test_the_rejection_sampling_rows_hold_the_sampled_tokens(small: Path) -> None:
     rows = read_lines(small / "harvest" / "data.jsonl")
     assert len(rows) == read(small / "harvest" / "summary.json")["funnel"]["kept"] > 100
     for row in rows:
@@ -129,7 +129,7 @@ def test_the_harvest_token_for_token(small: Path) -> None:
     assert figures["accuracy"] < 1 and 0 < sum(r["reward"] for r in rows) < len(rows)
 
 
-def test_the_recipe_is_spelled_out_and_runs_itself(small: Path) -> None:
+def test_the_resolved_recipe_has_every_field_and_can_be_run(small: Path) -> None:
     resolved = small / "recipe.yaml"
     data = yaml.safe_load(resolved.read_text(encoding="utf-8"))
     assert data["stages"]["rl"]["advantage"] == "group_std" and data["stages"]["pretrain"]["from"] is None
@@ -165,23 +165,23 @@ def test_a_changed_stage_and_what_depends_on_it(copy: Path) -> None:
 
     before, weights = stamps(copy), sha256(copy / "rl" / "model")
     said = run(copy, "rl.steps=3").text
-    assert said.count("done before") == 4 and "what was there moves to .stale/" in said
+    assert said.count("done before") == 4 and "the earlier result is moved to .stale/" in said
     after = stamps(copy)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed and all(name.startswith("rl/") for name in changed)
     assert len(read_lines(copy / "rl" / "metrics.jsonl")) == 3
     assert sha256(copy / "rl" / "model") != weights
 
-    # and back: what was moved aside returns, untrained anew
+    # and back: what was moved aside returns, without being trained again
     assert plan(copy)["rl"] == "stale"
     said = run(copy).text
-    assert "comes back from an earlier run" in said
+    assert "restored from .stale/: an earlier run" in said
     assert sha256(copy / "rl" / "model") == weights and plan(copy) == DONE
     assert read(copy / "rl" / "summary.json")["steps"] == 2
     assert [p.name for p in (copy / ".stale").iterdir()] == [f"rl-{keys('rl.steps=3')['rl'][:12]}"]
 
 
-def test_what_changes_no_weight_changes_no_identity(copy: Path) -> None:
+def test_settings_that_change_no_weight_change_no_identity(copy: Path) -> None:
     same = keys()
     for change in (
         *("name=other", "about=x", "save_every=1", "trackers=[tensorboard]", "keep_rollouts=3", "eval=null"),
@@ -193,7 +193,7 @@ def test_what_changes_no_weight_changes_no_identity(copy: Path) -> None:
         assert keys(change)["rl"] != same["rl"], change
 
 
-def test_another_measurement_trains_nothing(copy: Path) -> None:
+def test_a_changed_evaluation_trains_nothing(copy: Path) -> None:
     assert plan(copy, "eval.sets.easy.n=9") == dict.fromkeys(TRAINED, "resume") | {"harvest": "done"}
     weights = {name: sha256(copy / name / "model") for name in TRAINED}
     metrics = {name: stamps(copy)[f"{name}/metrics.jsonl"] for name in TRAINED}
@@ -237,7 +237,7 @@ def remove_stage(out: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_weights, truncate_weights, remove_model, change_data, remove_data, remove_stage]
 )
-def test_what_is_damaged_is_made_again(copy: Path, small: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_result_is_made_again(copy: Path, small: Path, damage: Callable[[Path], None]) -> None:
     before = stamps(copy)
     damage(copy)
     stage = {"change_data": "harvest", "remove_data": "harvest", "remove_stage": "rl"}.get(damage.__name__, "sft")
@@ -259,7 +259,7 @@ def test_a_lost_summary_is_written_again(copy: Path, small: Path) -> None:
     assert stamps(copy)["rl/model/model.safetensors"] == weights
 
 
-def test_what_comes_back_damaged_does_not_come_back(copy: Path) -> None:
+def test_a_damaged_stale_result_is_not_restored(copy: Path) -> None:
     run(copy, "rl.steps=3")
     (kept,) = (copy / ".stale").iterdir()
     (kept / "model" / "model.safetensors").write_bytes(b"")
@@ -267,7 +267,7 @@ def test_what_comes_back_damaged_does_not_come_back(copy: Path) -> None:
     assert plan(copy) == DONE and (copy / "rl" / "model" / "model.safetensors").stat().st_size > 1000
 
 
-def test_the_same_bytes_in_another_place(small: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_in_another_directory(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     run(out)
     assert small_run.kill_test().fingerprint(out) == small_run.kill_test().fingerprint(small)
@@ -277,7 +277,7 @@ def test_the_same_bytes_in_another_place(small: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_directory(copy: Path) -> None:
-    with locked(copy), pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is at work") as caught:
+    with locked(copy), pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is using") as caught:
         run(copy)
     assert caught.value.file == copy and "--out" in str(caught.value)
     assert run(copy).text.count("done before") == 5
@@ -294,7 +294,7 @@ def no_room(*_: Any, **__: Any) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Refuses the last stage's summary, whose bytes are there already."""
+    """Raises "disk full" for the last stage's summary, after its bytes were written."""
     if path.parent.name == "rl" and path.name == ".summary.json.partial":
         no_room()
 
@@ -323,7 +323,7 @@ def test_a_full_disk(copy: Path, monkeypatch: pytest.MonkeyPatch, where: str) ->
     assert plan(copy, *changes) == DONE and len(read_lines(copy / "rl" / "metrics.jsonl")) == 3
 
 
-def test_threads_are_the_recipes(copy: Path) -> None:
+def test_torch_threads_are_set_from_the_recipe(copy: Path) -> None:
     torch.set_num_threads(threads.NUMBER + 1)
     run(copy)
     assert torch.get_num_threads() == threads.NUMBER
@@ -333,22 +333,22 @@ CAP = "loss={kind: PolicyClip, importance_cap: 2.0}"
 
 
 @pytest.mark.parametrize("what", ["engine.matmul=medium", "sampler.dtype=bfloat16"])
-def test_what_rounds_on_one_side_asks_for_a_correction(copy: Path, what: str) -> None:
-    """Stages whose loss has a ratio to what was drawn must say how the difference is corrected."""
+def test_rounding_on_one_side_needs_a_correction(copy: Path, what: str) -> None:
+    """A loss with a ratio to the sampler's log-probabilities needs a correction of the rounding difference."""
     with pytest.raises(UserError) as error:
         plan(copy, what)
     assert error.value.field == what.split("=")[0] and "importance_cap" in str(error.value.hint)
 
 
-def test_halves_on_a_gpu_may_be_corrected_for(copy: Path) -> None:
-    """Engine and sampler have kernels of their own there; on a processor both are the same modules."""
+def test_a_correction_is_allowed_for_half_precision_on_a_gpu(copy: Path) -> None:
+    """On a GPU engine and sampler use different kernels; on a CPU both use the same modules."""
     on_gpu = "model.device=cuda", "model.dtype=bfloat16"
     assert plan(copy, *on_gpu, f"rl.{CAP}") and plan(copy, *on_gpu)
     with pytest.raises(UserError, match="the same modules"):
         plan(copy, "model.dtype=bfloat16", f"rl.{CAP}")
 
 
-def test_a_sampler_in_bfloat16_draws_and_is_corrected_for(tmp_path: Path) -> None:
+def test_a_bfloat16_sampler_runs_with_a_correction(tmp_path: Path) -> None:
     if decode.kernels() is None:
         pytest.skip("no C compiler here")
     run(tmp_path / "m", "sampler.dtype=bfloat16", f"r1_zero.{CAP}", f"rl.{CAP}")
@@ -356,7 +356,7 @@ def test_a_sampler_in_bfloat16_draws_and_is_corrected_for(tmp_path: Path) -> Non
     assert rows and all(0 < abs(row["importance/mean"] - 1) < 0.05 for row in rows)
 
 
-def test_rounded_products_are_the_recipes(copy: Path, tmp_path: Path) -> None:
+def test_the_matmul_precision_is_set_from_the_recipe(copy: Path, tmp_path: Path) -> None:
     try:
         run(tmp_path / "m", "engine.matmul=medium", f"r1_zero.{CAP}", f"rl.{CAP}")
         assert torch.get_float32_matmul_precision() == "medium"
@@ -369,7 +369,7 @@ def test_rounded_products_are_the_recipes(copy: Path, tmp_path: Path) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_until_takes_nothing_away_from_a_finished_run(small: Path, tmp_path: Path) -> None:
+def test_until_removes_nothing_from_a_finished_run(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "r1"
     shutil.copytree(small, out)
     before = read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")
@@ -377,7 +377,7 @@ def test_until_takes_nothing_away_from_a_finished_run(small: Path, tmp_path: Pat
     assert (read_json(out / "summary.json"), (out / "recipe.yaml").read_text(encoding="utf-8")) == before
 
 
-def test_a_run_says_why_it_has_no_kernels(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_why_it_has_no_kernels(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "lacking", lambda: "there is no C compiler")
     assert "slower than it could be:[/yellow] there is no C compiler" in run(copy).text
     monkeypatch.undo()

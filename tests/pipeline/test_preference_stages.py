@@ -58,7 +58,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_annotators_err_at_their_rate_and_keep_the_gold_out(done: Path) -> None:
+def test_annotators_err_at_their_rate_and_the_rows_hold_no_gold_score(done: Path) -> None:
     rows = read_lines(done / "annotate" / "data.jsonl")
     summary = read_json(done / "annotate" / "summary.json")
     assert len(rows) == summary["pairs"] > 20
@@ -80,7 +80,8 @@ def test_pairs_are_held_out_by_prompt(done: Path) -> None:
 
 
 def test_agreement_with_held_out_preferences_worked_by_hand() -> None:
-    """Pairs: one of two is won. Answers: liked 2 and 0, disliked 1 and 0: of four couples two are won, one is a tie."""
+    """Pairs: one of two is ranked correctly. Answers: liked 2 and 0, disliked 1 and 0: of the four combinations two are
+    ranked correctly, one is a tie."""
     answers = [Sample(torch.tensor([1, 2]), torch.tensor([False, True]), {}, {"label": x}) for x in (1, 0, 1, 0)]
     pairs = [Pair(answers[0], answers[1]), Pair(answers[2], answers[3])]
     assert agreement(pairs, torch.tensor([2.0, 1.0, -1.0, 0.0])) == {"accuracy": 0.5, "n": 2.0}
@@ -110,7 +111,7 @@ def test_the_reward_model_is_a_plain_classifier(done: Path) -> None:
     assert sum(n for *_, n in read_json(done / "reward_model" / "held_out.json")["bins"]) == held["n"]
 
 
-def test_the_first_steps_are_what_they_must_be(done: Path) -> None:
+def test_the_first_losses_have_their_known_values(done: Path) -> None:
     assert read_lines(done / "dpo" / "metrics.jsonl")[0]["first/loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert read_lines(done / "kto" / "metrics.jsonl")[0]["first/loss"] == pytest.approx(0.5, abs=1e-6)
     assert read_lines(done / "reward_model" / "metrics.jsonl")[0]["first/loss"] == pytest.approx(0.6931472, abs=1e-6)
@@ -123,7 +124,7 @@ def test_scores_are_shown_as_scores(done: Path) -> None:
     assert read_json(done / "summary.json")["stages"]["ppo"]["test"].get("graded") is True
 
 
-def test_a_reference_that_is_another_model_stops_the_run() -> None:
+def test_a_reference_that_differs_from_the_policy_stops_the_run() -> None:
     loop.check_reference(0.693147, 0.6931472)
     with pytest.raises(UserError, match="the reference's log-probabilities are of another model"):
         loop.check_reference(0.69315, 0.6931472)
@@ -172,10 +173,10 @@ def test_ppo_resumes_with_its_critic(done: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("ppo.from=reward_model", "makes a reward model, and a model is wanted"),
-        ("ppo.reward={stage: annotate}", "makes data, and a reward model is wanted"),
-        ("dpo.data={stage: reward_model}", "makes a reward model, and data is wanted"),
-        ("ppo.reward=chain_gold", "no reward model to begin from"),
+        ("ppo.from=reward_model", "makes a reward model, and a model is needed"),
+        ("ppo.reward={stage: annotate}", "makes data, and a reward model is needed"),
+        ("dpo.data={stage: reward_model}", "makes a reward model, and data is needed"),
+        ("ppo.reward=chain_gold", "no reward model to take the critic's initial weights from"),
         ("ppo.advantage=group_std", "ppo.advantage: unknown key"),
         ("ppo.target_kl=-1", "greater than 0"),
         ("reward_model.eval_every=3", "leave eval_every out"),
@@ -189,7 +190,7 @@ def test_mistakes_are_found_before_anything_runs(change: str, message: str) -> N
         small_run.plan(Path("nowhere"), *TINY, change, recipe=RECIPE)
 
 
-def test_a_preference_file_of_ones_own(done: Path, tmp_path: Path) -> None:
+def test_a_users_preference_file(done: Path, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": "3 a +1 =", "chosen": " a 3 +1 4 # 4", "rejected": " # 5"}) for _ in range(4)]
     file = tmp_path / "mine.jsonl"
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")

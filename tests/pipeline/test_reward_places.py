@@ -38,7 +38,7 @@ def judged_by(reward: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a reward model."""
+    """The directory of a run with a reward model."""
     place = tmp_path_factory.mktemp("made")
     judged = {"kind": "length_range", "max_tokens": 6}
     stages = {
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go(made: Path, tmp_path: Path, stages: dict[str, Any], **top: Any) -> Path:
-    """The stages after those of `made`."""
+    """Runs further stages after those of `made`; returns the directory of the run."""
     before = yaml.safe_load((made / "recipe.yaml").read_text())["stages"]
     shutil.copytree(made, tmp_path / "out")
     small_run.run(tmp_path / "out", recipe=recipe(tmp_path, before | stages, **top))
@@ -78,7 +78,7 @@ def test_a_reward_model_is_watched_and_judges_a_set_from_its_stage_on(made: Path
     evaluation = {"sets": sets, "temperatures": [1.0], "sampling": {"max_tokens": 8}}
     path = recipe(tmp_path, before | {"rl": RL | {"watch": {"proxy": MODEL}}}, eval=evaluation)
     said = small_run.run(tmp_path / "out", recipe=path).text
-    assert "scored is not measured here: it is judged by rm, which comes later" in said
+    assert "scored is not evaluated here: its judge, rm, is trained later" in said
     out = tmp_path / "out"
     assert set(read_json(out / "pretrain" / "summary.json")) & {*sets} == {"right"}
     assert set(read_json(out / "rl" / "summary.json")) & {*sets} == {*sets}
@@ -96,13 +96,13 @@ def test_a_reward_model_at_the_top_of_the_recipe(made: Path, tmp_path: Path) -> 
     [
         ({}, judged_by("chian"), "eval.sets.a.reward: no reward is called"),
         ({}, judged_by({"stage": "rm"}), "there is no stage 'rm'"),
-        ({}, judged_by({"stage": "pretrain"}), "a reward model is wanted"),
-        ({"rl": RL | {"watch": {"x": {"stage": "later"}}}}, {}, "'later' is no earlier stage"),
+        ({}, judged_by({"stage": "pretrain"}), "a reward model is needed"),
+        ({"rl": RL | {"watch": {"x": {"stage": "later"}}}}, {}, "'later' is not an earlier stage"),
         ({"rl": RL | {"reward": {"kind": "user", "function": "gone.py:f"}}}, {}, "rl.reward: there is no file"),
         ({"rl": RL | {"loss": "gone.py:Loss"}}, {}, "rl.loss: there is no file 'gone.py'"),
     ],
 )
-def test_what_is_named_wrongly_is_found_before_anything_starts(
+def test_wrong_names_are_found_before_anything_starts(
     tmp_path: Path, stages: dict[str, Any], top: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -116,8 +116,12 @@ def test_a_plan_executes_no_code_of_the_users(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     mine.write_text(
         f"open({str(trace)!r}, 'a').write('x')\n"
-        "import pydantic.dataclasses\n"
-        "class Loss: pass\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Loss:\n"
+        "    unit: str = 'token'\n"
+        "    needs: tuple = ('advantages',)\n"
+        "    entropy: bool = False\n"
         "def judge(a, b, c, d, e): return 1\n"
     )
     user = {"kind": "user", "function": f"{mine}:judge"}
@@ -137,7 +141,7 @@ def test_a_name_that_the_file_does_not_define(tmp_path: Path) -> None:
         small_run.plan(tmp_path / "out", recipe=recipe(tmp_path, {"pretrain": WEB, "rl": RL | {"reward": reward}}))
 
 
-def test_groups_are_judged_side_by_side(tmp_path: Path) -> None:
+def test_groups_are_judged_in_parallel(tmp_path: Path) -> None:
     """From the second call on the function waits until another call is under way; one after another, it would wait in
     vain and be ended at its deadline."""
     mine = tmp_path / "mine.py"

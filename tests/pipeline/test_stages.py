@@ -38,7 +38,7 @@ READS_PICK = {"kind": "sft", "from": "pretrain", "data": {"stage": "pick"}}
 
 
 def write(tmp_path: Path, stages: dict[str, Any], **top: Any) -> Path:
-    """A recipe's file."""
+    """Writes a recipe's file and returns its path."""
     recipe = {"name": "one", "threads": 1, "model": {"source": "preset:chain"}, "task": "chain", "reward": "chain"}
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(recipe | top | {"stages": stages}, sort_keys=False))
@@ -46,7 +46,7 @@ def write(tmp_path: Path, stages: dict[str, Any], **top: Any) -> Path:
 
 
 def error(tmp_path: Path, stages: dict[str, Any], **top: Any) -> str:
-    """What running the recipe raises; no stage may look finished after it."""
+    """The error that running the recipe raises; checks that no stage is marked as finished after it."""
     out = tmp_path / "out"
     with pytest.raises(UserError) as caught:
         run(out, recipe=write(tmp_path, stages, **top))
@@ -73,12 +73,12 @@ def test_a_gate(bound: str, holds: bool) -> None:
 
 
 @pytest.mark.parametrize("bound", ["0.9", "= 0.9", ">= ", ">= 1.2.3", "~ 1", ">= 0.9 and more"])
-def test_a_gate_that_cannot_be_read(bound: str) -> None:
-    with pytest.raises(UserError, match="is no bound"):
+def test_a_gate_that_cannot_be_parsed(bound: str) -> None:
+    with pytest.raises(UserError, match="is not a bound"):
         gates.check("rl", {"easy.accuracy": bound}, {"easy": {"accuracy": 1}})
 
 
-def test_a_gate_on_what_is_not_there() -> None:
+def test_a_gate_on_a_missing_figure() -> None:
     for name in ("easy.acuracy", "hard.accuracy", "easy", "easy.accuracy.more"):
         with pytest.raises(UserError, match="the stage's summary has no such figure"):
             gates.check("rl", {name: ">= 0"}, {"easy": {"accuracy": 1}})
@@ -96,7 +96,7 @@ def test_a_gate_stops_the_run_and_keeps_what_was_trained(copy: Path) -> None:
 # ---------------------------------------------------------------- parents
 
 
-def test_the_base_is_what_pretraining_left() -> None:
+def test_the_base_is_the_pretrained_model() -> None:
     recipe = Recipe(model=ModelSpec(source="hub/model"), stages={"x": {}})
     pre = Pretrain.model_validate({"kind": "pretrain", "data": {"web": {}}})
     sft = SFT.model_validate({"kind": "sft", "from": "pre", "data": {"web": {}}})
@@ -111,9 +111,9 @@ def test_the_base_is_what_pretraining_left() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is no earlier stage. Hint: put it before this one"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is no earlier stage"),
-        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is no earlier stage"),
+        ({"rl": RL_STAGE, "pretrain": WEB}, "stages.rl: 'pretrain' is not an earlier stage. Hint: put it"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "rl"}}, "stages.rl: 'rl' is not an earlier stage"),
+        ({"pretrain": WEB, "rl": RL_STAGE | {"from": "sft"}}, "stages.rl: 'sft' is not an earlier stage"),
         (
             {"pretrain": WEB, "sft": {"kind": "sft", "from": "pretrain", "data": {"stage": "pretrain"}}},
             "stages.sft.data: stage 'pretrain' makes ",
@@ -124,7 +124,7 @@ def test_the_base_is_what_pretraining_left() -> None:
         ),
     ],
 )
-def test_parents_that_cannot_be(tmp_path: Path, stages: dict[str, Any], message: str) -> None:
+def test_parents_that_are_not_earlier_stages(tmp_path: Path, stages: dict[str, Any], message: str) -> None:
     assert message in error(tmp_path, stages)
     assert not (tmp_path / "out").exists()
 
@@ -223,9 +223,9 @@ def test_stage_samples_take_the_tokens_as_they_are(tmp_path: Path) -> None:
     [
         ({"prompts_per_step": 5000}, "rl.prompts_per_step: 5000 prompts a step out of 4096 tasks. Hint: lower it"),
         ({"sampling": {"temperature": 0}}, "stages.rl.sampling.temperature: greedy answers to a prompt are all"),
-        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: draws from a part of the distribution"),
-        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: draws from a part of the distribution"),
-        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: draws from a part of the distribution"),
+        ({"sampling": {"top_p": 0.9}}, "stages.rl.sampling.top_p: samples from a part of the distribution"),
+        ({"sampling": {"top_k": 5}}, "stages.rl.sampling.top_k: samples from a part of the distribution"),
+        ({"sampling": {"min_p": 0.1}}, "stages.rl.sampling.min_p: samples from a part of the distribution"),
         ({"loss": "PolicyGradient", "minibatches": 2}, "stages.rl.minibatches: PolicyGradient has no ratio"),
         ({"loss": "PolicyGradient", "epochs": 2}, "stages.rl.epochs: PolicyGradient has no ratio"),
         ({"loss": {"kind": "PolicyClip", "importance_cap": 2.0}}, "stages.rl.loss.importance_cap: corrects"),
@@ -244,15 +244,15 @@ def test_conflicting_options(tmp_path: Path, change: dict[str, Any], message: st
     assert message in error(tmp_path, {"pretrain": WEB, "rl": RL_STAGE | change})
 
 
-def test_examples_that_are_tokens_already_are_not_encoded(tmp_path: Path) -> None:
+def test_an_encoding_for_token_ids_is_refused(tmp_path: Path) -> None:
     pretrain = WEB | {"encoding": {"max_tokens": 9}}
-    assert "stages.pretrain.encoding: is about rows that are yet to be" in error(tmp_path, {"pretrain": pretrain})
+    assert "stages.pretrain.encoding: applies to rows of text" in error(tmp_path, {"pretrain": pretrain})
 
 
-def test_a_sampler_that_draws_from_another_distribution_ends_at_the_first_step(
+def test_a_sampler_of_another_distribution_stops_the_run_at_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its ratio is 1 on average all the same."""
+    """The mean ratio of such a sampler is 1, so the check must look at more than the mean."""
     monkeypatch.setattr(samplers, "sampling", lambda _: Sampling(max_tokens=8, temperature=0.8))
     rl = RL_STAGE | {"prompts_per_step": 64, "advantage": "reinforce_pp", "drop_zero_variance": False}
     said = error(tmp_path, {"pretrain": WEB, "rl": rl})
@@ -288,7 +288,7 @@ def test_a_preset_needs_a_task_that_brings_a_tokenizer(tmp_path: Path) -> None:
     assert "LlamaConfig has no field 'hiden_size'" in error(tmp_path, {"pretrain": WEB}, model=model)
 
 
-def test_no_task_no_reward(tmp_path: Path) -> None:
+def test_a_stage_needs_a_task_and_a_reward(tmp_path: Path) -> None:
     assert "stages.rl.task: no task is given" in error(tmp_path, {"pretrain": WEB, "rl": RL_STAGE}, task=None)
     assert "rl.reward: no reward is given" in error(tmp_path, {"pretrain": WEB, "rl": RL_STAGE}, reward=None)
 
@@ -296,7 +296,7 @@ def test_no_task_no_reward(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- kinds
 
 
-def test_a_harvest_ends_when_enough_is_kept(copy: Path) -> None:
+def test_rejection_sampling_ends_once_enough_is_kept(copy: Path) -> None:
     run(copy, "harvest.keep=50")
     funnel = read_json(copy / "harvest" / "summary.json")["funnel"]
     assert len(read_lines(copy / "harvest" / "data.jsonl")) == funnel["kept"] == 50
@@ -304,14 +304,14 @@ def test_a_harvest_ends_when_enough_is_kept(copy: Path) -> None:
     assert read_json(copy / "sft" / "summary.json")["examples"] == 50
 
 
-def test_a_harvest_of_nothing(tmp_path: Path) -> None:
+def test_rejection_sampling_that_keeps_nothing(tmp_path: Path) -> None:
     stage = SELECTS | {"num_prompts": 4, "group_size": 2, "sampling": {"max_tokens": 4}}
     said = error(tmp_path, {"pretrain": WEB, "harvest": stage | {"at_least": 2.0}})
-    assert "harvest.at_least: nothing was kept of what was sampled (sampled 8  judged 8  right 0" in said
+    assert "harvest.at_least: none of the sampled answers was kept (sampled 8  judged 8  right 0" in said
     assert not (tmp_path / "out" / "harvest" / "data.jsonl").exists()
 
 
-def test_a_harvest_whose_judge_fails_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejection_sampling_stops_if_the_reward_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(group: Sequence[Rollout]) -> list[Outcome]:
         return [Score(1.0), InfraError("timed out")] * (len(group) // 2)
 
@@ -331,9 +331,9 @@ def test_filters_are_known_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stage_that_only_measures(tmp_path: Path) -> None:
+def test_a_stage_that_only_evaluates(tmp_path: Path) -> None:
     stages = {"pretrain": WEB, "look": {"kind": "evaluate", "from": "pretrain"}}
-    assert "the recipe says nothing about what to measure" in error(tmp_path, stages)
+    assert "the recipe has no evaluation sets" in error(tmp_path, stages)
     measured = {"sets": {"easy": {"task": "chain", "n": 4}}, "sampling": {"max_tokens": 8}}
     out = tmp_path / "out"
     run(out, recipe=write(tmp_path, stages, eval=measured))
@@ -345,7 +345,7 @@ def test_a_stage_that_only_measures(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_trained_saved_and_merged(tmp_path: Path) -> None:
-    """The base is the reference, so the KL at step 0 is 0; the model that is left is a plain one."""
+    """The base model is the reference, so the KL at step 0 is 0; the saved model has the adapter merged."""
     stage = RL_STAGE | {"lora": {"rank": 2}, "kl_coef": 0.1, "advantage": "group_mean", "optim": {"lr": 0.01}}
     out = tmp_path / "out"
     run(out, recipe=write(tmp_path, {"pretrain": WEB, "rl": stage | {"prompts_per_step": 8, "group_size": 8}}))
@@ -356,7 +356,7 @@ def test_an_adapter_is_trained_saved_and_merged(tmp_path: Path) -> None:
     assert plan(out, recipe=tmp_path / "one.yaml") == {"pretrain": "done", "rl": "done"}
 
 
-def test_a_stage_without_all_weights_may_ask_for_them(tmp_path: Path) -> None:
+def test_a_stage_may_train_all_weights_without_the_recipes_adapter(tmp_path: Path) -> None:
     recipe, _ = recipes.load(str(write(tmp_path, {"x": WEB}, model={"source": "preset:chain", "lora": {"rank": 3}})))
     assert recipe.model.lora is not None and recipe.model.lora.rank == 3
     for said, rank in ((None, 3), (False, None), ({"rank": 5}, 5)):
@@ -369,7 +369,7 @@ def test_a_stage_without_all_weights_may_ask_for_them(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- stages left out
 
 
-def test_what_started_from_a_stage_that_is_left_out_starts_where_that_did(tmp_path: Path) -> None:
+def test_without_a_stage_its_children_start_from_its_parent(tmp_path: Path) -> None:
     sft = {"kind": "sft", "from": "pretrain", "data": {"web": {"documents": 60}}}
     path = write(tmp_path, {"pretrain": WEB, "sft": sft, "rl": RL_STAGE | {"from": "sft"}})
     recipe, _ = recipes.load(str(path), [], ["sft"])
@@ -378,12 +378,12 @@ def test_what_started_from_a_stage_that_is_left_out_starts_where_that_did(tmp_pa
     assert list(recipe.stages) == ["rl"] and "from" not in recipe.stages["rl"]
 
 
-def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
+def test_leaving_out_a_missing_stage_or_one_that_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, {"pretrain": WEB, "pick": SELECTS, "sft": READS_PICK})
     with pytest.raises(UserError, match=r"--without: there is no stage 'pikc', did you mean 'pick'"):
         recipes.load(str(path), [], ["pikc"])
     recipe, document = recipes.load(str(path), [], ["pick"])
-    with pytest.raises(UserError, match="'pick' is no earlier stage"):
+    with pytest.raises(UserError, match="'pick' is not an earlier stage"):
         plan_recipe(recipe, document, tmp_path / "out")
 
 
@@ -400,5 +400,5 @@ def test_leaving_out_what_is_not_there_or_what_is_read(tmp_path: Path) -> None:
         ({"kind": "prefer", "data": {"path": "x.jsonl"}}, "the kind 'prefer' is called 'preference' now"),
     ],
 )
-def test_an_old_name_is_an_error_that_says_the_new_one(tmp_path: Path, stage: dict[str, Any], blamed: str) -> None:
+def test_an_old_name_is_an_error_that_gives_the_new_one(tmp_path: Path, stage: dict[str, Any], blamed: str) -> None:
     assert blamed in error(tmp_path, {"pretrain": WEB, "rl": stage})

@@ -161,9 +161,9 @@ def test_another_model_draws(tmp_path: Path, model: Path, seen: list[list[Sample
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lag": 2, "rollouts": "start"}, "rl.lag: is about the policy's own answers"),
-        ({"kl_coef": 0.1, "rollouts": "start"}, "rl.kl_coef: takes the KL of who draws"),
-        ({"rollouts": {"stage": "nobody"}}, "'nobody' is no earlier stage"),
+        ({"lag": 2, "rollouts": "start"}, "rl.lag: delays the policy's own rollouts"),
+        ({"kl_coef": 0.1, "rollouts": "start"}, "rl.kl_coef: subtracts the KL of the sampled tokens"),
+        ({"rollouts": {"stage": "nobody"}}, "'nobody' is not an earlier stage"),
         ({"rollouts": "strat"}, "input should be 'own' or 'start'"),
         ({"lag": -1}, "input should be greater than or equal to 0"),
     ],
@@ -176,7 +176,7 @@ def test_what_cannot_be_meant(tmp_path: Path, model: Path, change: dict[str, Any
 
 def test_another_vocabulary_cannot_draw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ladder.pipeline.build.models.same_tokens", lambda *_: False)
-    with pytest.raises(UserError, match=r"rl.rollouts: draws with another tokenizer"):
+    with pytest.raises(UserError, match=r"rl.rollouts: the model's tokenizer is not the policy's"):
         run(tmp_path, model, rollouts={"model": str(model)})
 
 

@@ -53,7 +53,7 @@ def test_steps_are_of_equal_size() -> None:
 
 
 @pytest.mark.parametrize("by", ["sequences", "tokens"])
-def test_resumed_at_every_step_it_deals_the_same_batches(by: str) -> None:
+def test_resumed_at_every_step_it_yields_the_same_batches(by: str) -> None:
     def fresh() -> Examples:
         return Examples(some(23), 17 if by == "tokens" else 4, by=by, epochs=3, seed=5, in_order=0.3)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_endless_epochs() -> None:
     assert Counter(i for b in seen for i in b) == Counter(dict.fromkeys(range(5), 10))
 
 
-def test_the_seed_decides_and_nothing_else() -> None:
+def test_the_order_depends_on_the_seed_only() -> None:
     def first(seed: int) -> list[list[int]]:
         torch.manual_seed(seed + 100)
         return names(list(Examples(some(50), 7, seed=seed).batches()))
@@ -87,17 +87,17 @@ def test_the_seed_decides_and_nothing_else() -> None:
     assert first(1) == first(1) != first(2)
 
 
-def test_the_first_share_can_keep_its_order() -> None:
+def test_in_order_keeps_the_order_of_the_first_share() -> None:
     flat = [i for b in names(list(Examples(some(40), 4, epochs=2, in_order=0.25).batches())) for i in b]
     assert flat[:10] == list(range(10)) and flat[10:40] != list(range(10, 40))
     assert sorted(flat[10:40]) == list(range(10, 40))
     assert flat[40:50] != list(range(10))
 
 
-def test_an_order_of_ones_own() -> None:
+def test_a_custom_order() -> None:
     flat = [i for b in names(list(Examples(some(6), 2, order=lambda e: range(5, -1, -1)).batches())) for i in b]
     assert flat == [5, 4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match="no permutation"):
+    with pytest.raises(ValueError, match="not a permutation"):
         next(Examples(some(6), 2, order=lambda e: [0] * 6).batches())
 
 
@@ -107,7 +107,7 @@ def test_pairs_stay_together() -> None:
     assert [len(b) for b in batches] == [2, 2, 2]
 
 
-def test_a_state_of_other_data_is_refused() -> None:
+def test_the_state_of_other_data_is_refused() -> None:
     state = Examples(some(9), 2).state()
     with pytest.raises(UserError, match="other examples"):
         Examples(some(8), 2).restore(state)
@@ -120,14 +120,14 @@ def test_a_state_of_other_data_is_refused() -> None:
         Examples(some(9), 3).restore(state)
 
 
-def test_what_cannot_be_dealt_is_refused() -> None:
+def test_examples_that_cannot_be_split_into_steps_are_refused() -> None:
     with pytest.raises(UserError, match="no examples"):
         Examples([], 2)
-    with pytest.raises(UserError, match="is nothing"):
+    with pytest.raises(UserError, match="both must be at least 1"):
         Examples(some(3), 0)
     with pytest.raises(UserError, match=r"a.jsonl:2.*9 tokens long"):
         Examples(some(3), 5, by="tokens")
-    with pytest.raises(UserError, match=r"a.jsonl:8: nothing in it is trained"):
+    with pytest.raises(UserError, match=r"a.jsonl:8: no token in it is trained"):
         Examples([sample(1), sample(7, trained=False)], 2)
     with pytest.raises(UserError, match="share"):
         Examples(some(3), 1, in_order=2)

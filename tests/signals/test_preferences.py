@@ -43,7 +43,7 @@ def pairs(n: int = 5) -> list[Unit]:
 
 
 def answers(n: int = 6) -> list[Unit]:
-    """Two to a prompt, one liked."""
+    """Labelled answers: two to each prompt, one of them liked."""
     return [
         sample([10 + i // 2] * (4 + i // 2), [30 + i, *[5] * (i % 3)], origin=f"a.jsonl:{i + 1}", label=i % 2 == 0)
         for i in range(n)
@@ -51,7 +51,7 @@ def answers(n: int = 6) -> list[Unit]:
 
 
 class Says:
-    """A model that says -(token + shift) / 10 at every trained token, and counts what it is asked."""
+    """A reference with the log-probability -(token + shift) / 10 at every trained token, which counts its calls."""
 
     def __init__(self, shift: float = 0.0) -> None:
         self.shift, self.asked = shift, 0
@@ -71,7 +71,7 @@ def flat(batches: Sequence[Sequence[Unit]]) -> list[Sample]:
 # ---------------------------------------------------------------- pairs
 
 
-def test_every_side_gets_its_own_reference() -> None:
+def test_each_side_of_a_pair_gets_its_reference_logps() -> None:
     given = pairs()
     signal: Signal = Preferences(Examples(given, 2, epochs=2), Says())
     batches = list(signal.batches())
@@ -85,7 +85,7 @@ def test_every_side_gets_its_own_reference() -> None:
     signal.observe(lambda: iter(()), 1)
 
 
-def test_without_a_reference_pairs_are_dealt_as_they_are() -> None:
+def test_without_a_reference_pairs_are_yielded_unchanged() -> None:
     given = pairs()
     ids = {id(u) for u in given}
     assert {id(u) for b in Preferences(Examples(given, 2)).batches() for u in b} == ids
@@ -94,7 +94,7 @@ def test_without_a_reference_pairs_are_dealt_as_they_are() -> None:
     assert all(torch.equal(s.cols[REF], Says(3).of(s)) for s in dealt)
 
 
-def test_kept_once_for_all_it_says_the_same(tmp_path: Path) -> None:
+def test_reference_logps_from_the_file_equal_those_per_batch(tmp_path: Path) -> None:
     reference = Says()
     signal = Preferences(Examples(pairs(), 2, epochs=3), reference)
     signal.keep(tmp_path / "refs", "model a")
@@ -111,7 +111,7 @@ def test_kept_once_for_all_it_says_the_same(tmp_path: Path) -> None:
     assert [p.suffix for p in (tmp_path / "refs").iterdir()] == [".safetensors"], "nothing half-written stays"
 
 
-def test_a_file_is_of_one_model_and_one_data_set(tmp_path: Path) -> None:
+def test_a_reference_file_belongs_to_one_model_and_one_data_set(tmp_path: Path) -> None:
     def asked(units: Sequence[Unit], model: str) -> int:
         reference = Says()
         kept(units, reference, tmp_path, model)
@@ -128,14 +128,14 @@ def test_a_file_is_of_one_model_and_one_data_set(tmp_path: Path) -> None:
     assert asked(pairs()[::-1], "a") == 10
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_reference_file_is_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     kept(pairs(), Says(), tmp_path, "a")
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match=r"damaged.*delete it") as error:
+    with pytest.raises(UserError, match=r"damaged.*delete the file") as error:
         kept(pairs(), Says(), tmp_path, "a")
     assert error.value.file == path
     save_file({REF: torch.zeros(3)}, path)
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_resumed_at_every_step_it_deals_the_same(keep: bool, tmp_path: Path) -> None:
+def test_resumed_at_every_step_it_yields_the_same_pairs(keep: bool, tmp_path: Path) -> None:
     def fresh(cls: type, units: list[Unit]) -> Any:
         signal = cls(Examples(units, 2, epochs=3, seed=4), *([Says(1)] if cls is Unpaired else []), Says())
         if keep:
@@ -171,13 +171,13 @@ def describe(batch: Sequence[Unit]) -> list[Any]:
 
 
 BAD_PAIRS: list[tuple[Any, str]] = [
-    (sample([10] * 4, [1], origin="a.jsonl:9"), "a.jsonl:9 is no pair"),
+    (sample([10] * 4, [1], origin="a.jsonl:9"), "a.jsonl:9 is not a pair"),
     (Pair(sample([10] * 4, [1], origin="a.jsonl:9"), sample([10] * 4, [1])), "a.jsonl:9: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([10] * 4, [1]), {"origin": "b.jsonl:3"}), "b.jsonl:3: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([10] * 4, [1])), "example 6: .* are the same"),
     (Pair(sample([10] * 4, [1]), sample([11] * 4, [2])), "example 6: .* different prompts"),
     (Pair(sample([10] * 4, [1]), sample([10] * 5, [2])), "example 6: .* different prompts"),
-    (Pair(sample([10] * 4, [1]), sample([10] * 4, [2], [0])), "nothing in it is trained"),
+    (Pair(sample([10] * 4, [1]), sample([10] * 4, [2], [0])), "no token in it is trained"),
 ]
 
 
@@ -187,7 +187,7 @@ def test_pairs_that_cannot_be_trained_on(unit: Unit, words: str) -> None:
         Preferences(Examples([*pairs(), unit], 2))
 
 
-def test_a_reference_and_its_column_are_one_too_many() -> None:
+def test_a_reference_and_its_column_together_are_refused() -> None:
     with pytest.raises(UserError, match=r"a.jsonl:1 has the column 'ref_logps' already") as error:
         Preferences(Examples(filled(pairs(), Says()), 2), Says())
     assert error.value.field == "reference"
@@ -198,7 +198,7 @@ def test_a_reference_and_its_column_are_one_too_many() -> None:
 # ---------------------------------------------------------------- answers with labels
 
 
-def test_mismatched_joins_each_prompt_with_the_next_answer_to_another() -> None:
+def test_mismatched_joins_each_prompt_with_the_next_answer_to_another_prompt() -> None:
     given = [
         sample([1, 1], [20, 21, 22], [1]),
         sample([1, 1], [30]),
@@ -222,7 +222,7 @@ def test_mismatched_joins_each_prompt_with_the_next_answer_to_another() -> None:
     assert all(not s.cols for s in made)
 
 
-def test_what_is_joined_is_no_longer_than_the_longest_example() -> None:
+def test_a_mismatched_sample_is_no_longer_than_the_longest_example() -> None:
     first, second = mismatched([sample([1, 2, 3, 4], [5]), sample([6], [7, 8, 9])])
     assert first.tokens.tolist() == [1, 2, 3, 4, 7] and first.mask.tolist() == [False] * 4 + [True]
     assert second.tokens.tolist() == [6, 5]
@@ -294,7 +294,7 @@ def test_labels_that_are_not_boolean(unit: Unit, words: str) -> None:
         Unpaired(Examples([*answers(), unit], 2), Says(), Says())
 
 
-def test_labels_that_tell_nothing_apart() -> None:
+def test_labels_that_are_all_equal() -> None:
     for label in (True, False):
         units = [replace(u, meta=u.meta | {"label": label}) for u in answers() if isinstance(u, Sample)]
         with pytest.raises(UserError, match=f"every label is {str(label).lower()}"):
@@ -311,7 +311,7 @@ def test_a_state_of_other_labels_is_refused() -> None:
 # ---------------------------------------------------------------- a sequence's end
 
 
-def test_at_end_asks_once_behind_everything() -> None:
+def test_at_end_masks_one_token_behind_the_last() -> None:
     unit = pairs()[1]
     assert isinstance(unit, Pair)
     asked = at_end(unit, 3)
@@ -348,7 +348,7 @@ def test_dpo_starts_at_ln_2_and_learns_the_pairs(keep: bool, tmp_path: Path) -> 
     assert seen[-1]["rewards/chosen"] > seen[-1]["rewards/rejected"]
 
 
-def test_kto_starts_at_half_and_tells_answers_apart() -> None:
+def test_kto_starts_at_one_half_and_separates_the_answers() -> None:
     engine = Engine(fam.build("llama"), Optim(lr=3e-3, weight_decay=0.0))
     signal = Unpaired(Examples(answers(8), 4, epochs=None), engine.forward, engine.freeze().forward)
     seen = learn(signal, engine, KTO(beta=0.5), 16)
@@ -358,7 +358,7 @@ def test_kto_starts_at_half_and_tells_answers_apart() -> None:
     assert seen[-1]["loss"] < 0.4
 
 
-def test_a_run_cut_in_two_has_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     def parts() -> tuple[Unpaired, Engine]:
         engine = Engine(fam.build("llama"), Optim(lr=3e-3))
         return Unpaired(Examples(answers(8), 3, epochs=None), engine.forward, engine.freeze().forward), engine

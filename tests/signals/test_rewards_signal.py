@@ -33,7 +33,7 @@ TASKS = [Task(f"t{i}", f"w{20 + i}") for i in range(4)]
 
 
 def judge(group: Sequence[Rollout]) -> list[Outcome]:
-    """The number in an answer's first word is its score; "w90" cannot be judged, and at "w91" the judge fails."""
+    """The number in an answer's first word is its score; "w90" is Invalid, "w91" an InfraError."""
     outcomes: list[Outcome] = []
     for r in group:
         word = r.text.split()[0]
@@ -48,7 +48,7 @@ def judge(group: Sequence[Rollout]) -> list[Outcome]:
 
 
 def signal(*answers: Sequence[Answer], max_tokens: int = 8, **options: Any) -> Rewards:
-    """One task for each of `answers`, which are its samples' texts."""
+    """One task for each item of `answers`, the texts of the task's sampled answers."""
     script = {str(t.prompt): a for t, a in zip(TASKS, answers, strict=False)}
     tasks = TASKS[: len(answers)]
     n = len(answers[0])
@@ -66,7 +66,7 @@ def step(rewards: Rewards) -> list[Sample]:
 
 
 def advantages(samples: Sequence[Sample]) -> list[float]:
-    """One number per sample; its column holds the same at every token."""
+    """One number per sample: a column that is the same at every token."""
     for s in samples:
         assert len(set(s.cols["advantages"].tolist())) == 1
     return [round(float(s.cols["advantages"][0]), 5) for s in samples]
@@ -75,12 +75,12 @@ def advantages(samples: Sequence[Sample]) -> list[float]:
 # ------------------------------------------------------------ judged answers
 
 
-def test_it_is_a_signal() -> None:
+def test_rewards_satisfy_the_signal_protocol() -> None:
     made: Signal = signal(["w40", "w41"])
     assert made.state() == {"step": 0, "version": 0, "credit": {}}
 
 
-def test_advantages_and_what_a_sample_says_of_itself() -> None:
+def test_advantages_and_meta_of_a_sample() -> None:
     made = signal(["w40 w50", "w43"], ["w41", "w45"])
     made.observe(lambda: iter(()), 6)
     samples = step(made)
@@ -108,7 +108,7 @@ def test_figures_of_a_step() -> None:
     assert "kl/response" not in figures and "reward/penalised" not in figures
 
 
-def test_what_could_not_be_judged_leaves_loss_and_baseline_and_is_counted() -> None:
+def test_failed_rewards_leave_loss_and_baseline_and_are_counted() -> None:
     made = signal(["w90", "w41", "w91", "w44"], ["w42", "w40", "w91", "w43"])
     samples = step(made)
     assert [s.tokens[1].item() for s in samples] == [41, 44, 42, 40, 43]
@@ -120,12 +120,12 @@ def test_what_could_not_be_judged_leaves_loss_and_baseline_and_is_counted() -> N
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_an_answer_alone_has_no_baseline(silent: bool) -> None:
+def test_a_single_answer_has_no_baseline(silent: bool) -> None:
     samples = step(signal(["w90", "w44", "w91"], drop_zero_variance=silent))
     assert advantages(samples) == ([] if silent else [0.0])
 
 
-def test_a_step_that_nobody_could_judge_gives_nothing_and_says_so() -> None:
+def test_a_step_whose_rewards_all_failed_yields_no_units_and_counts_them() -> None:
     made = signal(["w90", "w91"], reference=reference, kl_coef=0.1, drop_zero_variance=False)
     assert step(made) == []
     figures = made.metrics()
@@ -143,11 +143,11 @@ def test_too_many_failures_stop_the_run() -> None:
     assert failing.state()["step"] == 0, "the step was not taken"
 
 
-def test_by_default_a_tenth_may_fail() -> None:
+def test_by_default_a_tenth_of_the_rewards_may_fail() -> None:
     assert Rewards(lambda s: [], lambda tasks, step, version: [], judge).max_failed == 0.1
 
 
-def test_judged_steps_are_told_even_when_they_fail_and_may_add_figures() -> None:
+def test_on_rollouts_is_called_also_for_failing_steps_and_may_add_figures() -> None:
     told: list[tuple[int, int, int]] = []
 
     def tell(at: int, groups: list[list[Rollout]], judged: list[list[Outcome]]) -> dict[str, float]:
@@ -166,7 +166,7 @@ def test_judged_steps_are_told_even_when_they_fail_and_may_add_figures() -> None
 
 
 @pytest.mark.parametrize(("silent", "kept"), [(True, [1, 1]), (False, [0, 0, 1, 1, 2, 2])])
-def test_silent_groups_are_dropped_unless_kept(silent: bool, kept: list[int]) -> None:
+def test_zero_variance_groups_are_dropped_unless_kept(silent: bool, kept: list[int]) -> None:
     made = signal(["w42", "w42 w50"], ["w40", "w41"], ["w40", "w40"], drop_zero_variance=silent)
     assert [s.meta["group"] for s in step(made)] == kept
     assert made.metrics()["groups/no_signal"] == pytest.approx(2 / 3)
@@ -197,7 +197,7 @@ def test_an_answer_of_forced_tokens_only_is_neither_trained_nor_compared_with() 
 
 
 def reference(units: Sequence[Unit]) -> list[dict[str, Tensor]]:
-    """-1/4 at token 40, -2 at every other trained one, as `Engine.forward` returns it."""
+    """Log-probabilities as `Engine.forward` returns them: -1/4 at token 40, -2 at every other trained token."""
     columns = []
     for u in units:
         assert isinstance(u, Sample) and bool(u.mask.any())

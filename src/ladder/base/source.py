@@ -34,10 +34,11 @@ def locate(target: str) -> Path | None:
     if not path.is_file():
         raise UserError(f"there is no file {str(path)!r}", hint="give a path from the working directory, or a full one")
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except SyntaxError as err:
-        raise UserError(f"is not Python: {err.msg}", file=path, line=err.lineno) from err
-    except (OSError, UnicodeDecodeError) as err:
+        tree = ast.parse(path.read_bytes(), str(path))  # bytes: with a BOM or a coding line, as Python reads it
+    except (SyntaxError, ValueError) as err:
+        line = err.lineno if isinstance(err, SyntaxError) else None
+        raise UserError(f"is not Python: {err}", file=path, line=line) from err
+    except OSError as err:
         raise UserError(f"cannot be read: {err}", file=path) from err
     names = defined(tree)
     if name not in names and not {"*", "__getattr__"} & names:
@@ -49,18 +50,22 @@ def imported(target: str) -> Any:
     """The object that `target` names; its file or module is executed. Raises UserError."""
     path = locate(target)
     where, _, name = target.rpartition(":")
+    for directory in (Path.cwd(), *([path.parent] if path is not None and where.endswith(".py") else [])):
+        if str(directory.resolve()) not in sys.path:
+            sys.path.append(str(directory.resolve()))  # what a file imports may lie beside it
     try:
         module = _executed(path) if path is not None and where.endswith(".py") else importlib.import_module(where)
-    except ImportError as err:
-        raise UserError(f"cannot import {target!r}: {err}") from err
+    except (Exception, SystemExit) as err:
+        raise UserError(f"cannot import {target!r}: {type(err).__name__}: {err}") from err
     if name not in vars(module):
         raise UserError(f"{where} has no {name!r}")
     return vars(module)[name]
 
 
 def _executed(path: Path) -> ModuleType:
-    """The module made of a file. It is named after the whole path, so that two files of one name are two modules."""
-    name = "ladder_user_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    """The module made of a file. It is named after path and contents, so that two files of one name are two modules,
+    and a file that was changed is another one."""
+    name = "ladder_user_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

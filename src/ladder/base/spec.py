@@ -29,7 +29,9 @@ def kind_of(
     else:
         hint = f"write {{kind: {min(known)}, ...}} or {{{min(known)}: {{...}}}}"
         raise UserError(f"not a {what}: {spec!r}", field=field, hint=hint)
-    if kind not in known and not (by_path and isinstance(kind, str) and ":" in kind):
+    if not isinstance(kind, str):
+        raise UserError(f"a {what} is named by a word, not {kind!r}", field=field)
+    if kind not in known and not (by_path and ":" in kind):
         raise UserError(f"no {what} is called {kind!r}{near(str(kind), known)}", field=field)
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"the options of {kind!r} must be a mapping, not {options!r}", field=field)

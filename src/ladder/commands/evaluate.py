@@ -34,7 +34,7 @@ def eval_model(
     assert spec.eval is not None
     torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     loaded = load(model)
-    sampler = samplers.sampler(spec, loaded)
+    sampler = samplers.native_sampler(spec, loaded)
     place = Place(spec, {}, loaded)
     report: dict[str, Any] = {"model": model, "results": []}
     console = Console()

@@ -18,6 +18,7 @@ import numpy as np
 from ladder.base import rng
 from ladder.contract.rollouts import Outcome, Reward, Rollout, Sampler, Sampling, Score, Task
 from ladder.rewards.format import Format
+from ladder.rewards.judge import RewardFailure, judge
 from ladder.rollout.collect import Collector, Encode
 
 AnswerStats = Callable[[Sequence[Rollout]], dict[str, float]]
@@ -90,15 +91,15 @@ def evaluate(
     """Samples `samples` answers to each task and judges them.
 
     encode: text to token ids. ks: the k of pass@k. stats: further figures to compute. right: the lowest score that
-    counts as correct for pass@k. Raises RuntimeError when no answer could be judged.
+    counts as correct for pass@k. Raises RewardFailure when no answer could be judged.
     """
     groups = Collector(sampler, encode, samples, sampling, seed, "eval")(tasks, step=0, version=0)
-    judged = [reward(group) for group in groups]
+    judged = judge(reward, groups)
     rollouts = [r for group in groups for r in group]
     scores = [np.array([o.value for o in outcomes if isinstance(o, Score)]) for outcomes in judged]
     judged_scores = [s for s in scores if len(s)]
     if not judged_scores:
-        raise RuntimeError(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
+        raise RewardFailure(f"none of {len(rollouts)} answers could be judged: {judged[0][0]}")
     accuracy = float(np.mean([s.mean() for s in judged_scores]))
     graded = any(value not in (0.0, 1.0) for s in judged_scores for value in s)
     if samples == 1 and not graded:

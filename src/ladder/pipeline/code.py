@@ -1,8 +1,8 @@
-"""The code that a stage's result depends on: what its kind imports, directly and through other modules.
+"""The code that a stage's result depends on: the modules that its kind imports, directly and through other modules.
 
-Imports are read from the sources, at any depth of a function, and so are modules named by a string ("ladder.rewards.
-worker", which starts in a process of its own). A file that nothing of this reaches makes no stage another one. Packages
-that only report (`ASIDE`) are left out wherever they are imported: they change no weight.
+Imports are read from the sources, also inside functions, and so are modules named by a string ("ladder.rewards.worker",
+which runs in its own process). A file that is not reached this way does not change the stage's identity. Packages that
+only report (`ASIDE`) are left out wherever they are imported: they change no weight.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ROOT = "ladder"
 ASIDE = ("cli", "commands", "diagnose", "lab", "report", "tracking", "data.inspection", "pipeline.alarms")
 """Modules and packages below `ladder` that change no weight."""
 ALWAYS = ("ladder.pipeline.run",)
-"""What every stage goes through."""
+"""Modules that every stage runs through."""
 KERNELS = "ladder.kernels"
-"""Chosen while the program runs, by the machine: all of the package counts, its C files too."""
+"""The package of kernels, which are chosen at run time for the machine: all its files count, the C sources too."""
 
 
 @functools.cache
 def identity(module: str) -> str:
-    """A hash of the sources that a module reaches."""
+    """A hash of the sources that a module reaches through imports."""
     digest = hashlib.sha256()
     for path in reached((module, *ALWAYS)):
         digest.update(f"{path.relative_to(SOURCE).as_posix()}\0{sha256(path)}\n".encode())
@@ -35,33 +35,35 @@ def identity(module: str) -> str:
 
 
 def reached(modules: tuple[str, ...], source: Path = SOURCE) -> list[Path]:
-    """The files behind some modules and all that they reach, sorted. source: the directory of the package."""
+    """The source files of the modules and of all modules that they import, also indirectly, sorted. source: the
+    directory of the package."""
     known = _modules(source)
     seen: set[str] = set()
     waiting = [m for m in modules if m in known]
     while waiting:
         name = waiting.pop()
-        if name in seen or _aside(name):
+        if name in seen or _is_aside(name):
             continue
         seen.add(name)
-        found = _named(known[name], known[name].stat().st_mtime_ns) & known.keys()
+        imported = _named_modules(known[name], known[name].stat().st_mtime_ns) & known.keys()
         if name.startswith(KERNELS):
-            found |= {m for m in known if m.startswith(f"{KERNELS}.")}
+            imported |= {m for m in known if m.startswith(f"{KERNELS}.")}
         packages = {name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)}
-        waiting += sorted(found | (packages & known.keys()))
+        waiting += sorted(imported | (packages & known.keys()))
     files = [known[name] for name in seen]
     if KERNELS in seen:
         files += [p for p in known[KERNELS].parent.iterdir() if p.suffix in (".c", ".h")]
     return sorted(files)
 
 
-def _aside(module: str) -> bool:
+def _is_aside(module: str) -> bool:
+    """Whether a module belongs to `ASIDE`."""
     below = module.removeprefix(f"{ROOT}.")
-    return any(below == one or below.startswith(f"{one}.") for one in ASIDE)
+    return any(below == name or below.startswith(f"{name}.") for name in ASIDE)
 
 
 def _modules(source: Path) -> dict[str, Path]:
-    """Every module of the package, by its name."""
+    """The file of every module of the package, by the module's name."""
     names = {}
     for path in source.rglob("*.py"):
         parts = path.relative_to(source).with_suffix("").parts
@@ -70,8 +72,9 @@ def _modules(source: Path) -> dict[str, Path]:
 
 
 @functools.cache
-def _named(path: Path, changed: int) -> frozenset[str]:
-    """Names of modules that a file imports or holds in a string. changed: when the file was."""
+def _named_modules(path: Path, changed: int) -> frozenset[str]:
+    """The names of modules that a file imports or holds in a string. changed: the file's modification time, a key of
+    the cache."""
     return frozenset(_names(path))
 
 

@@ -1,4 +1,4 @@
-"""Bounds on a stage's figures without which a run stops: `require: {easy.accuracy: ">= 0.9"}`."""
+"""Gates: bounds on a stage's figures; a run stops at the first one that fails. `require: {easy.accuracy: ">= 0.9"}`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9
 
 
 def check(stage: str, require: dict[str, str], summary: dict[str, Any]) -> None:
-    """Raises UserError on the first bound that does not hold, or that cannot be read."""
+    """Raises UserError for the first bound that does not hold or cannot be parsed."""
     for name, bound in require.items():
         field = f"{stage}.require.{name}"
         sign, limit = parse(bound, field)
@@ -23,13 +23,13 @@ def check(stage: str, require: dict[str, str], summary: dict[str, Any]) -> None:
         if not isinstance(value, int | float):
             raise UserError("the stage's summary has no such figure", field=field)
         if not _OPS[sign](value, limit):
-            hint = "what was trained is kept; change the stage, or the bound"
+            hint = "the stage's result is kept; change the stage or the bound"
             raise UserError(f"is {value:.4g} and must be {bound.strip()}", field=field, hint=hint)
 
 
 def parse(bound: str, field: str) -> tuple[str, float]:
-    """(sign, limit). Raises UserError."""
+    """Parses a bound into (sign, limit). Raises UserError."""
     parsed = _BOUND.fullmatch(bound)
     if parsed is None:
-        raise UserError(f"{bound!r} is no bound", field=field, hint='write e.g. ">= 0.9"')
+        raise UserError(f"{bound!r} is not a bound", field=field, hint='write e.g. ">= 0.9"')
     return parsed[1], float(parsed[2])

@@ -1,7 +1,7 @@
-"""What makes a stage the one it is: a hash of its configuration, its inputs, its parents and the code.
+"""The identity of a stage: a hash of its configuration, its inputs, its parents and the code.
 
-Two stages of one identity give the same bytes, so a run does only what is missing. What changes no weight (names,
-trackers, what is measured, how often it is saved) is not part of it.
+Two stages with the same identity write the same bytes, so a run executes only the stages that are missing. Settings
+that change no weight (names, trackers, evaluations, how often checkpoints are saved) are not part of the identity.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from ladder.pipeline.stage import StageConfig
 
 
 def describe(recipe: Recipe, config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
-    """Everything a stage's result depends on. parents: {stage: its identity}. Raises UserError on a missing input."""
+    """Everything that a stage's result depends on. parents: {stage: its identity}. Raises UserError for a missing input
+    file."""
     model = recipe.model.model_dump(mode="json")
     inputs = config.inputs(recipe)
     if not config.from_:
-        inputs += _local(recipe.model.source)
+        inputs += _local_paths(recipe.model.source)
     else:
         model.pop("source")
     return {
-        "config": _own(config),
+        "config": _result_fields(config),
         "seed": recipe.seed,
         "threads": recipe.threads,
         "model": model,
@@ -48,23 +49,26 @@ def of(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _own(config: StageConfig) -> dict[str, Any]:
+def _result_fields(config: StageConfig) -> dict[str, Any]:
+    """The stage's fields without those that do not change its result."""
     return config.model_dump(mode="json", exclude={"require", "eval_every"})
 
 
-def _local(source: str) -> list[Path]:
+def _local_paths(source: str) -> list[Path]:
+    """The model's path if it is on this machine; empty for a hub id or a preset."""
     path = Path(source).expanduser()
     return [path] if path.exists() else []
 
 
 def _hash(path: Path) -> str:
+    """The hash of a file or directory. Raises UserError if it does not exist."""
     if not path.exists():
         raise UserError("there is no such file", file=path)
     stat = path.stat()
-    return _cached(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    return _hash_at(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.cache
-def _cached(path: str, changed: int, size: int) -> str:
-    """The hash of a file (or directory) as it was at that time."""
+def _hash_at(path: str, changed: int, size: int) -> str:
+    """The hash of a file or directory, cached by its modification time and size."""
     return sha256(Path(path))

@@ -194,7 +194,7 @@ def check_ratio(figures: Mapping[str, float], divergence: float | None = EXACT) 
         return
     ratio = figures.get("first/ratio/mean", 1.0)
     apart = figures.get("first/ratio/approx_kl", figures.get("probe/kl", 0.0))
-    if abs(ratio - 1) > RATIO_SLACK or apart > divergence:
+    if not (abs(ratio - 1) <= RATIO_SLACK and apart <= divergence):
         raise UserError(
             f"at the first update the ratio of policy to sampler is {ratio:.4f} on average and should be 1, their "
             f"divergence is {apart:.2g} nats a token and should be 0: the sampler draws from another distribution "
@@ -206,7 +206,7 @@ def check_ratio(figures: Mapping[str, float], divergence: float | None = EXACT) 
 def check_kl(figures: Mapping[str, float]) -> None:
     """Whether the policy still is its reference before any weight has moved. Raises UserError."""
     kl = figures.get("first/kl", figures.get("kl/response", 0.0) / max(1.0, figures.get("length/mean", 1.0)))
-    if abs(kl) > RATIO_SLACK:
+    if not abs(kl) <= RATIO_SLACK:
         raise UserError(
             f"at the first update the KL from the reference is {kl:.4f} and should be 0: the reference is another model"
         )
@@ -223,7 +223,7 @@ def check_reference(loss: float, at_reference: float, sums: float = 0.0) -> None
     """The first loss of a policy that still is its reference, known beforehand (ln 2 for DPO). sums: the size of the
     log-probabilities that it compares, which policy and reference may have added up in another order: each is known to
     a few times 2^-24 of it. Raises UserError."""
-    if abs(loss - at_reference) > 1e-6 * max(1.0, at_reference) + 4 * 2**-24 * sums:
+    if not abs(loss - at_reference) <= 1e-6 * max(1.0, at_reference) + 4 * 2**-24 * sums:
         raise UserError(
             f"at the first update the loss is {loss:.8f} and should be {at_reference:.8f}, because the policy still "
             "is its reference: the reference's log-probabilities are of another model, or of other tokens",

@@ -1,4 +1,4 @@
-"""What a run would do, stage by stage and why, with everything in the recipe checked before anything starts."""
+"""The plan of a run: what would be done with each stage and why. The whole recipe is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from ladder.base.config import Document, near
 from ladder.base.errors import UserError
-from ladder.base.files import sha256
-from ladder.engine import checkpoint
 from ladder.pipeline import evaluate, gates, identity
+from ladder.pipeline.artifacts import ARTIFACTS, Makes
 from ladder.pipeline.kinds import build
 from ladder.pipeline.lineage import read_stage
 from ladder.pipeline.recipe import Recipe
@@ -23,7 +22,8 @@ Status = Literal["done", "resume", "new", "stale"]
 
 @dataclass(slots=True)
 class Planned:
-    """A stage as it would be run. why: in words. measured: the identity of what is measured after it."""
+    """A stage as it would be run. key: its identity. why: the reason for its status, for the console. measured: the
+    identity of the evaluation after it (`evaluate.identity`)."""
 
     name: str
     config: StageConfig
@@ -35,7 +35,7 @@ class Planned:
 
 
 def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
-    """What a run would do, in order; everything in the recipe is checked. Raises UserError."""
+    """Checks the whole recipe and returns its stages in order, each with its status. Raises UserError."""
     keys: dict[str, str] = {}
     planned: list[Planned] = []
     with located(document):
@@ -48,7 +48,7 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
                 gates.parse(bound, f"{name}.require.{figure}")
         for parent, _ in config.needs(recipe):
             if parent not in keys:
-                raise document.error(f"{parent!r} is no earlier stage", ["stages", name], "put it before this one")
+                raise document.error(f"{parent!r} is not an earlier stage", ["stages", name], "put it before this one")
         _check_makes(recipe, document, name, config, planned)
         description = identity.describe(recipe, config, {p: keys[p] for p, _ in config.needs(recipe)})
         keys[name] = identity.of(description)
@@ -61,17 +61,17 @@ def plan(recipe: Recipe, document: Document, out: Path) -> list[Planned]:
 
 
 def prepare(recipe: Recipe, document: Document, planned: Sequence[Planned]) -> None:
-    """Executes the user's code that the recipe names, so that what is wrong with it is found before the first stage.
+    """Executes the user's code that the recipe names, so that its errors are raised before the first stage runs.
     Raises UserError."""
     with located(document):
         evaluate.prepare(recipe)
-        for one in planned:
-            one.config.prepare(one.name, recipe)
+        for stage in planned:
+            stage.config.prepare(stage.name, recipe)
 
 
 @contextmanager
 def located(document: Document) -> Iterator[None]:
-    """Gives errors that know a field of the recipe its line."""
+    """Adds the recipe's file and line to every UserError that names a field of the recipe."""
     try:
         yield
     except UserError as err:
@@ -83,56 +83,44 @@ def located(document: Document) -> Iterator[None]:
         raise document.error(err.message, place, err.hint) from err
 
 
-MADE = {"model": "a model", "data": "data", "figures": "nothing but figures", "scorer": "a reward model"}
-
-
 def _check_scorer(document: Document, field: str, stage: str, planned: Sequence[Planned]) -> None:
-    """The stage that an evaluation set is judged by makes a reward model."""
-    makes = {p.name: p.config.makes for p in planned}
-    if stage not in makes:
-        raise document.error(f"there is no stage {stage!r}{near(stage, list(makes))}", field.split("."))
-    if makes[stage] != "scorer":
-        message = f"stage {stage!r} makes {MADE[makes[stage]]}, and {MADE['scorer']} is wanted"
-        raise document.error(message, field.split("."))
+    """Raises UserError unless the stage that judges an evaluation set trains a reward model."""
+    configs = {p.name: p.config for p in planned}
+    if stage not in configs:
+        raise document.error(f"there is no stage {stage!r}{near(stage, list(configs))}", field.split("."))
+    if configs[stage].makes != "scorer":
+        raise document.error(_wrong_artifact(configs[stage], stage, "scorer"), field.split("."))
 
 
 def _check_makes(
     recipe: Recipe, document: Document, name: str, config: StageConfig, before: Sequence[Planned]
 ) -> None:
-    """Every stage that this one reads has made what is read from it."""
-    makes = {p.name: p.config.makes for p in before}
-    for parent, wanted in config.needs(recipe):
-        if makes[parent] != wanted:
-            field = {"model": "from", "data": "data", "scorer": "reward"}[wanted]
-            message = f"stage {parent!r} makes {MADE[makes[parent]]}, and {MADE[wanted]} is wanted"
-            raise document.error(message, ["stages", name, field])
+    """Raises UserError unless every stage that this one reads makes the artifact that is read from it."""
+    configs = {p.name: p.config for p in before}
+    for parent, needed in config.needs(recipe):
+        if configs[parent].makes != needed:
+            message = _wrong_artifact(configs[parent], parent, needed)
+            raise document.error(message, ["stages", name, ARTIFACTS[needed].field])
+
+
+def _wrong_artifact(config: StageConfig, stage: str, needed: Makes) -> str:
+    return f"stage {stage!r} makes {config.artifact.text}, and {ARTIFACTS[needed].text} is needed"
 
 
 def _status(directory: Path, key: str, config: StageConfig, measured: str) -> tuple[Status, str]:
-    found = read_stage(directory)
-    if found is None:
+    """A stage's status and the reason for it, from its record on disk."""
+    record = read_stage(directory)
+    if record is None:
         return "new", "not run yet"
-    if found["key"] != key:
+    if record["key"] != key:
         return "stale", "its configuration, inputs, parents or the code have changed"
-    if found["status"] != "done":
+    if record["status"] != "done":
         return "resume", "was interrupted"
-    wrong = damaged(directory, found, config)
-    if wrong:
-        return "new", f"its result is damaged: {wrong}"
-    if config.makes in ("model", "figures") and found.get("measured") != measured:
-        return "resume", "what is measured has changed"
+    damage = config.artifact.damage(directory, record)
+    if damage:
+        return "new", f"its result is damaged: {damage}"
+    if config.artifact.due and record.get("measured") != measured:
+        return "resume", "the evaluation has changed"
     if not (directory / "summary.json").exists():
         return "resume", "its summary is missing"
-    return "done", f"took {found['seconds']:.0f} s"
-
-
-def damaged(directory: Path, found: dict[str, Any], config: StageConfig) -> str | None:
-    """What is wrong with a result that once was whole; None when it still is what it was."""
-    if config.makes in ("model", "scorer"):
-        return checkpoint.verify(directory / "model")
-    if config.makes == "figures":
-        return None
-    path = directory / "data.jsonl"
-    if not path.exists():
-        return "data.jsonl is missing"
-    return None if sha256(path) == found["output"] else "data.jsonl has changed"
+    return "done", f"took {record['seconds']:.0f} s"

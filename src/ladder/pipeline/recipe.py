@@ -1,4 +1,4 @@
-"""What a recipe may say. Stages have schemas of their own (`kinds/`); what they share stands at the top, once.
+"""The schema of a recipe. Each kind of stage has its own schema (`kinds/`); shared settings are at its top.
 
     seed: 0
     model: {source: "preset:chain"}
@@ -27,8 +27,8 @@ Spec = str | dict[str, Any] | list[Any]
 
 
 class ModelSpec(Config):
-    """source: hub id, directory, GGUF file or preset:NAME. config: fields of a preset to set otherwise. lora: train an
-    adapter instead of all weights. trust_remote_code: run code that comes with a model (read it first)."""
+    """source: hub id, directory, GGUF file or preset:NAME. config: fields of a preset to override. lora: train an
+    adapter instead of all weights. trust_remote_code: execute code that comes with a model (read it first)."""
 
     source: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -40,10 +40,10 @@ class ModelSpec(Config):
 
 
 class EngineSpec(Config):
-    """budget: most tokens of one micro-batch (left out: 1,280 on a processor, 8,192 on a GPU). workers: threads of a
-    processor that run micro-batches side by side (tiny models).
-    matmul: how float32 products are computed, in torch's words: highest in float32; high and medium in TF32 or bfloat16
-    where the processor has them, several times faster, with three decimal digits."""
+    """budget: most tokens of one micro-batch (default: 1,280 on a CPU, 8,192 on a GPU). workers: CPU threads that run
+    micro-batches in parallel (for tiny models). matmul: torch's float32 matmul precision: highest computes in float32;
+    high and medium in TF32 or bfloat16 where the processor has them, several times faster, with three decimal
+    digits."""
 
     budget: int | None = Field(default=None, ge=1)
     workers: int = Field(default=1, ge=1)
@@ -53,9 +53,9 @@ class EngineSpec(Config):
 
 
 class NativeSpec(Config):
-    """The native sampler. slots: sequences decoded side by side. cache_tokens: bounds slots x length. workers: threads
-    of a processor (for tiny models). dtype: what it computes in (bfloat16: half to read; a loss with a ratio then needs
-    importance_cap)."""
+    """The native sampler. slots: sequences decoded in one batch. cache_tokens: bounds slots x length. workers: CPU
+    threads (for tiny models). dtype: of the weights and products (bfloat16 halves the memory traffic; a loss with a
+    ratio then needs importance_cap)."""
 
     kind: Literal["native"] = "native"
     slots: int = Field(default=256, ge=1)
@@ -65,9 +65,9 @@ class NativeSpec(Config):
 
 
 class VLLMSpec(Config):
-    """vLLM draws what is trained on; evaluations are drawn by the native sampler in any case. slots: sequences decoded
-    side by side. cache_gb: room for keys and values, in blocks of `block` tokens. compiled: by torch.compile (minutes
-    at every start). tolerance: how far a canary's log-probability may be off."""
+    """vLLM samples the rollouts that are trained on; evaluations always use the native sampler. slots: sequences
+    decoded in one batch. cache_gb: size of the key-value cache. block: tokens of one cache block. compiled: use
+    torch.compile (takes minutes at every start). tolerance: largest error of a canary's log-probability."""
 
     kind: Literal["vllm"]
     slots: int = Field(default=256, ge=1)
@@ -78,7 +78,7 @@ class VLLMSpec(Config):
 
 
 class SamplingSpec(Config):
-    """As `types.Sampling`."""
+    """The fields of `contract.rollouts.Sampling`."""
 
     max_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, ge=0)
@@ -92,8 +92,8 @@ class SamplingSpec(Config):
 
 
 class EvalSet(Config):
-    """task: where the problems come from. n: how many of the split (None: all). reward: None takes the recipe's; a set
-    that is judged by a stage's reward model is measured from that stage on. sampling: None takes that of `eval`."""
+    """task: the task source. n: number of tasks of the split (None: all). reward: None takes the recipe's; a set
+    that is judged by a stage's reward model is evaluated from that stage on. sampling: None takes that of `eval`."""
 
     task: Spec
     split: str = "test"
@@ -103,8 +103,8 @@ class EvalSet(Config):
 
 
 class EvalSpec(Config):
-    """Measured after every stage: each set at each temperature. samples: answers to each problem at temperature > 0.
-    pass_at: k for pass@k. show: problems answered side by side in the report."""
+    """The evaluation after every stage: each set at each temperature. samples: answers to each problem at temperature
+    > 0. pass_at: k for pass@k. show: number of problems whose answers the report shows."""
 
     sets: dict[str, EvalSet]
     temperatures: tuple[float, ...] = (1.0, 0.0)
@@ -115,9 +115,10 @@ class EvalSpec(Config):
 
 
 class Recipe(Config):
-    """about: what to expect. threads: of torch (0: as many as there are cores). chat_template: text prompts become a
-    user's turn of the model's chat template. save_every: seconds between checkpoints. keep_rollouts: answers of a step
-    of reinforcement learning that are written down. trackers: who hears of the metrics besides metrics.jsonl."""
+    """about: what to expect. threads: torch threads (0: one per core). chat_template: put text prompts into a user's
+    turn of the model's chat template. save_every: seconds between checkpoints. keep_rollouts: number of answers per
+    step of reinforcement learning that are written to rollouts.jsonl. trackers: sinks of the metrics besides
+    metrics.jsonl."""
 
     renamed: ClassVar[Mapping[str, str]] = {"as_turn": "chat_template"}
     name: str = ""
@@ -138,16 +139,17 @@ class Recipe(Config):
 
     @field_validator("stages")
     @classmethod
-    def _named(cls, stages: dict[str, Any]) -> dict[str, Any]:
+    def _check_names(cls, stages: dict[str, Any]) -> dict[str, Any]:
         if not stages:
             raise ValueError("a recipe needs at least one stage")
         for name in stages:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"{name!r} is no stage name (lower-case letters, digits and _)")
+                raise ValueError(f"{name!r} is not a valid stage name (lower-case letters, digits and _)")
         return stages
 
     def first(self, until: str | None) -> int:
-        """How many stages come up to and with one; all for None. Raises UserError when there is no such stage."""
+        """The number of stages up to and including `until`; of all for None. Raises UserError if there is no such
+        stage."""
         names = list(self.stages)
         if until is None:
             return len(names)
@@ -157,7 +159,8 @@ class Recipe(Config):
 
 
 def find(name: str) -> Path:
-    """A recipe's file: a path, or a name looked for in ./recipes and among the packaged ones. Raises UserError."""
+    """The path of a recipe: given as a path, or as a name that is searched in ./recipes and the packaged recipes.
+    Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = available()
@@ -167,20 +170,20 @@ def find(name: str) -> Path:
 
 
 def available() -> dict[str, Path]:
-    """Every recipe by name, the nearest first."""
+    """Every recipe by name; ./recipes takes precedence over the packaged ones."""
     here = Path("recipes")
     source = Path(__file__).resolve().parents[3] / "recipes"
     installed = Path(sys.prefix) / "share" / "signal-ladder" / "recipes"
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for root in (here, source, installed):
         for path in sorted(root.rglob("*.yaml")):
-            found.setdefault(str(path.relative_to(root).with_suffix("")), path)
-    return found
+            paths.setdefault(str(path.relative_to(root).with_suffix("")), path)
+    return paths
 
 
 def load(name: str, overrides: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Recipe, Document]:
-    """The recipe and the document it came from (for errors in stages). without: stages that are left out.
-    Raises UserError."""
+    """Loads a recipe, and the document it was read from (for errors in stages). overrides: `field=value`. without:
+    stages that are left out. Raises UserError."""
     path = find(name)
     document = read(path, overrides, list(Recipe.model_fields))
     for stage in without:
@@ -190,14 +193,14 @@ def load(name: str, overrides: Sequence[str] = (), without: Sequence[str] = ()) 
 
 
 def leave_out(document: Document, name: str) -> None:
-    """Takes a stage out of the recipe: what started from its model starts from what it started from itself (in the end
-    the recipe's model), so that a recipe that pretrains can begin with a model of one's own. Raises UserError."""
+    """Removes a stage from the recipe. Stages that start from its model then start from its own parent's (or the
+    recipe's model), so that a recipe with pretraining can begin with the user's model instead. Raises UserError."""
     stages = document.data.get("stages")
     if not isinstance(stages, dict) or name not in stages:
         raise UserError(f"there is no stage {name!r}{near(name, list(stages or {}))}", field="--without")
-    gone = stages.pop(name)
-    origin = gone.get("from") if isinstance(gone, dict) else None
+    removed = stages.pop(name)
+    parent = removed.get("from") if isinstance(removed, dict) else None
     for stage in stages.values():
         if isinstance(stage, dict) and stage.get("from") == name:
             stage.pop("from")
-            stage |= {"from": origin} if origin is not None else {}
+            stage |= {"from": parent} if parent is not None else {}

@@ -1,4 +1,4 @@
-"""What is written down of a step's rollouts: some answers, watched rewards, the KL from the base model."""
+"""The log of a step's rollouts: a sample of the answers, the watched rewards, the KL from the base model."""
 
 from __future__ import annotations
 
@@ -17,40 +17,45 @@ from ladder.pipeline.stage import Context
 from ladder.rewards.judge import judge
 
 KL_ANSWERS = 128
-"""Answers of a step on which the KL from the base model is measured."""
+"""Most answers of a step on which the KL from the base model is measured."""
 
 
 def watcher(
     ctx: Context, base: Reference | None, rewards: dict[str, Reward], alarms: LiveAlarms
 ) -> Callable[[int, Groups, Judged], dict[str, float]]:
-    """Writes down some of a step's answers, measures the KL from the base model on some, and watched rewards on all."""
+    """The function that logs a step's rollouts. It writes up to `keep_rollouts` answers to rollouts.jsonl, and returns
+    figures of all answers, the watched rewards of all, and the KL from the base model on at most KL_ANSWERS of them
+    (no KL if `base` is None)."""
 
     def watch(step: int, groups: Groups, judged: Judged) -> dict[str, float]:
         pairs = [(r, o) for g, outcomes in zip(groups, judged, strict=True) for r, o in zip(g, outcomes, strict=True)]
         every = max(1, len(pairs) // max(1, ctx.recipe.keep_rollouts))
-        kept = pairs[::every][: ctx.recipe.keep_rollouts]
-        alarms.answers = [{"step": step + 1, "group": r.group} | record(r, o) for r, o in kept]
+        logged = pairs[::every][: ctx.recipe.keep_rollouts]
+        alarms.answers = [{"step": step + 1, "group": r.group} | record(r, o) for r, o in logged]
         ctx.log.rollouts.write(*alarms.answers)
-        seen = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
+        figures = answers.figures([r for r, _ in pairs], [o for _, o in pairs])
         for name, reward in rewards.items():
-            seen |= watched(name, judge(reward, groups))
+            figures |= watched(name, judge(reward, groups))
         if base is None:
-            return seen
+            return figures
         rollouts = [r for r, _ in pairs]
-        return seen | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
+        return figures | {"kl_base": base_kl(rollouts[:: max(1, len(rollouts) // KL_ANSWERS)][:KL_ANSWERS], base)}
 
     return watch
 
 
 def watched(name: str, judged: Judged) -> dict[str, float]:
-    """The mean of a reward that nothing is trained on, and its standard error over prompts."""
+    """The mean of a watched reward (one that is measured but not trained on), and its standard error over prompts."""
     scores = [[o.value for o in outcomes if isinstance(o, Score)] for outcomes in judged]
     means = torch.tensor([sum(s) / len(s) for s in scores if s], dtype=torch.float64)
     values = [x for s in scores for x in s]
-    if len(means) < 2:
-        return {f"watched/{name}": sum(values) / len(values)} if values else {}
-    error = float(means.std()) / len(means) ** 0.5
-    return {f"watched/{name}": sum(values) / len(values), f"watched_error/{name}": error}
+    n = sum(map(len, judged))
+    figures = {f"watched_failed/{name}": 1 - len(values) / n} if len(values) < n else {}
+    if values:
+        figures[f"watched/{name}"] = sum(values) / len(values)
+    if len(means) >= 2:
+        figures[f"watched_error/{name}"] = float(means.std()) / len(means) ** 0.5
+    return figures
 
 
 def base_kl(rollouts: Sequence[Rollout], base: Reference) -> float:

@@ -1,9 +1,9 @@
-"""A run: the stages of a recipe, one after another, in a directory of its own.
+"""A run: the stages of a recipe, one after another, in one directory.
 
-What is done is not done again: a stage whose identity (`identity.py`) is the one on disk, and whose result still has
-the hashes it was written with, is kept; one that was interrupted goes on from its newest checkpoint; one that has
-become another is moved aside into `.stale/`, and comes back when the recipe does. Ctrl-C and SIGTERM end the run
-between two steps, with everything saved.
+A finished stage is not run again: if its identity (`identity.py`) equals the one on disk and its result still has the
+recorded hash, the result is kept. An interrupted stage resumes from its newest checkpoint. A stage whose identity has
+changed is moved into `.stale/`, and is restored when a later recipe has the same identity again. Ctrl-C and SIGTERM end
+the run between two steps, with all state saved.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rich.markup import escape
 from ladder.base import files
 from ladder.base.config import Document
 from ladder.base.errors import UserError
-from ladder.base.files import sha256, write_json
+from ladder.base.files import write_json
 from ladder.base.jsonl import read_lines
 from ladder.kernels import dispatch, library
 from ladder.pipeline import evaluate, gates
 from ladder.pipeline.build import models
 from ladder.pipeline.lineage import read_stage
-from ladder.pipeline.plan import Planned, damaged, plan, prepare
+from ladder.pipeline.plan import Planned, plan, prepare
 from ladder.pipeline.recipe import Recipe
-from ladder.pipeline.stage import Context, Interrupted, StageConfig, Stop
+from ladder.pipeline.stage import Context, Interrupted, StageConfig, StopRequest
 from ladder.tracking import trackers
 from ladder.tracking.console import Console
 from ladder.tracking.log import RunLog
@@ -48,15 +48,15 @@ def run(
     until: str | None = None,
     save_every: float | None = None,
 ) -> Path:
-    """Runs what is missing, up to and with the stage `until`, and returns the run's directory.
+    """Runs the stages that are not done, up to and including the stage `until`, and returns the run's directory.
 
-    Raises UserError, Interrupted.
+    save_every: replaces the recipe's. Raises UserError, Interrupted.
     """
-    wanted = recipe.first(until)
+    num_stages = recipe.first(until)
     if save_every is not None:
         recipe = recipe.model_copy(update={"save_every": save_every})
     planned = plan(recipe, document, out)
-    prepare(recipe, document, [one for one in planned[:wanted] if one.status != "done"])
+    prepare(recipe, document, [stage for stage in planned[:num_stages] if stage.status != "done"])
     sinks = trackers.check(recipe.trackers)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -71,113 +71,116 @@ def run(
         parents: dict[str, Path] = {}
         done: dict[str, StageConfig] = {}
         summaries: dict[str, Any] = {}
-        for number, one in enumerate(planned[:wanted], 1):
-            console.say(f"[bold]{number}/{wanted} {one.name}[/bold] ({one.config.kind})")
-            directory = out / one.name
-            if one.status == "done":
-                console.say(f"  done before ({one.why})")
+        for number, stage in enumerate(planned[:num_stages], 1):
+            console.say(f"[bold]{number}/{num_stages} {stage.name}[/bold] ({stage.config.kind})")
+            directory = out / stage.name
+            if stage.status == "done":
+                console.say(f"  done before ({stage.why})")
             else:
                 try:
-                    _run_stage(recipe, one, directory, parents, done, console, stop, sinks)
-                except OSError as err:  # a log's line, for which there was no room
+                    _run_stage(recipe, stage, directory, parents, done, console, stop, sinks)
+                except OSError as err:  # the disk is full: a line of a log could not be written
                     if err.errno not in files.FULL:
                         raise
                     raise files.disk_error(err, directory, 0) from err
-            parents[one.name], done[one.name] = directory, one.config
-            summaries[one.name] = files.read_json(directory / "summary.json")
-            evaluate.show(console, directory, summaries[one.name])
+            parents[stage.name], done[stage.name] = directory, stage.config
+            summaries[stage.name] = files.read_json(directory / "summary.json")
+            evaluate.show(console, directory, summaries[stage.name])
             later = {p.name: out / p.name / "summary.json" for p in planned[number:] if p.status == "done"}
             write_summary(recipe, summaries | {n: files.read_json(p) for n, p in later.items()}, out)
-            gates.check(one.name, one.config.require, summaries[one.name])
+            gates.check(stage.name, stage.config.require, summaries[stage.name])
     return out
 
 
 def _run_stage(
     recipe: Recipe,
-    one: Planned,
+    stage: Planned,
     directory: Path,
     parents: dict[str, Path],
     done: dict[str, StageConfig],
     console: Console,
-    stop: Stop,
+    stop: StopRequest,
     sinks: Sequence[trackers.Maker],
 ) -> None:
-    """One stage from where it stands to its end."""
-    directory = _make_room(one, directory, console)
-    found = read_stage(directory)
-    if found is None:
-        found = {"name": one.name, "key": one.key, "status": "running", **one.description, "started": time.time()}
-        write_json(directory / "stage.json", found)
-    before = found.get("trained_seconds", 0.0)
-    made = trackers.open_all(sinks, directory, recipe.name, one.name, console.say)
-    log = RunLog(directory, made, console.say)
-    base = base_of(recipe, one.config, done, parents)
-    ctx = Context(one.name, directory, recipe, parents, base, log, console, stop, before)
+    """Runs one stage from its last saved state to its end: training, evaluation, summary, record."""
+    directory = _prepare_directory(stage, directory, console)
+    record = read_stage(directory)
+    if record is None:
+        record = {"name": stage.name, "key": stage.key, "status": "running", **stage.description}
+        record["started"] = time.time()
+        write_json(directory / "stage.json", record)
+    before = record.get("trained_seconds", 0.0)
+    stage_trackers = trackers.open_all(sinks, directory, recipe.name, stage.name, console.say)
+    log = RunLog(directory, stage_trackers, console.say)
+    base = base_of(recipe, stage.config, done, parents)
+    ctx = Context(stage.name, directory, recipe, parents, base, log, console, stop, before)
     try:
-        extra = found.get("trained")
-        if not extra or one.config.makes == "figures":
-            extra = one.config.run(ctx)
-            found |= {"trained": extra, "trained_seconds": ctx.seconds}
-            write_json(directory / "stage.json", found)
-        summary = dict(extra)
-        if one.config.makes == "model" and recipe.eval is not None:
+        figures = record.get("trained")
+        if not figures or stage.config.artifact.measures:
+            figures = stage.config.run(ctx)
+            record |= {"trained": figures, "trained_seconds": ctx.seconds}
+            write_json(directory / "stage.json", record)
+        summary = dict(figures)
+        if stage.config.artifact.evaluated and recipe.eval is not None:
             last = _last_step(directory)
             log.cut_evals(last)
             summary |= evaluate.evaluate_stage(ctx, models.load(recipe, str(directory / "model")), last)
         summary["seconds"] = round(ctx.seconds, 1)
         write_json(directory / "summary.json", summary)
-        found |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
-        found["measured"] = one.measured
-        if one.config.makes != "figures":
-            found["output"] = sha256(directory / ("data.jsonl" if one.config.makes == "data" else "model"))
-        write_json(directory / "stage.json", found)
+        record |= {"status": "done", "seconds": summary["seconds"], "finished": time.time()}
+        record["measured"] = stage.measured
+        output = stage.config.artifact.digest(directory)
+        record |= {} if output is None else {"output": output}
+        write_json(directory / "stage.json", record)
     finally:
         log.close()
 
 
 def _last_step(directory: Path) -> int:
+    """The last training step in the stage's metrics; 0 without any."""
     steps = read_lines(directory / "metrics.jsonl")
     return int(steps[-1]["step"]) if steps else 0
 
 
 def base_of(recipe: Recipe, config: StageConfig, done: dict[str, StageConfig], parents: dict[str, Path]) -> str:
-    """What the chain of models under a stage started from, once pretrained."""
-    at = config.from_
-    while at is not None:
-        if done[at].begins:
-            return str(parents[at] / "model")
-        at = done[at].from_
+    """The source of the base model that a stage's model descends from: the model of the run's pretraining stage, or
+    the recipe's model."""
+    ancestor = config.from_
+    while ancestor is not None:
+        if done[ancestor].begins:
+            return str(parents[ancestor] / "model")
+        ancestor = done[ancestor].from_
     return recipe.model.source
 
 
-def _make_room(one: Planned, directory: Path, console: Console) -> Path:
-    """Moves aside what is there of another identity, and brings back what once was of this one."""
+def _prepare_directory(stage: Planned, directory: Path, console: Console) -> Path:
+    """Moves a result of another identity into `.stale/`, and restores an earlier result of this identity from there."""
     stale = directory.parent / ".stale"
-    found = read_stage(directory)
-    if one.status == "stale" and found is not None:
-        console.say(f"  {one.why}: what was there moves to {stale.name}/")
+    record = read_stage(directory)
+    if stage.status == "stale" and record is not None:
+        console.say(f"  {stage.why}: the earlier result is moved to {stale.name}/")
         stale.mkdir(exist_ok=True)
-        there = stale / f"{one.name}-{found['key'][:12]}"
-        shutil.rmtree(there, ignore_errors=True)
-        directory.rename(there)
-    elif one.status == "new" and directory.exists():
+        target = stale / f"{stage.name}-{record['key'][:12]}"
+        shutil.rmtree(target, ignore_errors=True)
+        directory.rename(target)
+    elif stage.status == "new" and directory.exists():
         shutil.rmtree(directory)
-    kept = stale / f"{one.name}-{one.key[:12]}"
-    if not directory.exists() and kept.exists() and not _broken(kept, one.config):
-        console.say("  comes back from an earlier run of the same recipe")
-        kept.rename(directory)
+    earlier = stale / f"{stage.name}-{stage.key[:12]}"
+    if not directory.exists() and earlier.exists() and not _is_damaged(earlier, stage.config):
+        console.say(f"  restored from {stale.name}/: an earlier run of the same recipe")
+        earlier.rename(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
-def _broken(kept: Path, config: StageConfig) -> bool:
-    """Whether what was moved aside is done and no longer what it was."""
-    found = read_stage(kept)
-    return found is None or (found["status"] == "done" and damaged(kept, found, config) is not None)
+def _is_damaged(directory: Path, config: StageConfig) -> bool:
+    """Whether a stage's directory has no record, or is marked as done while its result is missing or has changed."""
+    record = read_stage(directory)
+    return record is None or (record["status"] == "done" and config.artifact.damage(directory, record) is not None)
 
 
 def write_recipe(recipe: Recipe, planned: Sequence[Planned], path: Path) -> None:
-    """The recipe with every field of every stage spelled out."""
+    """Writes the resolved recipe: every field of every stage, defaults included."""
     data = recipe.model_dump(mode="json", by_alias=True)
     data["stages"] = {p.name: p.config.model_dump(mode="json", by_alias=True) for p in planned}
     files.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
@@ -193,16 +196,17 @@ def write_summary(recipe: Recipe, stages: dict[str, Any], out: Path) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """One run at a time in a directory. The lock goes with the process, however it ends."""
+    """Locks the directory, so that only one run at a time writes to it. The operating system releases the lock when the
+    process ends in any way. Raises UserError if another run holds it."""
     with (out / ".lock").open("a+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             f.seek(0)
             raise UserError(
-                f"another run (process {f.read().strip() or '?'}) is at work in this directory",
+                f"another run (process {f.read().strip() or '?'}) is using this directory",
                 file=out,
-                hint="wait for it, or choose another place with --out",
+                hint="wait for it, or choose another directory with --out",
             ) from err
         f.seek(0)
         f.truncate()
@@ -212,21 +216,21 @@ def locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(console: Console) -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask for a stop between steps; a second SIGINT stops at once (what was saved stays)."""
-    stop = Stop()
+def interruptible(console: Console) -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM request a stop between two steps; a second SIGINT stops at once (what was saved is kept)."""
+    stop = StopRequest()
 
-    def asked(signum: int, _: object) -> None:
+    def on_signal(signum: int, _: object) -> None:
         if stop and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stop.signum = signum
-        console.say("\n  stopping after this step (once more to stop at once)")
+        console.say("\n  stopping after this step (press Ctrl-C again to stop at once)")
 
-    before = {s: signal.signal(s, asked) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -55,4 +55,5 @@ class Combine:
         terms = [p.weight * s.value for p, s in scored_parts if not p.gate]
         value = sum(terms) if terms else 1.0
         value *= math.prod(s.value for p, s in scored_parts if p.gate)
-        return Score(value, {k: v for s in scores for k, v in s.parts.items()})
+        parts = {k: v for p, s in scored_parts for k, v in (s.parts or {p.reward.name: s.value}).items()}
+        return Score(value, parts)

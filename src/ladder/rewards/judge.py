@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ladder.base.errors import UserError
 from ladder.contract.rollouts import Groups, InfraError, Invalid, Judged, JudgesGroups, Reward, Score
 
 
-class RewardFailure(RuntimeError):
+class RewardFailure(UserError):
     """More rollouts could not be judged than the run allows."""
 
 

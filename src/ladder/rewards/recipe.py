@@ -11,6 +11,7 @@ reward:                                             several: weighted sum times 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class Component:
         with _at(self.field):
             return [path for user in _users(self.reward) if (path := user.file()) is not None]
 
+    @property
+    def name(self) -> str:
+        """What its score is called among others."""
+        return guard(self.reward).name
+
     def start(self) -> None:
         """Starts the child processes. Raises UserError if a function cannot be loaded or an extra is missing."""
         for child in _started(self.reward):
@@ -148,6 +154,8 @@ def weight_of(options: dict[str, Any], field: str) -> float:
     weight = options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"must be a number, not {weight!r}", field=f"{field}.weight")
+    if not math.isfinite(weight):
+        raise UserError(f"must be finite, not {weight}", field=f"{field}.weight")
     return float(weight)
 
 
@@ -181,7 +189,7 @@ def _at(field: str) -> Iterator[None]:
     try:
         yield
     except UserError as err:
-        raise UserError(err.message, file=err.file, field=field, hint=err.hint) from err
+        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def _build_reward(kind: str, options: dict[str, Any], field: str) -> Any:

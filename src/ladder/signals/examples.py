@@ -1,11 +1,11 @@
-"""Examples as a signal: samples made once at the start, then dealt to steps, each once per epoch.
+"""The signal of examples: samples are loaded once at the start and distributed over steps, each once per epoch.
 
-An epoch is a permutation (a function of seed and epoch) split into steps of equal size: into ceil(n / batch) steps
-whose numbers of sequences differ by at most one, or by tokens into floor(total / batch) steps of about equal length
-(on average never shorter than `batch`). No step reaches over the end of an epoch, and no small rest is left over. The
-number of steps of an epoch does not depend on the shuffle, so a schedule knows it beforehand.
+An epoch is a permutation (a function of seed and epoch) split into steps of equal size: by sequences into
+ceil(n / batch) steps whose numbers of sequences differ by at most one, by tokens into floor(total / batch) steps of
+about equal length (on average never shorter than `batch`). No step spans two epochs, and no epoch ends with a smaller
+step. The number of steps of an epoch does not depend on the shuffle, so a learning-rate schedule knows it beforehand.
 
-The state is a cursor (epoch, batch) and a digest of the samples: a run is never continued on other data.
+The state is a cursor (epoch, batch) and a digest of the samples: a run is never resumed on other data.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ladder.data.source import Data, Report
 
 @dataclass
 class Examples:
-    """The signal (`types.Signal`).
+    """The signal (`contract.training.Signal`).
 
-    units: samples (or pairs), given as they are; the same objects are handed out every epoch. batch: how many a step,
-    counted in sequences (a pair is one) or in tokens. epochs: None is endless. in_order: the first share of the units
-    keeps its order at the beginning of the first epoch (a curriculum); the rest is shuffled. order: a permutation for
-    an epoch, instead of the shuffle.
+    units: samples or pairs; the same objects are yielded in every epoch. batch: size of a step, in sequences (a pair
+    counts as one) or in tokens (`by`). epochs: None is endless. in_order: this share of the units, the first ones,
+    keeps its order at the beginning of the first epoch (a curriculum); the rest is shuffled. order: a function from an
+    epoch to a permutation, instead of the shuffle. report: on the rows that were dropped or truncated.
     """
 
     units: Sequence[Unit]
@@ -52,26 +52,27 @@ class Examples:
         if not self.units:
             raise UserError("there are no examples to train on", field="data")
         if self.batch < 1 or (self.epochs is not None and self.epochs < 1):
-            raise UserError(f"{self.batch} a step for {self.epochs} epochs is nothing", field="batch")
+            raise UserError(f"batch {self.batch}, epochs {self.epochs}: both must be at least 1", field="batch")
         if not 0 <= self.in_order <= 1:
             raise UserError("must be a share between 0 and 1", field="in_order")
         if self.order is not None and self.in_order:
-            raise UserError("in_order and order are both given", field="in_order", hint="take one of them out")
+            raise UserError("in_order and order are both given", field="in_order", hint="leave one of them out")
         longest = int(self._lengths.max())
         if self.by == "tokens" and longest > self.batch:
-            where = _meta(self.units[int(self._lengths.argmax())]).get("origin", "an example")
+            origin = _meta(self.units[int(self._lengths.argmax())]).get("origin", "an example")
             raise UserError(
-                f"{where} is {longest:,} tokens long, more than the {self.batch:,} tokens of a step",
+                f"{origin} is {longest:,} tokens long, more than the {self.batch:,} tokens of a step",
                 field="batch",
-                hint="raise it, or bound the rows with max_tokens",
+                hint="raise batch, or truncate the rows with max_tokens",
             )
-        empty = next((u for u in self.units if not _trained(u)), None)
-        if empty is not None:
-            raise UserError(f"{_meta(empty).get('origin', 'an example')}: nothing in it is trained", field="data")
+        untrained = next((u for u in self.units if not _trained_tokens(u)), None)
+        if untrained is not None:
+            origin = _meta(untrained).get("origin", "an example")
+            raise UserError(f"{origin}: no token in it is trained", field="data")
 
     @classmethod
     def load(cls, data: Data, tokenizer: Any, encoding: Encoding | None = None, **options: Any) -> Examples:
-        """From a source of rows; `options` are the fields above. Raises UserError."""
+        """Loads the samples from a source of rows; `options` are the fields above. Raises UserError."""
         samples, report = load(data, tokenizer, encoding)
         return cls(samples, report=report, **options)
 
@@ -82,11 +83,11 @@ class Examples:
             if self._planned is None or self._planned[0] != self.epoch:
                 self._planned = (self.epoch, self.plan(self.epoch))
             epoch, plan = self._planned
-            chosen = [self.units[i] for i in plan[self.at]]
-            self._metrics = self._figures(chosen, epoch + (self.at + 1) / len(plan))
-            # the cursor moves on before the batch is handed out: who saves the state then has had the batch
+            batch_units = [self.units[i] for i in plan[self.at]]
+            self._metrics = self._figures(batch_units, epoch + (self.at + 1) / len(plan))
+            # the cursor is advanced before the batch is yielded, so a state saved after it resumes with the next batch
             self.epoch, self.at = (epoch, self.at + 1) if self.at + 1 < len(plan) else (epoch + 1, 0)
-            yield chosen
+            yield batch_units
 
     def observe(self, weights: Callable[[], Weights], version: int) -> None:
         """Examples do not depend on the policy."""
@@ -98,10 +99,10 @@ class Examples:
         return {"epoch": self.epoch, "at": self.at, "digest": self.digest, "split": self._split}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises UserError when the state is of other examples, or of another split of them into steps."""
+        """Raises UserError if the state was saved with other examples, or with another split of them into steps."""
         if state["digest"] != self.digest or state["split"] != self._split:
-            what = "other examples" if state["digest"] != self.digest else "another batch size, order or seed"
-            raise UserError(f"the checkpoint was made with {what}", field="data", hint="start a new run")
+            difference = "other examples" if state["digest"] != self.digest else "another batch size, order or seed"
+            raise UserError(f"the checkpoint was made with {difference}", field="data", hint="start a new run")
         self.epoch, self.at = int(state["epoch"]), int(state["at"])
 
     # ------------------------------------------------------------ epochs
@@ -114,26 +115,27 @@ class Examples:
 
     @property
     def steps(self) -> int | None:
-        """Steps of all epochs; None when they are endless."""
+        """Steps of all epochs; None if they are endless."""
         return None if self.epochs is None else self.epochs * self.steps_per_epoch
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """The units of each step of an epoch, as indices."""
+        """The indices of the units of each step of an epoch."""
         order, k = self._order(epoch), self.steps_per_epoch
         if self.by == "sequences":
             return np.array_split(order, k)
-        # a unit belongs to the step in which its middle falls; none is longer than a step, so none stays empty
+        # a unit belongs to the step that its middle falls into; no unit is longer than a step, so no step is empty
         lengths = self._lengths[order]
         middle = 2 * lengths.cumsum() - lengths
         step = middle * k // (2 * int(lengths.sum()))
         return np.split(order, np.searchsorted(step, np.arange(1, k)))
 
     def _order(self, epoch: int) -> np.ndarray:
+        """The order of the units in an epoch, as indices [units]."""
         n = len(self.units)
         if self.order is not None:
             order = np.asarray(self.order(epoch), np.int64)
             if not np.array_equal(np.sort(order), np.arange(n)):
-                raise ValueError(f"order({epoch}) is no permutation of {n} examples")
+                raise ValueError(f"order({epoch}) is not a permutation of {n} examples")
             return order
         fixed = round(self.in_order * n) if epoch == 0 else 0
         rest = fixed + rng.np_rng(self.seed, "examples", epoch).permutation(n - fixed)
@@ -141,7 +143,7 @@ class Examples:
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        """Tokens of each unit."""
+        """The number of tokens of each unit, int64 [units]."""
         return np.array([sum(len(s.tokens) for s in _samples(u)) for u in self.units], np.int64)
 
     @cached_property
@@ -150,22 +152,24 @@ class Examples:
 
     @property
     def _split(self) -> list[Any]:
+        """The settings that decide which units form a step."""
         return [self.batch, self.by, self.seed, self.in_order, self.order is not None]
 
-    def _figures(self, chosen: list[Unit], epoch: float) -> dict[str, float]:
-        samples = [s for unit in chosen for s in _samples(unit)]
+    def _figures(self, units: list[Unit], epoch: float) -> dict[str, float]:
+        """The figures of a step's units."""
+        samples = [s for unit in units for s in _samples(unit)]
         lengths = [len(s.tokens) for s in samples]
         return {
             "epoch": epoch,
             "sequences": float(len(samples)),
             "length/mean": sum(lengths) / len(lengths),
             "length/max": float(max(lengths)),
-            "trained": sum(_trained(unit) for unit in chosen) / sum(lengths),
+            "trained": sum(_trained_tokens(unit) for unit in units) / sum(lengths),
         }
 
 
 def digest(units: Sequence[Unit], *parts: str) -> str:
-    """Of all tokens and masks, in order, and of whatever else `parts` name."""
+    """The hash of all tokens and masks, in order, and of the strings in `parts`."""
     hashed = hashlib.blake2b("".join(f"{p}\0" for p in parts).encode(), digest_size=16)
     for unit in units:
         for sample in _samples(unit):
@@ -179,8 +183,8 @@ def _samples(unit: Unit) -> tuple[Sample, ...]:
     return (unit.chosen, unit.rejected) if isinstance(unit, Pair) else (unit,)
 
 
-def _trained(unit: Unit) -> int:
-    """Trained tokens; 0 for a pair of which one side has none."""
+def _trained_tokens(unit: Unit) -> int:
+    """The number of trained tokens; 0 for a pair if one of its sides has none."""
     counts = [int(s.mask.sum()) for s in _samples(unit)]
     return sum(counts) if all(counts) else 0
 

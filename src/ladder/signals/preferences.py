@@ -1,7 +1,8 @@
-"""Preferences as a signal: pairs, dealt to steps, with "ref_logps" of both sides when there is a reference (DPO, IPO,
-hinge). See `reference.py` for how it is asked, `unpaired.py` for answers on their own (KTO).
+"""The signal of preferences: pairs, distributed over steps, with the column "ref_logps" of both sides if there is a
+reference (DPO, IPO, hinge). See `reference.py` for how the column is computed, `unpaired.py` for single answers with a
+label (KTO).
 
-Left out: preferences gathered while training (online DPO).
+Left out: preferences collected during training (online DPO).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from ladder.signals.reference import check_unfilled, filled, kept, place_of
 
 @dataclass
 class Preferences:
-    """The signal over pairs (`types.Signal`). reference: None when the loss has none (SimPO, ORPO), or when the pairs
-    have the column. Raises UserError for what is no pair, for equal sides and for prompts that differ."""
+    """The signal over pairs (`contract.training.Signal`). reference: None if the loss reads none (SimPO, ORPO), or if
+    the pairs already have the column. Raises UserError for a unit that is not a pair, for equal sides and for sides
+    with different prompts."""
 
     examples: Examples
     reference: Reference | None = None
@@ -34,11 +36,12 @@ class Preferences:
             check_unfilled(self.examples.units)
 
     def keep(self, directory: Path, model: str) -> None:
-        """Asks the reference once for all pairs, or reads what it said before; it is not needed any more.
+        """Computes the reference log-probabilities of all pairs once, or reads them from a file in `directory`; the
+        reference is released.
 
-        model: what tells this reference from all others (the hash of its weights).
+        model: identifies the reference (the hash of its weights).
         """
-        assert self.reference is not None, "there is no reference to ask"
+        assert self.reference is not None, "there is no reference"
         self.examples.units = kept(self.examples.units, self.reference, directory, model)
         self.reference = None
 
@@ -60,10 +63,10 @@ class Preferences:
 
 
 def at_end(unit: Unit, filler: int = 0) -> Unit:
-    """The unit asked for one number only, when its last token has been read: for a scalar head.
+    """The unit prepared for a scalar head, which is read once, at the unit's last token.
 
-    A mask asks at the token *before* the one that it marks, so one more token is put behind, and marked. It is never
-    read; which one it is (`filler`) does not matter.
+    The model's output at position t-1 belongs to the masked token t, so one token (`filler`) is appended and only that
+    one is in the mask. The model never reads it: any token id gives the same score.
     """
     if isinstance(unit, Pair):
         chosen, rejected = at_end(unit.chosen, filler), at_end(unit.rejected, filler)
@@ -75,17 +78,18 @@ def at_end(unit: Unit, filler: int = 0) -> Unit:
 
 
 def check_pairs(units: Sequence[Unit]) -> list[Pair]:
-    """Raises UserError naming the first unit that is no pair, or whose sides are equal or answer different prompts."""
+    """The units as pairs. Raises UserError naming the first unit that is not a pair, or whose sides are equal or have
+    different prompts."""
     pairs = []
     for i, unit in enumerate(units):
         if not isinstance(unit, Pair):
-            raise UserError(f"{place_of(unit, i)} is no pair", field="data", hint="give chosen and rejected")
-        a, b = unit.chosen, unit.rejected
-        if torch.equal(a.tokens, b.tokens):
-            hint = "leave it out (cutting over-long answers can make them equal, too)"
+            raise UserError(f"{place_of(unit, i)} is not a pair", field="data", hint="give chosen and rejected")
+        chosen, rejected = unit.chosen, unit.rejected
+        if torch.equal(chosen.tokens, rejected.tokens):
+            hint = "leave the pair out (truncating long answers can make them equal, too)"
             raise UserError(f"{place_of(unit, i)}: chosen and rejected are the same", field="data", hint=hint)
-        n = prompt_length(a)
-        if prompt_length(b) != n or not torch.equal(a.tokens[:n], b.tokens[:n]):
+        n = prompt_length(chosen)
+        if prompt_length(rejected) != n or not torch.equal(chosen.tokens[:n], rejected.tokens[:n]):
             raise UserError(f"{place_of(unit, i)}: chosen and rejected answer different prompts", field="data")
         pairs.append(unit)
     return pairs

@@ -1,4 +1,5 @@
-"""Which tasks a step draws answers to: each task once per epoch, in an order that the seed fixes."""
+"""The prompts of a step: which tasks its rollouts are sampled for. Each task comes once per epoch, in an order fixed by
+the seed."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ class Prompts:
         """The tasks of a step (counted from 0)."""
         n = len(self.tasks)
         orders: dict[int, np.ndarray] = {}
-        picked: list[Task] = []
-        for at in range(step * self.per_step, (step + 1) * self.per_step):
-            epoch = at // n
+        step_tasks: list[Task] = []
+        for position in range(step * self.per_step, (step + 1) * self.per_step):
+            epoch = position // n
             if epoch not in orders:
                 orders[epoch] = rng.np_rng(self.seed, "prompts", epoch).permutation(n)
-            picked.append(self.tasks[orders[epoch][at % n]])
-        return picked
+            step_tasks.append(self.tasks[orders[epoch][position % n]])
+        return step_tasks

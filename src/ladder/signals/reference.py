@@ -1,8 +1,9 @@
-"""The column "ref_logps": what a frozen reference says of every answer, asked for each batch or once for all.
+"""The column "ref_logps": a frozen reference's log-probabilities of every answer, computed per batch or once for all.
 
-The reference is a callable, `engine.freeze().forward` or `engine.forward(reference=True)`. What is asked once is kept
-in a file named by the hash of what it is of (tokens, masks, the reference's weights). Either way the numbers are a
-function of the data alone, so a run that is resumed sees the numbers of one that was not.
+The reference is a callable, `engine.freeze().forward` or `engine.forward(reference=True)`. Log-probabilities that are
+computed once are saved in a file named by the hash of what they depend on (tokens, masks, the reference's weights).
+Either way the numbers are a function of the data alone, so a resumed run reads the same numbers as an uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ REF = "ref_logps"
 
 
 def filled(units: Sequence[Unit], reference: Reference) -> list[Unit]:
-    """The units with "ref_logps"; those given are left as they are."""
+    """Copies of the units with the column "ref_logps", computed by the reference."""
     return _with_ref(units, [columns["logps"] for columns in reference(units)])
 
 
 def kept(units: Sequence[Unit], reference: Reference, directory: Path, model: str) -> list[Unit]:
-    """`filled`, from a file when there is one of these tokens, masks and this model, and else into it.
+    """`filled`, with a file as cache: the log-probabilities are read from the file of these tokens, masks and this
+    model, or computed and written to it. model: identifies the reference (the hash of its weights).
 
-    Raises UserError when the file is damaged.
+    Raises UserError if the file is damaged.
     """
     path = directory / f"{digest(units, model)}.safetensors"
     masks = [s.mask for s in sequences(units)]
@@ -46,7 +48,7 @@ def kept(units: Sequence[Unit], reference: Reference, directory: Path, model: st
 
 
 def _write(path: Path, flat: Tensor) -> None:
-    """Whole or not at all."""
+    """Writes the file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file({REF: flat}, partial)
@@ -56,7 +58,8 @@ def _write(path: Path, flat: Tensor) -> None:
 
 
 def _read(path: Path, n: int) -> Tensor:
-    hint = "delete it; it will be computed again"
+    """The n log-probabilities of a file, [n]. Raises UserError if it is damaged."""
+    hint = "delete the file; it will be computed again"
     try:
         flat = load_file(path)[REF]
     except (SafetensorError, KeyError) as err:
@@ -67,32 +70,36 @@ def _read(path: Path, n: int) -> Tensor:
 
 
 def _with_ref(units: Sequence[Unit], logps: Sequence[Tensor]) -> list[Unit]:
-    said = iter(zip(sequences(units), logps, strict=True))
+    """Copies of the units with the column. logps: of each sequence, [T] each; of a pair, chosen before rejected."""
+    remaining = iter(zip(sequences(units), logps, strict=True))
 
-    def next_one() -> Sample:
-        sample, ref = next(said)
-        return replace(sample, cols=sample.cols | {REF: ref})
+    def next_sample() -> Sample:
+        sample, ref_logps_T = next(remaining)
+        return replace(sample, cols=sample.cols | {REF: ref_logps_T})
 
-    made: list[Unit] = []
+    filled_units: list[Unit] = []
     for unit in units:
-        made.append(replace(unit, chosen=next_one(), rejected=next_one()) if isinstance(unit, Pair) else next_one())
-    assert next(said, None) is None
-    return made
+        if isinstance(unit, Pair):
+            filled_units.append(replace(unit, chosen=next_sample(), rejected=next_sample()))
+        else:
+            filled_units.append(next_sample())
+    assert next(remaining, None) is None
+    return filled_units
 
 
 def check_unfilled(units: Sequence[Unit]) -> None:
-    """Raises UserError naming the first unit that has the column already."""
+    """Raises UserError naming the first unit that already has the column."""
     for i, unit in enumerate(units):
         if any(REF in s.cols for s in sequences([unit])):
             raise UserError(
                 f"{place_of(unit, i)} has the column {REF!r} already, and a reference is given",
                 field="reference",
-                hint="take one of them out",
+                hint="leave out the column or the reference",
             )
 
 
 def place_of(unit: Unit, i: int) -> str:
-    """Where a unit came from, for people; i: its place among the others."""
+    """The origin of a unit, for messages: its file and line, or its index i among the examples."""
     for meta in (unit.meta, *(s.meta for s in sequences([unit]))):
         if "origin" in meta:
             return str(meta["origin"])

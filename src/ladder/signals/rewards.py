@@ -1,9 +1,9 @@
-"""Rewards as a signal: draw a group of rollouts for each prompt, judge them, and let a credit fill the columns.
+"""The signal of rewards: sample a group of rollouts for each prompt, judge them, and let a credit fill the columns.
 
     tasks -> groups of rollouts (collect) -> one outcome each (reward) -> trained samples (credit)
 
-Which technique it is, the credit (`ladder.credit`), the loss and the columns decide. The log-probabilities that tokens
-were drawn with *are* `old_logps`; nothing is recomputed. An answer whose reward failed is trained nowhere, and counted.
+The credit (`ladder.credit`) and the loss decide which technique it is. The log-probabilities that the tokens were
+sampled with *are* `old_logps`; nothing is recomputed. An answer whose reward failed is not trained on, and is counted.
 
 Left out: credit within an answer of several turns (one outcome per whole answer).
 """
@@ -40,13 +40,13 @@ from ladder.rewards.judge import check_judged, judge
 class Rewards:
     """The signal (`contract.training.Signal`).
 
-    collect: draws groups from the policy. credit: turns judged groups into trained samples. reference: fills
-    `ref_logps`; None computes none. max_failed: the share of answers that may fail to be judged before the run
-    stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler.
-    rescore: the engine's log-probabilities, for a sampler that computes otherwise; None trusts the sampler's. probe:
-    the same, asked once, at the first batch of a process that is not empty, where the loss has no ratio to show that
-    sampler and engine differ.
-    on_rollouts: told of every judged step, for logs; the figures it returns join the step's.
+    prompts: the tasks of a step. collect: samples groups from the behaviour policy. credit: turns judged groups into
+    trained samples. reference: computes `ref_logps`; None computes none. max_failed: the share of answers whose reward
+    may fail before the run stops. stats: further figures of a step's rollouts. load: hands new weights to the sampler.
+    rescore: computes the engine's log-probabilities, for a sampler that computes differently; None uses the sampler's.
+    probe: the same, called once, for the first batch of a process that is not empty: it shows a difference between
+    sampler and engine if the loss has no ratio to show it. on_rollouts: called after every judged step, for logs; the
+    figures that it returns are added to the step's.
     """
 
     prompts: Callable[[int], Sequence[Task]]
@@ -87,45 +87,46 @@ class Rewards:
         self.step, self.version = int(state["step"]), int(state["version"])
         self.credit.restore(state["credit"])
         if self.load is not None:
-            self.load(lambda: iter(()), self.version)  # the weights are restored where they lie
+            self.load(lambda: iter(()), self.version)  # only the version: the engine restored the weights in place
 
     # ------------------------------------------------------------ one step
 
     def _batch(self) -> list[Unit]:
-        begun = time.perf_counter()
+        """Samples, judges and assigns credit; returns the trained samples of one step."""
+        start = time.perf_counter()
         groups = self.collect(self.prompts(self.step), step=self.step, version=self.version)
-        drawn = time.perf_counter()
+        sampled_at = time.perf_counter()
         judged = judge(self.reward, groups)
-        scored = time.perf_counter()
-        seen = self.on_rollouts(self.step, groups, judged) if self.on_rollouts is not None else {}
+        judged_at = time.perf_counter()
+        logged = self.on_rollouts(self.step, groups, judged) if self.on_rollouts is not None else {}
         check_judged(judged, self.max_failed, f"step {self.step}")
-        ref = self._reference_logps(groups)
-        units, own = self.credit(groups, judged, ref)
-        own |= rescored(units, self.rescore) if self.rescore is not None else {}
+        ref_logps = self._reference_logps(groups)
+        units, credit_figures = self.credit(groups, judged, ref_logps)
+        credit_figures |= rescored(units, self.rescore) if self.rescore is not None else {}
         if self.probe is not None and units:
-            own |= {f"probe/{name}": x for name, x in apart(units, self.probe(units)).items()}
+            credit_figures |= {f"probe/{name}": x for name, x in apart(units, self.probe(units)).items()}
             self.probe = None
-        self._metrics = self._figures(groups, judged, ref) | own
-        self._metrics |= seen | {"seconds/rollout": drawn - begun, "seconds/reward": scored - drawn}
+        self._metrics = self._figures(groups, judged, ref_logps) | credit_figures
+        self._metrics |= logged | {"seconds/rollout": sampled_at - start, "seconds/reward": judged_at - sampled_at}
         self.step += 1
         return units
 
     def _reference_logps(self, groups: Groups) -> list[Tensor] | None:
-        """`ref_logps` of every answer, in order; None without a reference."""
+        """`ref_logps` of every rollout, in order, [T] each (zeros if nothing was sampled); None without a reference."""
         if self.reference is None:
             return None
         samples = [to_sample(r) for group in groups for r in group]
-        drawn: list[Unit] = [s for s in samples if bool(s.mask.any())]
-        found = iter(self.reference(drawn))
-        return [next(found)["logps"] if bool(s.mask.any()) else torch.zeros(len(s.mask)) for s in samples]
+        nonempty: list[Unit] = [s for s in samples if bool(s.mask.any())]
+        columns = iter(self.reference(nonempty))
+        return [next(columns)["logps"] if bool(s.mask.any()) else torch.zeros(len(s.mask)) for s in samples]
 
-    def _figures(self, groups: Groups, judged: Judged, ref: list[Tensor] | None) -> dict[str, float]:
-        """What can be said of a step's answers whatever is trained on them."""
+    def _figures(self, groups: Groups, judged: Judged, ref_logps: list[Tensor] | None) -> dict[str, float]:
+        """The figures of a step's rollouts that do not depend on the credit."""
         rollouts = [r for group in groups for r in group]
         outcomes = [o for group in judged for o in group]
-        good = [o for o in outcomes if isinstance(o, Score)]
+        scores = [o for o in outcomes if isinstance(o, Score)]
         lengths = np.array([r.length for r in rollouts], np.float64)
-        values = np.array([o.value for o in good], np.float64)
+        values = np.array([o.value for o in scores], np.float64)
         figures = {
             "length/mean": float(lengths.mean()),
             "length/max": float(lengths.max()),
@@ -134,19 +135,21 @@ class Rewards:
             "infra_errors": float(np.mean([isinstance(o, InfraError) for o in outcomes])),
             "rollouts": float(len(rollouts)),
         }
-        if good:  # the mean of nothing is no figure
+        if scores:  # without a score there is no mean
             figures |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
-        for name in sorted({n for o in good for n in o.parts}):
-            figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in good if name in o.parts]))
-        if ref is not None:
-            figures["kl/response"] = float(np.mean([answer_kl(r, at) for r, at in zip(rollouts, ref, strict=True)]))
+        for name in sorted({n for o in scores for n in o.parts}):
+            figures[f"reward/{name}"] = float(np.mean([o.parts[name] for o in scores if name in o.parts]))
+        if ref_logps is not None:
+            kls = [answer_kl(r, ref_logps_T) for r, ref_logps_T in zip(rollouts, ref_logps, strict=True)]
+            figures["kl/response"] = float(np.mean(kls))
         if self.stats is not None:
             figures |= self.stats(rollouts)
         return figures
 
 
 def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
-    """Writes the engine's log-probabilities over `old_logps`; how far the sampler's were from them, a token."""
+    """Overwrites `old_logps` with the engine's log-probabilities; returns the figures of the sampler's mismatch (see
+    `apart`)."""
     columns = rescore(units)
     for unit, column in zip(units, columns, strict=True):
         assert isinstance(unit, Sample)
@@ -155,14 +158,15 @@ def rescored(units: Sequence[Unit], rescore: Reference) -> dict[str, float]:
 
 
 def apart(units: Sequence[Unit], columns: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """How far the sampler's log-probabilities are from the engine's (`columns`), in nats a trained token: mean and
-    largest distance, and k3 of KL(sampler || engine). Nothing where nothing is trained."""
+    """The mismatch of the sampler's log-probabilities and the engine's (`columns`), in nats per trained token: mean and
+    largest absolute difference, and the k3 estimate of KL(sampler || engine). No figures without units."""
     differences = []
     for unit, column in zip(units, columns, strict=True):
         assert isinstance(unit, Sample)
         differences.append((column["logps"] - unit.cols["sampler_logps"])[unit.mask])
     if not differences:
         return {}
-    d = torch.cat(differences)
-    figures = {"mean": d.abs().mean(), "max": d.abs().max(), "kl": (d.exp() - 1 - d).mean()}
+    difference = torch.cat(differences)
+    k3 = (difference.exp() - 1 - difference).mean()
+    figures = {"mean": difference.abs().mean(), "max": difference.abs().max(), "kl": k3}
     return {name: float(value) for name, value in figures.items()}

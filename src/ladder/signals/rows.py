@@ -1,8 +1,8 @@
-"""The one codec between rollouts and rows of a stage's `data.jsonl`: token ids, mask and log-probabilities survive.
+"""The codec between rollouts and the rows of a stage's `data.jsonl`: token ids, mask and log-probabilities are kept.
 
 A stage that selects answers writes one row per answer, a stage that compares them one row per pair; a stage that trains
-reads both back as samples, token for token. Text stands beside the ids, so any other tool can read the file too. The
-mask says which tokens the policy drew: a token that was forced (the end of a thinking budget) is never trained.
+reads both back as samples with the same token ids. A row also holds the text, so that any other tool can read the file.
+The mask marks the tokens that the policy sampled: a forced token (the end of a thinking budget) is never trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIDES = ("chosen", "rejected")
 
 
 def answer_row(rollout: Rollout, reward: float) -> Row:
-    """One answer with its reward: "tokens", "mask" and "logps" hold prompt and answer."""
+    """The row of one answer with its reward: "tokens", "mask" and "logps" are of prompt and answer."""
     return {
         "task": rollout.task.id,
         "prompt": rollout.task.prompt,
@@ -32,66 +32,67 @@ def answer_row(rollout: Rollout, reward: float) -> Row:
         "reward": reward,
         "tokens": rollout.tokens,
         "mask": [int(m) for m in rollout.mask],
-        "logps": _short(rollout.logps),
+        "logps": _shortest(rollout.logps),
     }
 
 
 def pair_row(chosen: Rollout, rejected: Rollout, margin: float) -> Row:
-    """A verdict on two answers to one prompt: "prompt_tokens", and for either side "_tokens", "_mask", "_logps" of the
-    answer alone. margin: by how much the judge found the chosen one better."""
+    """The row of a preference between two answers to one prompt: "prompt_tokens", and for either side "_tokens",
+    "_mask" and "_logps" of the answer alone. margin: the judge's score of the chosen answer minus that of the rejected
+    one."""
     sides: Row = {}
     n = chosen.mask.index(True) if True in chosen.mask else len(chosen.tokens)
     n = min(n, rejected.mask.index(True) if True in rejected.mask else len(rejected.tokens))
     assert chosen.tokens[:n] == rejected.tokens[:n], "the sides of a pair answer one prompt"
-    for name, one in zip(SIDES, (chosen, rejected), strict=True):
+    for name, rollout in zip(SIDES, (chosen, rejected), strict=True):
         sides |= {
-            f"{name}_tokens": one.tokens[n:],
-            f"{name}_mask": [int(m) for m in one.mask[n:]],
-            f"{name}_logps": _short(one.logps[n:]),
+            f"{name}_tokens": rollout.tokens[n:],
+            f"{name}_mask": [int(m) for m in rollout.mask[n:]],
+            f"{name}_logps": _shortest(rollout.logps[n:]),
         }
     texts = {"task": chosen.task.id, "prompt": chosen.task.prompt, "chosen": chosen.text, "rejected": rejected.text}
     return texts | {"prompt_tokens": chosen.tokens[:n]} | sides | {"margin": round(margin, 6)}
 
 
 def samples(path: Path) -> list[Sample]:
-    """The answers of a stage's rows. Raises UserError when there are none."""
-    made = []
+    """Reads the answers of a stage's data.jsonl. Raises UserError if there are none."""
+    answers = []
     for number, row in enumerate(read_lines(path), 1):
         meta = {"origin": f"{path}:{number}", "task": row.get("task")}
-        made.append(_sample(row["tokens"], row["mask"], row["logps"], meta))
-    if not made:
+        answers.append(_sample(row["tokens"], row["mask"], row["logps"], meta))
+    if not answers:
         raise UserError("this stage kept no example, so there is nothing to train on", file=path)
-    return made
+    return answers
 
 
 def pairs(path: Path) -> list[Pair]:
-    """The pairs of a stage's rows. Raises UserError when there are none."""
-    made = []
+    """Reads the pairs of a stage's data.jsonl. Raises UserError if there are none."""
+    preference_pairs = []
     for number, row in enumerate(read_lines(path), 1):
         meta = {"origin": f"{path}:{number}", "margin": row["margin"]}
         prompt = row["prompt_tokens"]
-        before: list[float] = [0] * len(prompt)
+        prompt_zeros: list[float] = [0] * len(prompt)
         chosen, rejected = (
             _sample(
                 [*prompt, *row[f"{name}_tokens"]],
-                [*before, *row[f"{name}_mask"]],
-                [*before, *row[f"{name}_logps"]],
+                [*prompt_zeros, *row[f"{name}_mask"]],
+                [*prompt_zeros, *row[f"{name}_logps"]],
                 dict(meta),
             )
             for name in SIDES
         )
-        made.append(Pair(chosen, rejected, meta))
-    if not made:
+        preference_pairs.append(Pair(chosen, rejected, meta))
+    if not preference_pairs:
         raise UserError("this stage made no pair, so there is nothing to train on", file=path)
-    return made
+    return preference_pairs
 
 
 def _sample(tokens: list[int], mask: list[float], logps: list[float], meta: Row) -> Sample:
-    """The log-probabilities are the column "sampler_logps"."""
+    """A sample with the sampler's log-probabilities in the column "sampler_logps"."""
     columns = {"sampler_logps": torch.tensor(logps, dtype=torch.float32)}
     return Sample(torch.tensor(tokens), torch.tensor(mask, dtype=torch.bool), columns, meta)
 
 
-def _short(logps: list[float]) -> list[float]:
-    """float32 numbers in the fewest digits that name them."""
+def _shortest(logps: list[float]) -> list[float]:
+    """Float32 numbers as the floats with the fewest decimal digits that identify them, to keep the file small."""
     return [float(str(x)) for x in np.asarray(logps, np.float32)]

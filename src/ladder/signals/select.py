@@ -1,7 +1,8 @@
-"""Selection as a signal: score groups of answers, keep the best, and train on them as examples.
+"""Selection: keeps the best of judged groups of answers, to train on them as examples.
 
-Rejection sampling (keep what is right), best-of-n, and the harvest of DeepSeek-R1 (right, readable, deduplicated,
-with a quota per prompt). The same function makes a dataset (the harvest stage) or an online signal (RAFT, STaR).
+Rejection sampling (keep the correct answers), best-of-n, and the rejection sampling of DeepSeek-R1 (correct, readable,
+deduplicated, with a quota per prompt). The same function makes a dataset (the rejection-sampling stage) or an online
+signal (RAFT, STaR).
 
 RAFT: Dong et al. 2023, arXiv:2304.06767. STaR: Zelikman et al. 2022, arXiv:2203.14465.
 """
@@ -16,21 +17,22 @@ from ladder.contract.rollouts import Outcome, Rollout, Score
 
 @dataclass(slots=True)
 class Funnel:
-    """What happened to the answers on their way: counts at each gate, in order."""
+    """How many answers were left after each filter, in order."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, n: int) -> None:
+        """Adds n answers to the count of a filter."""
         self.counts[name] = self.counts.get(name, 0) + n
 
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """Keeps, of each group, at most `per_prompt` answers that scored `at_least` and pass every filter.
+    """Keeps of each group at most `per_prompt` answers with a score of at least `at_least` that pass every filter.
 
-    filters: named tests of one rollout, asked in order. dedupe: equal texts to one prompt count once. longest or
-    best-scored answers are not preferred: among the kept, the first sampled win, unless `best` asks for the
-    highest scores (best-of-n).
+    filters: named tests of one rollout, applied in order. dedupe: of equal texts to one prompt only the first is kept.
+    best: keep the answers with the highest scores (best-of-n); without it, those sampled first, whatever their score or
+    length.
     """
 
     per_prompt: int = 1
@@ -43,12 +45,12 @@ class Select:
         self, groups: Sequence[Sequence[Rollout]], judged: Sequence[Sequence[Outcome]]
     ) -> tuple[list[Rollout], Funnel]:
         """The kept rollouts in order, and the funnel: sampled, judged, right, <each filter>, distinct, kept."""
-        funnel, kept = Funnel(), []
+        funnel, selected = Funnel(), []
         for group, outcomes in zip(groups, judged, strict=True):
-            kept += self._one(list(zip(group, outcomes, strict=True)), funnel)
-        return kept, funnel
+            selected += self._select_group(list(zip(group, outcomes, strict=True)), funnel)
+        return selected, funnel
 
-    def _one(self, group: list[tuple[Rollout, Outcome]], funnel: Funnel) -> list[Rollout]:
+    def _select_group(self, group: list[tuple[Rollout, Outcome]], funnel: Funnel) -> list[Rollout]:
         funnel.add("sampled", len(group))
         scored = [(r, o.value) for r, o in group if isinstance(o, Score)]
         funnel.add("judged", len(scored))
@@ -60,10 +62,10 @@ class Select:
         if self.best:
             scored.sort(key=lambda rv: -rv[1])
         if self.dedupe:
-            first: dict[str, tuple[Rollout, float]] = {}
+            by_text: dict[str, tuple[Rollout, float]] = {}
             for r, v in scored:
-                first.setdefault(r.text, (r, v))
-            scored = list(first.values())
+                by_text.setdefault(r.text, (r, v))
+            scored = list(by_text.values())
             funnel.add("distinct", len(scored))
         scored = scored[: self.per_prompt]
         funnel.add("kept", len(scored))

@@ -1,13 +1,13 @@
-"""Answers that were liked or not as a signal (KTO): each gets "ref_logps", its "label" and "kl_z0".
+"""The signal of answers with a label, liked or disliked (KTO): each gets the columns "ref_logps", "label" and "kl_z0".
 
-z0 is the KL of the policy from the reference on answers to other prompts: each prompt x_i is joined with the answer
+z0 estimates the KL of the policy from the reference on mismatched answers: each prompt x_i is joined with the answer
 y_j of the next example whose prompt differs (the paper: the next one of the batch), fixed for the run, and
 
     z0 = max(0, mean over the step's i of sum over the tokens of y_j of (log policy - log reference)(y_j | x_i))
 
-Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1. At the first step every log-ratio is 0: so is z0, and a loss's
-`at_reference` is what it must be. What is joined is cut at the length of the longest example, so that it fits where
-the examples do.
+Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1. At the first step every log-ratio is 0, so z0 is 0 and the loss
+must equal its `at_reference`. A mismatched sample is truncated to the length of the longest example, so that it fits
+into the same memory as the examples.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ladder.signals.reference import REF, check_unfilled, filled, kept, place_of
 
 @dataclass
 class Unpaired:
-    """The signal over answers that were liked or not (`types.Signal`): samples with a bool in `meta["label"]`.
+    """The signal over labelled answers (`contract.training.Signal`): samples with a bool in `meta["label"]`.
 
-    policy: log-probabilities of the policy as it is now (`engine.forward`). reference: None only after `keep`. others:
-    of each example, its prompt with an answer to another one. Raises UserError for a label that is not boolean, for
-    labels that are all equal, and when all prompts are one.
+    policy: computes the current policy's log-probabilities (`engine.forward`). reference: None only after `keep`.
+    others: for each example its mismatched sample, the example's prompt with an answer to another prompt. Raises
+    UserError for a label that is not boolean, for labels that are all equal, and if all prompts are equal.
     """
 
     examples: Examples
@@ -50,19 +50,19 @@ class Unpaired:
         self._labels = digest([], "".join(str(int(s.meta["label"])) for s in samples))
 
     def keep(self, directory: Path, model: str) -> None:
-        """Asks the reference once for all answers; see `Preferences.keep`."""
-        assert self.reference is not None, "there is no reference to ask"
+        """Computes the reference log-probabilities of all answers once; see `Preferences.keep`."""
+        assert self.reference is not None, "there is no reference"
         self.examples.units = kept(self.examples.units, self.reference, directory, model)
         self.others = kept(self.others, self.reference, directory, model)
         self.reference = None
 
     def batches(self) -> Iterator[list[Unit]]:
-        place = {id(unit): i for i, unit in enumerate(self.examples.units)}
+        indices = {id(unit): i for i, unit in enumerate(self.examples.units)}
         for units in self.examples.batches():
-            yield self._filled(units, [self.others[place[id(unit)]] for unit in units])
+            yield self._fill_columns(units, [self.others[indices[id(unit)]] for unit in units])
 
     def observe(self, weights: Callable[[], Weights], version: int) -> None:
-        """The policy is asked anew in every step; nothing has to be remembered."""
+        """Nothing to remember: `policy` computes the current log-probabilities in every step."""
 
     def metrics(self) -> dict[str, float]:
         return self.examples.metrics() | self._metrics
@@ -71,74 +71,77 @@ class Unpaired:
         return self.examples.state() | {"labels": self._labels}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises UserError when the state is of other examples, other labels or another split of them into steps."""
+        """Raises UserError if the state was saved with other examples, other labels or another split into steps."""
         if state["labels"] != self._labels:
             raise UserError("the checkpoint was made with other labels", field="data", hint="start a new run")
         self.examples.restore(state)
 
-    def _filled(self, units: list[Unit], others: list[Unit]) -> list[Unit]:
+    def _fill_columns(self, units: list[Unit], others: list[Unit]) -> list[Unit]:
+        """The units of a step with their three columns. others: their mismatched samples."""
         if self.reference is not None:
             units, others = filled(units, self.reference), filled(others, self.reference)
-        now = [columns["logps"] for columns in self.policy(others)]
-        z0 = kl_z0(now, [s.cols[REF] for s in sequences(others)], [s.mask for s in sequences(others)])
-        made: list[Unit] = []
+        policy_logps = [columns["logps"] for columns in self.policy(others)]
+        z0 = kl_z0(policy_logps, [s.cols[REF] for s in sequences(others)], [s.mask for s in sequences(others)])
+        filled_units: list[Unit] = []
         for s in sequences(units):
-            known = {"label": _constant(s, float(s.meta["label"])), "kl_z0": _constant(s, z0)}
-            made.append(replace(s, cols=s.cols | known))
-        liked = sum(s.meta["label"] for s in sequences(units))
-        self._metrics = {"liked": liked / len(made)}
-        return made
+            columns = {"label": _constant(s, float(s.meta["label"])), "kl_z0": _constant(s, z0)}
+            filled_units.append(replace(s, cols=s.cols | columns))
+        num_liked = sum(s.meta["label"] for s in sequences(units))
+        self._metrics = {"liked": num_liked / len(filled_units)}
+        return filled_units
 
 
 def _constant(sample: Sample, value: float) -> Tensor:
+    """A column with one value at every token, float32 [T]."""
     return torch.full((len(sample.tokens),), value)
 
 
 def mismatched(samples: Sequence[Sample]) -> list[Sample]:
-    """Each prompt with the answer of the next sample (after the last comes the first) that has another prompt.
+    """The mismatched samples: each prompt with the answer of the next sample (cyclically) that has another prompt.
 
-    Tokens are joined as they are, and the answer's mask goes with it; the end of an answer that would make more than
-    the longest sample is left out, but for its first trained token. Raises UserError when all prompts are equal.
+    Token ids are concatenated, and the answer keeps its mask. An answer is truncated so that the result is no longer
+    than the longest sample, but its first trained token is always kept. Raises UserError if all prompts are equal.
     """
     prompts = [s.tokens[: prompt_length(s)].tolist() for s in samples]
-    n, ahead = len(samples), _next_other(prompts)
-    if ahead is None:
+    n, answer_indices = len(samples), _next_with_other_prompt(prompts)
+    if answer_indices is None:
         raise UserError(
-            "all prompts are the same, so there is no answer to another one", field="data", hint="give other prompts"
+            "all prompts are the same, and KTO needs an answer to another prompt", field="data", hint="add prompts"
         )
     longest = max(len(s.tokens) for s in samples)
-    return [_joined(samples[i], samples[j % n], longest) for i, j in enumerate(ahead)]
+    return [_join(samples[i], samples[j % n], longest) for i, j in enumerate(answer_indices)]
 
 
-def _next_other(prompts: list[list[int]]) -> list[int] | None:
-    """For each i the least j > i, counted round, with another prompt; None when there is none."""
+def _next_with_other_prompt(prompts: list[list[int]]) -> list[int] | None:
+    """For each i the least j > i (cyclically: modulo n) with another prompt; None if all prompts are equal."""
     n = len(prompts)
     if all(p == prompts[0] for p in prompts):
         return None
-    other = [0] * (2 * n)
+    following = [0] * (2 * n)
     last = 2 * n - 1
-    other[last] = 2 * n  # never asked for: it lies in the second round
+    following[last] = 2 * n  # never read: every i < n has its j before the end of the second round
     for i in reversed(range(last)):
-        other[i] = i + 1 if prompts[(i + 1) % n] != prompts[i % n] else other[i + 1]
-    return other[:n]
+        following[i] = i + 1 if prompts[(i + 1) % n] != prompts[i % n] else following[i + 1]
+    return following[:n]
 
 
-def _joined(asked: Sample, answered: Sample, longest: int) -> Sample:
-    """The prompt of one, the answer of the other, of at most `longest` tokens."""
-    n, m = prompt_length(asked), prompt_length(answered)
-    mask = torch.cat([torch.zeros(n, dtype=torch.bool), answered.mask[m:]])
-    end = max(longest, n + 1)  # the answer's first token from m on is a trained one
-    return Sample(torch.cat([asked.tokens[:n], answered.tokens[m:]])[:end], mask[:end])
+def _join(prompt_sample: Sample, answer_sample: Sample, longest: int) -> Sample:
+    """The prompt of one sample and the answer of another, truncated to `longest` tokens."""
+    n, m = prompt_length(prompt_sample), prompt_length(answer_sample)
+    mask = torch.cat([torch.zeros(n, dtype=torch.bool), answer_sample.mask[m:]])
+    end = max(longest, n + 1)  # token m, the first of the answer, is a trained one
+    return Sample(torch.cat([prompt_sample.tokens[:n], answer_sample.tokens[m:]])[:end], mask[:end])
 
 
 def kl_z0(policy: Sequence[Tensor], reference: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
-    """The mean over answers of their summed log-ratio, at least 0. Log-probabilities and masks are [T] each."""
-    each = [float((p.double() - r.double())[m].sum()) for p, r, m in zip(policy, reference, masks, strict=True)]
-    return max(0.0, sum(each) / len(each))
+    """z0: the mean over answers of their summed log-ratio, at least 0. Log-probabilities and masks are [T] each."""
+    log_ratios = [float((p.double() - r.double())[m].sum()) for p, r, m in zip(policy, reference, masks, strict=True)]
+    return max(0.0, sum(log_ratios) / len(log_ratios))
 
 
 def check_labels(units: Sequence[Unit]) -> list[Sample]:
-    """Raises UserError naming the first unit that is a pair or has no boolean label, and for labels all equal."""
+    """The units as labelled samples. Raises UserError naming the first unit that is a pair or has no boolean label, and
+    if all labels are equal."""
     samples = []
     for i, unit in enumerate(units):
         if not isinstance(unit, Sample):
@@ -150,8 +153,8 @@ def check_labels(units: Sequence[Unit]) -> list[Sample]:
     labels = {s.meta["label"] for s in samples}
     if len(labels) == 1:
         raise UserError(
-            f"every label is {str(labels.pop()).lower()}: there is nothing to tell apart",
+            f"every label is {str(labels.pop()).lower()}: the loss needs liked and disliked answers",
             field="data",
-            hint="give answers of both kinds",
+            hint="give answers of both labels",
         )
     return samples

@@ -56,8 +56,9 @@ def world_of(source: TaskSource) -> World | None:
 
 def is_foreign(spec: Any) -> bool:
     """Whether a spec names a task source by an import path, so that building it executes a user's code."""
-    kind = spec.get("kind") if isinstance(spec, Mapping) else spec
-    return isinstance(kind, str) and ":" in kind
+    if isinstance(spec, Mapping):
+        spec = spec["kind"] if "kind" in spec else next(iter(spec)) if len(spec) == 1 else None
+    return isinstance(spec, str) and ":" in spec
 
 
 def build(spec: str | Mapping[str, Any], field: str = "tasks") -> TaskSource:

@@ -1,14 +1,15 @@
-"""Who draws the answers that a stage of reinforcement learning is trained on: the policy, as it is or as it was some
-updates ago, or another model.
+"""The behaviour policy of a stage of reinforcement learning: the model that samples the rollouts it is trained on. That
+is the policy itself, the policy of some updates ago, or another model.
 
-    (nothing)                   the policy as it is: on-policy
-    lag: 4                      the policy of four updates ago; of the stage's first model before there were as many
-    rollouts: start             the stage's first model, as it was, to the end
+    (nothing)                   the current policy: on-policy
+    lag: 4                      the policy of four updates ago; in the first four steps the stage's initial model
+    rollouts: start             the stage's initial model, frozen, in all steps
     rollouts: {stage: NAME}     the model that an earlier stage made
     rollouts: {model: PATH}     any model with the policy's tokenizer
 
-The log-probabilities of whoever drew are `old_logps`: a loss with a ratio corrects for the difference, one without does
-not. Unless the policy draws, the first step cannot show that sampler and engine are the same, and is not asked to.
+`old_logps` are the log-probabilities of the behaviour policy: a loss with a ratio corrects for the difference from the
+policy, a loss without one does not. The check of the first update that the ratio is 1 (sampler and engine agree) holds
+only if the behaviour policy equals the policy, and is left out otherwise.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from ladder.pipeline.recipe import Recipe
 from ladder.rollout.replica import Replica
 
 OTHER = -1
-"""The version of a model that never was the policy. The stage's first model has version 0."""
+"""The version of a behaviour policy that never was the policy. The stage's initial model has version 0."""
 
 
 class StageRollouts(Config):
-    """stage: whose model draws."""
+    """stage: the stage whose model samples the rollouts."""
 
     stage: str
 
@@ -49,8 +50,9 @@ Rollouts = Literal["own", "start"] | StageRollouts | ModelRollouts
 
 @dataclass(frozen=True, slots=True)
 class BehaviourPolicy:
-    """The sampler of a stage's answers. load: what it does with new weights; None if it keeps those that it has.
-    off_policy: it samples from a model that never was the policy. replica: what is saved with a checkpoint."""
+    """The sampler of a stage's rollouts. load: hands the policy's new weights to the sampler; None if its weights are
+    fixed. off_policy: it samples from a model that never was the policy. replica: the lagged copy of the policy, whose
+    state is saved with a checkpoint; None without lag."""
 
     sampler: Sampler
     load: Callable[[Callable[[], Weights], int], None] | None
@@ -59,14 +61,14 @@ class BehaviourPolicy:
 
 
 def check(rollouts: Rollouts, lag: int, name: str) -> None:
-    """Raises UserError for what contradicts itself."""
+    """Raises UserError if both `rollouts` and `lag` are set."""
     if rollouts != "own" and lag:
-        message = "is about the policy's own answers, and here another model draws"
+        message = "delays the policy's own rollouts, but `rollouts` names another model to sample from"
         raise UserError(message, field=f"{name}.lag", hint="leave out lag or rollouts")
 
 
 def files(rollouts: Rollouts) -> list[Path]:
-    """What of it lies on this machine."""
+    """The model's path if it is on this machine."""
     path = Path(rollouts.model).expanduser() if isinstance(rollouts, ModelRollouts) else None
     return [path] if path is not None and path.exists() else []
 
@@ -74,25 +76,27 @@ def files(rollouts: Rollouts) -> list[Path]:
 def behaviour_policy(
     recipe: Recipe, loaded: LoadedModel, rollouts: Rollouts, lag: int, parents: dict[str, Path], field: str
 ) -> BehaviourPolicy:
-    """loaded: the policy, before any update. Raises UserError for a model that reads other tokens."""
+    """Builds a stage's behaviour policy. loaded: the policy before any update. parents: directories of the earlier
+    stages. field: of the recipe, for errors. Raises UserError for a model with another tokenizer than the policy's."""
     if rollouts == "own" and not lag:
-        own = samplers.drawer(recipe, loaded)
-        return BehaviourPolicy(own, own.load)
+        policy_sampler = samplers.rollout_sampler(recipe, loaded)
+        return BehaviourPolicy(policy_sampler, policy_sampler.load)
     if rollouts == "own":
-        replica = Replica(samplers.sampler(recipe, _copy(loaded)), lag)
+        replica = Replica(samplers.native_sampler(recipe, _frozen_copy(loaded)), lag)
         return BehaviourPolicy(replica, replica.load, replica=replica)
     if rollouts == "start":
-        return BehaviourPolicy(samplers.sampler(recipe, _copy(loaded)), None)
+        return BehaviourPolicy(samplers.native_sampler(recipe, _frozen_copy(loaded)), None)
     source = str(parents[rollouts.stage] / "model") if isinstance(rollouts, StageRollouts) else rollouts.model
     other = models.load(recipe, source)
     other.model.requires_grad_(False)
     if not models.same_tokens(other, loaded):
-        raise UserError("draws with another tokenizer than the policy's", field=field, hint="take a model of its kind")
-    sampler = samplers.sampler(recipe, other)
+        hint = "take a model with the policy's tokenizer"
+        raise UserError("the model's tokenizer is not the policy's", field=field, hint=hint)
+    sampler = samplers.native_sampler(recipe, other)
     sampler.reweighted(OTHER)
     return BehaviourPolicy(sampler, None, off_policy=True)
 
 
-def _copy(loaded: LoadedModel) -> LoadedModel:
+def _frozen_copy(loaded: LoadedModel) -> LoadedModel:
     model: Any = copy.deepcopy(loaded.model)
     return replace(loaded, model=model.requires_grad_(False))

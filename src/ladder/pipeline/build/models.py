@@ -15,7 +15,8 @@ from ladder.pipeline.recipe import Recipe
 
 
 def load(recipe: Recipe, source: str, *, scalar: Scalar = False) -> LoadedModel:
-    """Any model, with the recipe's options. scalar: with a head of one number, see `engine.model.load_model`."""
+    """Loads a model with the recipe's options. source: a directory, hub id, GGUF file or `preset:NAME`. scalar: with a
+    scalar head, see `models.load.load_model`."""
     spec = recipe.model
     preset = source.startswith("preset:")
     return load_model(
@@ -32,32 +33,33 @@ def load(recipe: Recipe, source: str, *, scalar: Scalar = False) -> LoadedModel:
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
-    """The tokenizer that the task's world brings along. Raises UserError where it brings none."""
-    own = world(recipe.task)
-    if own is None or own.tokenizer is None or own.special is None:
+    """The tokenizer of the task's world, for a preset model. Raises UserError if the world has none."""
+    task_world = world(recipe.task)
+    if task_world is None or task_world.tokenizer is None or task_world.special is None:
         raise UserError("a preset has no tokenizer, and this task brings none", field="model.source")
-    special = own.special
-    return wrap_tokenizer(own.tokenizer(), bos=special.bos, eos=special.eos, pad=special.pad)
+    special = task_world.special
+    return wrap_tokenizer(task_world.tokenizer(), bos=special.bos, eos=special.eos, pad=special.pad)
 
 
 def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
-    """Whether two models read the same token ids as the same text."""
+    """Whether two models have the same vocabulary (token ids stand for the same text)."""
     return dict(a.tokenizer.get_vocab()) == dict(b.tokenizer.get_vocab())
 
 
-def _workers(recipe: Recipe, asked: int) -> int:
-    """Threads are for a processor's cores."""
-    return asked if recipe.model.device == "cpu" else 1
+def cpu_workers(recipe: Recipe, workers: int) -> int:
+    """The number of worker threads: as set on a CPU, 1 on any other device, where threads gain nothing."""
+    return workers if recipe.model.device == "cpu" else 1
 
 
 def frozen(recipe: Recipe, loaded: LoadedModel, temperature: float) -> Engine:
-    """An engine that only answers what a model's log-probabilities are."""
+    """An engine without an optimiser: it only computes the frozen model's columns (log-probabilities, values)."""
     loaded.model.requires_grad_(False)
     return Engine(loaded.model, None, budget=recipe.engine.budget, temperature=temperature)
 
 
 def reference(engine: Engine) -> Reference:
-    """The engine's model as it is now: a frozen copy, or the adapter switched off."""
+    """The reference of the policy in `engine`: a frozen copy of its current weights, or the model with its adapter
+    switched off."""
     if engine.without is not None:
         return lambda units: engine.forward(units, reference=True)
     return engine.freeze().forward
@@ -66,7 +68,8 @@ def reference(engine: Engine) -> Reference:
 def engine(
     recipe: Recipe, loaded: LoadedModel, lora: LoRA | None, optim: Optim, total: int, temperature: float = 1.0
 ) -> Engine:
-    """An engine that trains a loaded model, or an adapter that is put into it."""
+    """An engine that trains all weights of a loaded model, or with `lora` an adapter that is attached to it. total:
+    optimiser steps in all, for the learning-rate schedule. temperature: of the sampled rollouts."""
     spec = recipe.engine
     if lora is not None:
         loaded.model = attach(loaded.model, lora, recipe.seed)
@@ -79,6 +82,6 @@ def engine(
         temperature=temperature,
         checkpointing=spec.checkpointing,
         total_steps=total,
-        workers=_workers(recipe, spec.workers),
+        workers=cpu_workers(recipe, spec.workers),
         without=(lambda: adapter_off(model)) if isinstance(model, PeftModel) else None,
     )

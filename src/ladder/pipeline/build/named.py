@@ -1,10 +1,11 @@
-"""Objects of the user's that a recipe names by an import path: found when the recipe is planned, imported when it runs.
+"""The user's objects that a recipe names by an import path: located when the recipe is planned, imported when it runs.
 
     {kind: "file.py:Name", field: value}      or just "file.py:Name"
 """
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from ladder.base.source import imported, locate
 
 
 def parts(spec: Any, field: str) -> tuple[str, dict[str, Any]]:
-    """(kind, fields). Raises UserError."""
+    """Splits a specification into (kind, fields). Raises UserError."""
     options = {"kind": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
+    if "kind" not in options and len(options) == 1:
+        ((kind, inner),) = options.items()
+        options = {"kind": kind} | (dict(inner) if isinstance(inner, dict) else {})
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
-        raise UserError("is named by its kind", field=field, hint='write {kind: "file.py:Name"}')
+        raise UserError("a kind is missing", field=field, hint='write {kind: "file.py:Name"}')
     return kind, options
 
 
 def located(spec: Any, field: str) -> Path | None:
-    """The source file that defines the object; nothing is imported. Raises UserError."""
+    """The source file that defines the object; no code is executed. Raises UserError."""
     kind, _ = parts(spec, field)
     try:
         return locate(kind)
@@ -31,8 +35,15 @@ def located(spec: Any, field: str) -> Path | None:
         raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
+def sources(spec: Any, field: str) -> list[Path]:
+    """The file of the user's object that a spec names, if it names one. Raises UserError."""
+    kind, _ = parts(spec, field) if spec is not None else ("", {})
+    path = located(kind, field) if ":" in kind else None
+    return [] if path is None else [path]
+
+
 def loaded(kind: str, field: str) -> Any:
-    """The object itself; its file is executed. Raises UserError."""
+    """Imports the object; its file is executed. Raises UserError."""
     try:
         return imported(kind)
     except UserError as err:
@@ -40,6 +51,14 @@ def loaded(kind: str, field: str) -> Any:
 
 
 def built(spec: Any, field: str) -> Any:
-    """An instance of the class that is named, a dataclass or configuration, with its fields. Raises UserError."""
+    """An instance of the named class (a dataclass or Config) with the given fields. Raises UserError."""
     kind, options = parts(spec, field)
-    return validated(loaded(kind, field), options, field)
+    return validated(described(kind, field), options, field)
+
+
+def described(kind: str, field: str) -> Any:
+    """A class whose fields are known: a dataclass. Raises UserError for anything else."""
+    cls = loaded(kind, field)
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise UserError(f"{kind} is no dataclass", field=field, hint="write @dataclass above its class")
+    return cls

@@ -62,12 +62,14 @@ SCORERS: dict[str, type[Scorer]] = {"stage": StageScorer, "model": PathScorer, "
 
 @dataclass(frozen=True, slots=True)
 class ModelComponent:
-    """A reward model, or several as one, as a recipe names it. name: of its score beside other rewards."""
+    """A reward model, or several as one, as a recipe names it. name: of its score beside other rewards. plain: it has
+    no weight and no name of its own, so that alone it is the whole reward."""
 
     scorer: Scorer
     weight: float
     name: str
     field: str
+    plain: bool
 
     @property
     def members(self) -> tuple[str | PathScorer, ...]:
@@ -127,9 +129,9 @@ class RewardPlan:
         self.start()
         only = self.components[0]
         if len(self.components) == 1 and not self.listed:
-            if isinstance(only, ModelComponent):
+            if isinstance(only, ModelComponent) and only.plain:
                 return model_reward(place, only)
-            if only.plain:
+            if isinstance(only, Component) and only.plain:
                 return guard(only.reward)
         return combined([_part(place, one) for one in self.components], self.field)
 
@@ -150,7 +152,7 @@ def parse(recipe: Recipe, spec: Spec | None, field: str) -> RewardPlan:
         raise UserError("no reward is given", field=field, hint="set it in the stage or at the top of the recipe")
     listed = [(given, field)] if is_model(given) else items(given, field)
     components = tuple(_component(recipe, one, place) for one, place in listed)
-    names = [c.name for c in components if isinstance(c, ModelComponent)]
+    names = [c.name for c in components]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         raise UserError(f"two rewards are called {twice!r}", field=field, hint="give one of them a `name`")
@@ -182,7 +184,7 @@ def _model_component(spec: dict[str, Any], field: str) -> ModelComponent:
     if isinstance(scorer, Ensemble) and len(set(scorer.ensemble)) < len(scorer.ensemble):
         raise UserError("has a member twice, which never disagrees with itself", field=f"{field}.ensemble")
     default = {"stage": options.get("stage"), "model": "reward_model", "ensemble": "ensemble"}[key]
-    return ModelComponent(scorer, weight, str(name or default), field)
+    return ModelComponent(scorer, weight, str(name or default), field, weight == 1.0 and name is None)
 
 
 def model_reward(place: Place, one: ModelComponent) -> ModelReward:

@@ -1,4 +1,4 @@
-"""Samplers built from a recipe: the native one and vLLM, how prompts become token ids, how tokens are drawn."""
+"""Samplers built from a recipe: the native one and vLLM, the encoder of prompts, the sampling settings."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ladder.decoding.sampler import NativeSampler
 from ladder.engine.engine import Engine
 from ladder.models.load import DTYPES, LoadedModel, save_model
 from ladder.models.lora import PeftModel
-from ladder.pipeline.build.models import _workers
+from ladder.pipeline.build.models import cpu_workers
 from ladder.pipeline.recipe import NativeSpec, Recipe, SamplingSpec
 from ladder.rollout.vllm import VLLMSampler
 
 
-def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
-    """Who draws what is trained on. Raises UserError for an adapter with vLLM."""
+def rollout_sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
+    """The recipe's sampler, for rollouts that are trained on. Raises UserError for an adapter with vLLM."""
     spec = recipe.sampler
     if isinstance(spec, NativeSpec):
-        return sampler(recipe, loaded)
+        return native_sampler(recipe, loaded)
     if isinstance(loaded.model, PeftModel):
-        raise UserError("vLLM is handed whole models only", field="sampler.kind", hint="leave out the adapter")
+        raise UserError("vLLM takes whole models, not adapters", field="sampler.kind", hint="leave out the adapter")
 
     def score(tokens: list[int]) -> Tensor:
         mask = torch.arange(len(tokens)) > 0
@@ -50,8 +50,8 @@ def drawer(recipe: Recipe, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
     )
 
 
-def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
-    """The native one, which needs no start and draws with the very modules."""
+def native_sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
+    """The native sampler, whatever the recipe's is: it starts at once and samples with the modules that are trained."""
     spec = recipe.sampler if isinstance(recipe.sampler, NativeSpec) else NativeSpec(slots=recipe.sampler.slots)
     return NativeSampler(
         loaded.model,
@@ -59,13 +59,13 @@ def sampler(recipe: Recipe, loaded: LoadedModel) -> NativeSampler:
         eos=loaded.eos,
         slots=spec.slots,
         cache_tokens=spec.cache_tokens,
-        workers=_workers(recipe, spec.workers),
+        workers=cpu_workers(recipe, spec.workers),
         dtype=DTYPES[spec.dtype],
     )
 
 
 def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
-    """How prompts become token ids."""
+    """The function that encodes a prompt (text or messages) as token ids, with the recipe's chat template."""
 
     def encode(prompt: Any) -> list[int]:
         return encode_prompt(loaded.tokenizer, prompt, chat_template=recipe.chat_template and isinstance(prompt, str))
@@ -74,4 +74,5 @@ def encoder(recipe: Recipe, loaded: LoadedModel) -> Callable[[Any], list[int]]:
 
 
 def sampling(spec: SamplingSpec, **changes: Any) -> Sampling:
+    """The contract's sampling settings from a recipe's, with some of them changed."""
     return Sampling(**(spec.model_dump() | changes))

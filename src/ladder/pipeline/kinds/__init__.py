@@ -10,27 +10,27 @@ from ladder.base.config import Document, check, near
 from ladder.pipeline.stage import StageConfig
 
 
-def _found() -> dict[str, type[StageConfig]]:
-    """Every class of a module of this package that has a name for recipes."""
+def _find_kinds() -> dict[str, type[StageConfig]]:
+    """Every stage class in the modules of this package that defines `named`, its name in recipes."""
     kinds: dict[str, type[StageConfig]] = {}
     for module in pkgutil.iter_modules(__path__):
-        for one in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(one, type) and issubclass(one, StageConfig) and "named" in vars(one):
-                assert kinds.setdefault(one.named, one) is one, f"two kinds are called {one.named!r}"
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, StageConfig) and "named" in vars(value):
+                assert kinds.setdefault(value.named, value) is value, f"two kinds are called {value.named!r}"
     return kinds
 
 
-KINDS: dict[str, type[StageConfig]] = _found()
+KINDS: dict[str, type[StageConfig]] = _find_kinds()
 
 RENAMED = {"measure": "evaluate", "harvest": "rejection_sampling", "prefer": "preference"}
-"""Kinds that had another name before version 0.1.0."""
+"""Old name to new name, of kinds that were renamed before version 0.1.0."""
 
 
 def build(name: str, spec: dict[str, Any], document: Document) -> StageConfig:
-    """A stage's configuration, checked. Raises UserError at its line."""
+    """Parses and checks a stage's configuration. Raises UserError with the recipe's line."""
     at = ["stages", name]
     if not isinstance(spec, dict):
-        raise document.error("a stage is a group of fields", at)
+        raise document.error("a stage must be a mapping of fields", at)
     kind = spec.get("kind")
     if kind in RENAMED:
         raise document.error(f"the kind {kind!r} is called {RENAMED[kind]!r} now", [*at, "kind"], "write the new name")

@@ -1,8 +1,7 @@
-"""The stage of best-of-n: a model is left as it is, and of n answers the one that the reward likes best is taken.
+"""The stage of best-of-n: the model is not trained; of n sampled answers the one with the highest reward is chosen.
 
-It trains nothing. Its figures are what the reward, and rewards that are only watched, say of the answer chosen, for n =
-1, 2, 4, ... `group_size`: the curve of Gao et al. 2022 that reinforcement learning is held against
-(`evals/best_of.py`). """
+Its figures are the means of the reward and of the watched rewards over the chosen answers, for n = 1, 2, 4, ...
+`group_size`: the curve of Gao et al. 2022 that reinforcement learning is compared with (`evals/best_of.py`)."""
 
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ from ladder.rewards.judge import check_judged, judge
 
 
 class BestOf(Sampled):
-    """reward: chooses; None takes the recipe's, for reward models see `pipeline.build.rewards`. watch: rewards of the
-    answer chosen. max_failed: the share of answers that may fail to be judged; a prompt with such an answer is left
-    out."""
+    """reward: the reward by which the answer is chosen; None takes the recipe's, for reward models see
+    `pipeline.build.rewards`. watch: further rewards that are measured on the chosen answer. max_failed: the share of
+    answers whose reward may fail; a prompt with such an answer is left out."""
 
     named: ClassVar[str] = "best_of"
     makes: ClassVar[Makes] = "figures"
@@ -47,36 +46,37 @@ class BestOf(Sampled):
         judges = {field.removeprefix("watch."): self.reward_of(ctx, field, loaded) for field in self.judges()}
         tasks = self.source(ctx.name, ctx.recipe).tasks(self.split, self.num_prompts)
 
-        def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
-            groups = collect(some, step=number, version=0)
-            judged = {name: judge(one, groups) for name, one in judges.items()}
+        def judge_part(number: int, start: int, part_tasks: list[Task]) -> dict[str, Any]:
+            groups = collect(part_tasks, step=number, version=0)
+            judged = {name: judge(reward, groups) for name, reward in judges.items()}
             check_judged(judged["reward"], self.max_failed, f"{ctx.name} from prompt {start} on")
-            rows = [whole({name: each[i] for name, each in judged.items()}) for i in range(len(groups))]
+            rows = [whole({name: outcomes[i] for name, outcomes in judged.items()}) for i in range(len(groups))]
             return {"rows": [row for row in rows if row is not None]}
 
-        rows = [row for one in in_parts(ctx, tasks, part, dict) for row in one["rows"]]
+        rows = [row for result in in_parts(ctx, tasks, judge_part, dict) for row in result["rows"]]
         if not rows:
-            raise ctx.error("no prompt has answers that could all be judged", "reward")
-        curve = [self._at(n, rows) for n in sizes(self.group_size)]
+            raise ctx.error("the reward failed on at least one answer to every prompt", "reward")
+        curve = [self._point(n, rows) for n in sizes(self.group_size)]
         for point in curve:
             ctx.console.say("  " + "  ".join(f"{k} {v:.3g}" for k, v in point.items()))
         return {"curve": curve, "left_out": len(tasks) - len(rows)}
 
-    def _at(self, n: int, rows: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-        """The means over prompts when the best of n is taken."""
+    def _point(self, n: int, rows: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+        """One point of the curve: KL and the means over prompts of all rewards of the best of n answers. rows: the
+        scores of each prompt's answers."""
         point = {"n": float(n), "kl": round(best_of_kl(n), 6)}
         for name in rows[0]:
-            each = [best_of(np.array(row["reward"]), np.array(row[name]), n) for row in rows]
-            point[name] = round(float(np.mean(each)), 6)
+            values = [best_of(np.array(row["reward"]), np.array(row[name]), n) for row in rows]
+            point[name] = round(float(np.mean(values)), 6)
         return point
 
 
 def sizes(most: int) -> list[int]:
-    """1, 2, 4, ... and `most`."""
+    """The n of the curve: powers of two up to `most`, and `most`."""
     return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
 
 
 def whole(judged: dict[str, list[Outcome]]) -> dict[str, list[float]] | None:
-    """The scores of one prompt's answers by name; None when any of them failed."""
-    found = {name: [o.value for o in outcomes if isinstance(o, Score)] for name, outcomes in judged.items()}
-    return found if all(len(found[name]) == len(judged[name]) for name in judged) else None
+    """The scores of one prompt's answers, by the reward's name; None if any reward failed on any answer."""
+    scores = {name: [o.value for o in outcomes if isinstance(o, Score)] for name, outcomes in judged.items()}
+    return scores if all(len(scores[name]) == len(judged[name]) for name in judged) else None

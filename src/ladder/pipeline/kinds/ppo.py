@@ -1,7 +1,7 @@
-"""The stage of PPO with a critic: RLHF as it was first done. The credit is a critic's, and the critic is a second
-learner beside the policy.
+"""The stage of PPO with a critic, the original algorithm of RLHF: advantages are from GAE over the critic's values, and
+the critic is a second learner beside the policy.
 
-A group advantage against the same reward model is one line away (`kind: rl`).
+For group advantages with the same reward model, change one line (`kind: rl`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ladder.train import Learner
 
 
 class Critic(Config):
-    """init: "reward" (the reward model, of several the first) or "policy" (the stage's first model, with a fresh head).
-    clip: of its values. gamma, lam: of GAE."""
+    """init: the critic's initial weights: "reward" (the reward model, the first one of several) or "policy" (the
+    stage's initial model with a fresh scalar head). gamma, lam: of GAE. whitened: whiten the advantages."""
 
     init: str = Field(default="reward", pattern="^(reward|policy)$")
     optim: Optim = Optim()
@@ -36,8 +36,8 @@ class Critic(Config):
 
 
 class PPO(PolicyRewards):
-    """critic: the second learner. target_kl: moves kl_coef so that the KL of an answer stays near it.
-    missing_eos_penalty: taken off the score of an answer that was cut off."""
+    """critic: the second learner. target_kl: adapts kl_coef so that the KL of an answer stays near this value.
+    missing_eos_penalty: subtracted from the score of a truncated answer."""
 
     named: ClassVar[str] = "ppo"
     group_size: int = Field(default=1, ge=1)
@@ -50,23 +50,23 @@ class PPO(PolicyRewards):
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
         if self.critic.init == "reward" and not self._scorers(recipe):
-            message = "there is no reward model to begin from"
+            message = "there is no reward model to take the critic's initial weights from"
             raise UserError(message, field=f"{name}.critic.init", hint="set it to policy, or reward to {stage: NAME}")
         losses.known_loss(self.critic.loss, f"{name}.critic.loss")
         if self.target_kl is not None and not self.kl_coef:
-            raise UserError("moves kl_coef, which is 0", field=f"{name}.target_kl", hint="set kl_coef above 0")
+            raise UserError("adapts kl_coef, which is 0", field=f"{name}.target_kl", hint="set kl_coef above 0")
 
     def prepare(self, name: str, recipe: Recipe) -> None:
         super().prepare(name, recipe)
         losses.loss(self.critic.loss, f"{name}.critic.loss")
 
     def _scorers(self, recipe: Recipe) -> list[str]:
-        """The stages whose reward models score the answers."""
+        """The names of the stages whose reward models score the answers."""
         return parse(recipe, self.reward, "reward").stages
 
     def assign(self, ctx: Context) -> Assigned:
-        policy = self.critic.init == "policy"
-        source = ctx.model_source(self) if policy else str(ctx.parents[self._scorers(ctx.recipe)[0]] / "model")
+        from_policy = self.critic.init == "policy"
+        source = ctx.model_source(self) if from_policy else str(ctx.parents[self._scorers(ctx.recipe)[0]] / "model")
         loaded = models.load(ctx.recipe, source, scalar=True)
         engine = models.engine(ctx.recipe, loaded, None, self.critic.optim, self.updates)
         loss = losses.loss(self.critic.loss, f"{ctx.name}.critic.loss")

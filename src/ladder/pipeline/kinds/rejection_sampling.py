@@ -1,7 +1,7 @@
-"""The stage of rejection sampling: answers to many prompts, of which the best are kept as examples.
+"""The stage of rejection sampling: samples answers to many prompts and keeps the best as training examples.
 
-Writes data.jsonl (`signals.rows.answer_row`): the token ids as they were sampled, with mask and log-probabilities. A
-killed stage resumes after its last whole part.
+Writes data.jsonl (`signals.rows.answer_row`): the token ids that were sampled, with mask and log-probabilities. A
+killed stage resumes after its last saved part.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ladder.signals.select import Funnel, Select
 
 
 class RejectionSampling(Sampled):
-    """num_prompts: how many tasks. reward: None takes the recipe's. keep: stop as soon as so many are kept (None: after
-    all prompts). per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names in
-    `pipeline.build.tasks.FILTERS`. max_failed: the share of answers that may fail to be judged."""
+    """num_prompts: number of tasks. reward: None takes the recipe's. keep: stop once this many answers are kept (None:
+    after all prompts). per_prompt, at_least, dedupe, best: see `signals.select.Select`. filters: names
+    (`build.tasks.filters`). max_failed: the share of answers whose reward may fail before the stage stops."""
 
     named: ClassVar[str] = "rejection_sampling"
     makes: ClassVar[Makes] = "data"
@@ -55,7 +55,8 @@ class RejectionSampling(Sampled):
         shown = "  ".join(f"{name} {n:,}" for name, n in funnel.counts.items())
         ctx.console.say(f"  {shown}")
         if not rows:
-            raise ctx.error(f"nothing was kept of what was sampled ({shown})", "at_least", "loosen what is asked for")
+            hint = "lower at_least, or remove filters"
+            raise ctx.error(f"none of the sampled answers was kept ({shown})", "at_least", hint)
         for row in rows[:3]:
             ctx.console.plain(f"    {row['prompt'][-60:]} {row['text']}")
         write_lines(ctx.directory / "data.jsonl", rows)
@@ -63,46 +64,47 @@ class RejectionSampling(Sampled):
         return {"funnel": funnel.counts, "drawn_tokens": drawn, **self._figures(ctx, tasks, rows)}
 
     def _collect(self, ctx: Context, tasks: list[Task], select: Select) -> tuple[list[dict[str, Any]], Funnel, int]:
-        """All kept rows, the funnel, and how many tokens were drawn for them."""
+        """Samples and selects: the kept rows, the funnel, and the number of tokens that were sampled in all."""
         loaded = models.load(ctx.recipe, ctx.model_source(self))
         collect = self.collector(ctx, loaded, self.sampler(ctx, loaded))
         reward = self.reward_of(ctx, "reward", loaded)
         rows: list[dict[str, Any]] = []
         funnel, drawn = Funnel(), 0
 
-        def part(number: int, start: int, some: list[Task]) -> dict[str, Any]:
-            groups = collect(some, step=number, version=0)
+        def select_part(number: int, start: int, part_tasks: list[Task]) -> dict[str, Any]:
+            groups = collect(part_tasks, step=number, version=0)
             judged = judge(reward, groups)
             check_judged(judged, self.max_failed, f"{ctx.name} from prompt {start} on")
-            kept, counts = select(groups, judged)
+            selected, part_funnel = select(groups, judged)
             pairs = (p for g, o in zip(groups, judged, strict=True) for p in zip(g, o, strict=True))
             scores = {id(r): o.value for r, o in pairs if isinstance(o, Score)}
             drawn = sum(r.length for g in groups for r in g)
-            return {"kept": [answer_row(r, scores[id(r)]) for r in kept], "funnel": counts.counts, "drawn": drawn}
+            kept = [answer_row(r, scores[id(r)]) for r in selected]
+            return {"kept": kept, "funnel": part_funnel.counts, "drawn": drawn}
 
-        for one in in_parts(ctx, tasks, part, lambda: {"kept": len(rows)}):
-            rows.extend(one["kept"])
-            drawn += one["drawn"]
-            for name, n in one["funnel"].items():
+        for result in in_parts(ctx, tasks, select_part, lambda: {"kept": len(rows)}):
+            rows.extend(result["kept"])
+            drawn += result["drawn"]
+            for name, n in result["funnel"].items():
                 funnel.add(name, n)
             if self.keep is not None and len(rows) >= self.keep:
                 break
-        kept = rows[: self.keep]
-        funnel.counts["kept"] = len(kept)
-        return kept, funnel, drawn
+        kept_rows = rows[: self.keep]
+        funnel.counts["kept"] = len(kept_rows)
+        return kept_rows, funnel, drawn
 
     def _figures(self, ctx: Context, tasks: list[Task], rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of the kept answers, those to problems as each evaluation set has them."""
+        """Figures of the kept answers, for each evaluation set over those whose task could be of that set."""
         by_id = {t.id: t for t in tasks}
         figures: dict[str, Any] = {}
-        for name, one in (ctx.recipe.eval.sets if ctx.recipe.eval else {}).items():
-            chosen = [r for r in rows if build_tasks.belongs(by_id[r["task"]], one.task)]
-            if not chosen:
+        for name, eval_set in (ctx.recipe.eval.sets if ctx.recipe.eval else {}).items():
+            set_rows = [r for r in rows if build_tasks.belongs(by_id[r["task"]], eval_set.task)]
+            if not set_rows:
                 continue
             figures[name] = {
-                "accuracy": sum(r["reward"] for r in chosen) / len(chosen),
-                "length": sum(sum(r["mask"]) for r in chosen) / len(chosen),
-                **build_tasks.text_stats(one.task, [r["text"] for r in chosen]),
-                "n": len(chosen),
+                "accuracy": sum(r["reward"] for r in set_rows) / len(set_rows),
+                "length": sum(sum(r["mask"]) for r in set_rows) / len(set_rows),
+                **build_tasks.text_stats(eval_set.task, [r["text"] for r in set_rows]),
+                "n": len(set_rows),
             }
         return figures

@@ -1,6 +1,6 @@
 """The stage of reinforcement learning without a critic: rewards of sampled answers, group advantages, a policy loss.
 
-Which algorithm it is, the fields say: GRPO (advantage group_std), Dr. GRPO (group_mean and loss.unit padded), RLOO
+The fields choose the algorithm: GRPO (advantage group_std), Dr. GRPO (group_mean and loss.unit padded), RLOO
 (leave_one_out), DAPO, GSPO, CISPO (loss).
 """
 
@@ -14,16 +14,15 @@ from pydantic import Field
 from ladder.base.errors import UserError
 from ladder.credit.advantages import AdvantageKind
 from ladder.credit.group import GroupCredit
-from ladder.pipeline.build.named import built, located
-from ladder.pipeline.build.tasks import files
+from ladder.pipeline.build.named import built, located, sources
 from ladder.pipeline.kinds.policy_rewards import Assigned, PolicyRewards
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context
 
 
 class RL(PolicyRewards):
-    """advantage, drop_zero_variance, skip_truncated: see `credit.group.GroupCredit`. credit: a class of the user's in
-    its place, by import path, with its fields (`{kind: "file.py:Name", ...}`)."""
+    """advantage, drop_zero_variance, skip_truncated: see `credit.group.GroupCredit`. credit: a user's class that
+    replaces it, by import path, with its fields (`{kind: "file.py:Name", ...}`)."""
 
     named: ClassVar[str] = "rl"
     group_size: int = Field(default=8, ge=2)
@@ -33,7 +32,7 @@ class RL(PolicyRewards):
     credit: Spec | None = None
 
     def inputs(self, recipe: Recipe) -> list[Path]:
-        return super().inputs(recipe) + files(self.credit)
+        return super().inputs(recipe) + sources(self.credit, "credit")
 
     def check(self, name: str, recipe: Recipe) -> None:
         super().check(name, recipe)
@@ -42,8 +41,11 @@ class RL(PolicyRewards):
         located(self.credit, f"{name}.credit")
         for field in ("advantage", "drop_zero_variance", "skip_truncated"):
             if getattr(self, field) != type(self).model_fields[field].default:
-                message = "is a field of the built-in credit, which another one replaces here"
+                message = "is a field of the built-in credit, which the field credit replaces here"
                 raise UserError(message, field=f"{name}.{field}", hint="leave it out")
+
+    def columns(self) -> frozenset[str] | None:
+        return super().columns() if self.credit is None else None
 
     def prepare(self, name: str, recipe: Recipe) -> None:
         super().prepare(name, recipe)

@@ -1,5 +1,5 @@
-"""What stages that sample answers to tasks have in common: where the tasks come from, how answers are drawn, and work
-on many prompts that goes on after its last whole part when it was interrupted.
+"""The base class of stages that sample answers to tasks (task source, sampler, rewards), and work in parts: a stage
+over many prompts saves its results part by part, and resumes after the last saved part.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ladder.rollout.vllm import VLLMSampler
 from ladder.tasks import TaskSource
 
 PART = 128
-"""Prompts between two saves."""
+"""Number of prompts of a part (between two saves)."""
 
 Work = Callable[[int, int, list[Task]], dict[str, Any]]
-"""(the part's number, the place of its first task, its tasks) -> what is kept of it, JSON-able."""
+"""(number of the part, index of its first task, its tasks) -> the part's result, which is saved as JSON."""
 
 
 class Sampled(StageConfig):
-    """task: None takes the recipe's. split: of the task. group_size: answers to each prompt.
-    sampling: how they are drawn."""
+    """task: None takes the recipe's. split: of the task. group_size: answers sampled to each prompt. sampling: the
+    sampling settings."""
 
     renamed: ClassVar[Mapping[str, str]] = {"group": "group_size", "prompts": "num_prompts"}
     task: Spec | None = None
@@ -42,7 +42,7 @@ class Sampled(StageConfig):
     sampling: SamplingSpec = SamplingSpec()
 
     def judges(self) -> dict[str, Spec | None]:
-        """Whatever judges rollouts in this stage, by the field that names it; None takes the recipe's reward."""
+        """The rewards of this stage, by the field that names them; None takes the recipe's reward."""
         return {}
 
     def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
@@ -68,31 +68,32 @@ class Sampled(StageConfig):
         return [rewards.parse(recipe, spec, f"{name}.{field}") for field, spec in self.judges().items()]
 
     def reward_of(self, ctx: Context, field: str, policy: LoadedModel) -> Reward:
-        """What a field names, built: functions started, reward models loaded. Raises UserError."""
+        """Builds the reward that a field names: starts functions, loads reward models. Raises UserError."""
         plan = rewards.parse(ctx.recipe, self.judges()[field], f"{ctx.name}.{field}")
         return plan.build(Place(ctx.recipe, ctx.parents, policy))
 
     def check_apart(self, name: str) -> None:
-        """Raises UserError when all answers to a prompt would be the same."""
+        """Raises UserError if sampling is greedy: all answers to a prompt would be the same."""
         if self.sampling.temperature == 0:
-            message = "greedy answers to a prompt are all the same: there is nothing to compare"
+            message = "greedy answers to a prompt are all the same and cannot be compared"
             raise UserError(message, field=f"{name}.sampling.temperature", hint="set 1.0")
 
     def spec(self, recipe: Recipe) -> Spec | None:
-        """The task in the recipe's words."""
+        """The specification of the stage's task, as it is written in the recipe."""
         return self.task if self.task is not None else recipe.task
 
     def source(self, name: str, recipe: Recipe) -> TaskSource:
-        """Where the tasks come from. Raises UserError."""
+        """The source of the stage's tasks. Raises UserError."""
         return build_tasks.tasks_of(self.spec(recipe), self.split, name)
 
     def sampler(self, ctx: Context, loaded: LoadedModel) -> NativeSampler | VLLMSampler:
-        """A sampler that ends when the run is asked to stop."""
-        made = samplers.drawer(ctx.recipe, loaded)
-        made.progress = lambda *_: ctx.check_stop()
-        return made
+        """The recipe's sampler, which raises Interrupted if the user asks the run to stop."""
+        sampler = samplers.rollout_sampler(ctx.recipe, loaded)
+        sampler.progress = lambda *_: ctx.check_stop()
+        return sampler
 
     def collector(self, ctx: Context, loaded: LoadedModel, sampler: Sampler) -> Collector:
+        """The collector that samples `group_size` rollouts to each task."""
         encode = samplers.encoder(ctx.recipe, loaded)
         return Collector(sampler, encode, self.group_size, samplers.sampling(self.sampling), ctx.seed, ctx.name)
 
@@ -100,7 +101,8 @@ class Sampled(StageConfig):
 def in_parts(
     ctx: Context, tasks: Sequence[Task], work: Work, shown: Callable[[], dict[str, float]]
 ) -> Iterator[dict[str, Any]]:
-    """What `work` made of the tasks, part by part, with progress. A part that is done is read and not done again."""
+    """Applies `work` to the tasks part by part and yields each part's result, with a progress bar. A part that an
+    earlier run saved is read from its file instead. shown: the figures beside the bar."""
     with ctx.console.bar(ctx.name, len(tasks)) as bar:
         for number, start in enumerate(range(0, len(tasks), PART)):
             path = ctx.directory / "parts" / f"{number:05d}.json"

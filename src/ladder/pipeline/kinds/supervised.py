@@ -1,8 +1,7 @@
-"""Stages that imitate examples: pretraining and SFT. They differ in where the examples come from and in what is
-trained of them, and in nothing else.
+"""Supervised stages: pretraining and SFT. They differ only in the source of the examples and in the trained tokens.
 
-    data: {web: {documents: 90000}}             the built-in world's corpus: what follows a problem is trained
-    data: {stage: harvest}                      what a stage kept, token for token as it was sampled
+    data: {web: {documents: 90000}}             the built-in world's corpus: the tokens after a problem are trained
+    data: {stage: rejection}                    the answers that a stage kept, with the token ids that were sampled
     data: {task: {gsm8k: {...}}, split: train}  worked examples of a task
     data: {path: mine.jsonl}                    rows of any known layout (`ladder.data`); also .parquet and hub:NAME
 """
@@ -37,7 +36,7 @@ from ladder.train import Learner
 
 
 class TaskExamples(Config):
-    """Worked examples that a task source knows (GSM8K). n: how many of the split (None: all)."""
+    """The worked examples of a task source (GSM8K). n: number of examples of the split (None: all)."""
 
     task: Spec
     split: str = "train"
@@ -45,21 +44,22 @@ class TaskExamples(Config):
 
 
 class StageData(Config):
-    """What an earlier stage left in its data.jsonl."""
+    """The data.jsonl of an earlier stage."""
 
     stage: str
 
 
 class WebData(Config):
-    """The built-in world's corpus (fields of `tasks.chain.web.Web`). seed: of the text; None takes the run's."""
+    """The built-in world's corpus. web: fields of `tasks.chain.web.Web`. seed: of the text; None takes the run's."""
 
     web: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
 
 
 class Imitate(Trained):
-    """data: where the examples come from. epochs: passes over them. batch: of one step, counted `by` sequences or by
-    tokens. steps: stop after so many instead. loss: one of `ladder.losses`. encoding: how rows become tokens."""
+    """The base class of supervised stages. data: the source of the examples. epochs: passes over them. steps: number of
+    steps, instead of epochs. batch: size of a step, in sequences or tokens (`by`). loss: one of `ladder.losses`.
+    encoding: how rows become tokens."""
 
     data: Data | StageData | TaskExamples | WebData
     epochs: int = Field(default=1, ge=1)
@@ -70,31 +70,26 @@ class Imitate(Trained):
     encoding: Encoding = Encoding()
 
     def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
-        own = super().needs(recipe)
-        return [*own, (self.data.stage, "data")] if isinstance(self.data, StageData) else own
+        parents = super().needs(recipe)
+        return [*parents, (self.data.stage, "data")] if isinstance(self.data, StageData) else parents
 
     def inputs(self, recipe: Recipe) -> list[Path]:
+        files = super().inputs(recipe)
         if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
-            return [Path(self.data.path)]
-        return tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else []
+            return [*files, Path(self.data.path)]
+        return files + tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else files
 
-    def prepare(self, name: str, recipe: Recipe) -> None:
-        super().prepare(name, recipe)
-        self._check_loss(losses.loss(self.loss, f"{name}.loss"), name)
-
-    def _check_loss(self, loss: Loss, name: str) -> None:
-        """Examples have no column, and are no pairs."""
+    def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
+        """Raises UserError for a loss on pairs or one that reads a column: examples have neither."""
         if loss.unit == "pair" or loss.needs:
-            wants = "pairs" if loss.unit == "pair" else f"the column {loss.needs[0]!r}"
-            message = f"{type(loss).__name__} needs {wants}, which examples do not have"
+            needed = "pairs" if loss.unit == "pair" else f"the column {loss.needs[0]!r}"
+            message = f"{type(loss).__name__} needs {needed}, which examples do not have"
             raise UserError(message, field=f"{name}.loss", hint="take CrossEntropy")
 
     def check(self, name: str, recipe: Recipe) -> None:
-        loss = losses.known_loss(self.loss, f"{name}.loss")
-        if loss is not None:
-            self._check_loss(loss, name)
+        super().check(name, recipe)
         if isinstance(self.data, StageData | WebData) and self.encoding != Encoding():
-            message = "is about rows that are yet to be tokenised; these examples are token ids already"
+            message = "applies to rows of text; these examples are token ids already"
             raise UserError(message, field=f"{name}.encoding", hint="leave it out")
         match self.data:
             case WebData():
@@ -115,8 +110,8 @@ class Imitate(Trained):
         ctx.console.say(f"  {len(units):,} examples, {tokens:,} tokens, {steps:,} steps")
         for text in report.lines() if report else []:
             ctx.console.plain(f"  {text}")
-        ending = sum(ends(u, loaded.eos) for u in units) / len(units)
-        ctx.console.say(f"  {ending:.0%} of them train a token that ends an answer, at their end")
+        eos_share = sum(ends(u, loaded.eos) for u in units) / len(units)
+        ctx.console.say(f"  {eos_share:.0%} of them end with a trained end-of-sequence token")
         engine = models.engine(ctx.recipe, loaded, ctx.adapter(self), self.optim, steps)
         loss = losses.loss(self.loss, f"{ctx.name}.loss")
         job = Job(loaded, signal, Learner(engine, loss), steps, eval_every=self.eval_every)
@@ -125,20 +120,21 @@ class Imitate(Trained):
         return {"examples": len(units), "tokens": tokens, "steps": steps}
 
     def examples(self, ctx: Context, loaded: LoadedModel) -> tuple[Sequence[Sample], Report | None]:
+        """Loads the examples, with the report on dropped and truncated rows (None if they are token ids already)."""
         match self.data:
             case WebData():
                 return web_samples(self.data, ctx.seed, f"{ctx.name}.data.web"), None
             case StageData():
                 return rows.samples(ctx.parents[self.data.stage] / "data.jsonl"), None
             case TaskExamples():
-                return self._of_task(self.data, ctx, loaded)
+                return self._task_examples(self.data, ctx, loaded)
             case Data():
                 return load(self.data, loaded.tokenizer, self.encoding)
 
-    def _of_task(self, data: TaskExamples, ctx: Context, loaded: LoadedModel) -> tuple[Sequence[Sample], Report]:
+    def _task_examples(self, data: TaskExamples, ctx: Context, loaded: LoadedModel) -> tuple[Sequence[Sample], Report]:
         source: Any = tasks.tasks(data.task, f"{ctx.name}.data.task")
         if not hasattr(source, "examples"):
-            raise ctx.error("this task knows no worked examples", "data.task", "use GSM8K, or give a file as data")
+            raise ctx.error("this task has no worked examples", "data.task", "use GSM8K, or give a file as data")
         worked = source.examples(data.split, data.n)
         numbered = enumerate(worked, 1)
         answered = [Answered(r["prompt"], r["completion"], origin=Origin(data.split, i)) for i, r in numbered]
@@ -147,7 +143,7 @@ class Imitate(Trained):
 
 
 class Pretrain(Imitate):
-    """Next-token prediction from the model's first weights."""
+    """Pretraining: next-token prediction from the model's initial weights."""
 
     named: ClassVar[str] = "pretrain"
     begins: ClassVar[bool] = True
@@ -160,34 +156,37 @@ class SFT(Imitate):
 
 
 def web_of(data: WebData, field: str) -> Web:
-    """The corpus that a recipe describes. Raises UserError."""
+    """The built-in world's corpus with a recipe's settings. Raises UserError."""
     return config.validated(Web, data.web, field)
 
 
 def web_samples(data: WebData, seed: int, field: str) -> list[Sample]:
-    """Documents of the built-in world; their problems are drawn evenly, so there is nothing to learn in them."""
+    """The documents of the built-in world's corpus. The tokens of the problems are not trained: problems are drawn
+    uniformly, so there is nothing to learn in them."""
     web = web_of(data, field)
     documents = web.write(seed if data.seed is None else data.seed)
     flat = torch.from_numpy(documents.flat)
     starts = [0, *documents.ends[:-1].tolist()]
-    made = []
+    samples = []
     for start, end, prompt in zip(starts, documents.ends.tolist(), documents.prompts.tolist(), strict=True):
         mask = torch.ones(end - start, dtype=torch.bool)
         mask[:prompt] = False
-        made.append(Sample(flat[start:end], mask))
-    return made
+        samples.append(Sample(flat[start:end], mask))
+    return samples
 
 
 def ends(unit: Sample, eos: Sequence[int]) -> bool:
-    """Whether the last trained token is one that ends an answer: a model that never sees it never stops by itself."""
+    """Whether the last trained token is an end-of-sequence token: a model never trained on one does not learn to
+    stop."""
     return int(unit.tokens[unit.mask][-1]) in eos
 
 
 def check_bos(units: Sequence[Sample], loaded: LoadedModel) -> None:
-    """At most one BOS in front of every example."""
+    """Raises UserError for an example that begins with more than one BOS token."""
     if loaded.tokenizer.bos_token_id is None:
         return
     for unit in units:
         if leading_bos(loaded.tokenizer, unit.tokens[:4].tolist()) > 1:
-            where = unit.meta.get("origin", "an example")
-            raise UserError(f"{where} begins with two BOS tokens", hint="take the BOS out of the text or the template")
+            origin = unit.meta.get("origin", "an example")
+            hint = "remove the BOS token from the text or the chat template"
+            raise UserError(f"{origin} begins with two BOS tokens", hint=hint)
