@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -28,6 +30,15 @@ class UserError(ValueError):
         field_prefix = f"{field}: " if field else ""
         hint_suffix = f". Hint: {hint}" if hint else ""
         super().__init__(f"{location}{field_prefix}{message.rstrip('.') if hint else message}{hint_suffix}")
+
+
+@contextmanager
+def at_field(field: str) -> Iterator[None]:
+    """Gives a UserError the recipe field that it is about."""
+    try:
+        yield
+    except UserError as err:
+        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def missing_extra(package: str, extra: str, why: str) -> UserError:

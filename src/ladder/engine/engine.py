@@ -219,8 +219,7 @@ class Engine:
         packed = packed.to(self.device)
         losses, metrics = loss(self._out(packed, loss.entropy), packed.batch)
         n_seqs = packed.batch.n_seqs
-        expected = {"sequence": n_seqs, "pair": n_seqs // 2}[loss.unit] if loss.unit in ("sequence", "pair") else None
-        expected = packed.batch.seq_N.numel() if expected is None else expected
+        expected = {"sequence": n_seqs, "pair": n_seqs // 2}.get(loss.unit, packed.batch.seq_N.numel())
         if losses.shape != (expected,):
             raise ValueError(f"{type(loss).__name__} must return one number per {loss.unit}, shape ({expected},), "
                              f"and returned shape {tuple(losses.shape)}")  # fmt: skip

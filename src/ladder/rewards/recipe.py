@@ -12,15 +12,14 @@ reward:                                             several: weighted sum times 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from ladder.base.config import near
-from ladder.base.errors import UserError
+from ladder.base.errors import UserError, at_field
 from ladder.base.spec import kind_of, validate
 from ladder.contract.rollouts import Outcome, Rollout
 from ladder.rewards.combine import Combine, Part
@@ -78,7 +77,7 @@ class Component:
     @property
     def files(self) -> list[Path]:
         """The source files of the user's code that it calls, found without importing it. Raises UserError."""
-        with _at(self.field):
+        with at_field(self.field):
             return [path for user in _users(self.reward) if (path := user.file()) is not None]
 
     @property
@@ -89,7 +88,7 @@ class Component:
     def start(self) -> None:
         """Starts the child processes. Raises UserError if a function cannot be loaded or an extra is missing."""
         for child in _started(self.reward):
-            with _at(self.field):
+            with at_field(self.field):
                 child.start()
 
     def part(self) -> Part:
@@ -181,15 +180,6 @@ def _started(reward: Any) -> list[Starts]:
 
 def _users(reward: Any) -> list[User]:
     return [one for one in _started(reward) if isinstance(one, User)]
-
-
-@contextmanager
-def _at(field: str) -> Iterator[None]:
-    """Gives an error the field of the recipe that it is about."""
-    try:
-        yield
-    except UserError as err:
-        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def _build_reward(kind: str, options: dict[str, Any], field: str) -> Any:

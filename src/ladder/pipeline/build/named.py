@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ladder.base.config import validated
-from ladder.base.errors import UserError
+from ladder.base.errors import UserError, at_field
 from ladder.base.source import imported, locate
 
 
@@ -29,10 +29,8 @@ def parts(spec: Any, field: str) -> tuple[str, dict[str, Any]]:
 def located(spec: Any, field: str) -> Path | None:
     """The source file that defines the object; no code is executed. Raises UserError."""
     kind, _ = parts(spec, field)
-    try:
+    with at_field(field):
         return locate(kind)
-    except UserError as err:
-        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def sources(spec: Any, field: str) -> list[Path]:
@@ -44,10 +42,8 @@ def sources(spec: Any, field: str) -> list[Path]:
 
 def loaded(kind: str, field: str) -> Any:
     """Imports the object; its file is executed. Raises UserError."""
-    try:
+    with at_field(field):
         return imported(kind)
-    except UserError as err:
-        raise UserError(err.message, file=err.file, line=err.line, field=field, hint=err.hint) from err
 
 
 def built(spec: Any, field: str) -> Any:

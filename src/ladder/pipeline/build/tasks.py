@@ -128,9 +128,14 @@ def filters(names: Sequence[str], task: Spec | None, field: str) -> dict[str, Fi
     here: any name is accepted, and checked when the filter is called."""
     if task_sources.is_foreign(task):
         return {name: partial(_foreign_filter, task, name, field) for name in names}
-    task_world = world(task)
-    known_filters = FILTERS | dict(task_world.filters if task_world is not None else {})
+    known_filters = _known_filters(task)
     return {name: _filter(name, known_filters, field) for name in names}
+
+
+def _known_filters(task: Spec | None) -> dict[str, Filter]:
+    """The general filters and those of a task's world."""
+    task_world = world(task)
+    return FILTERS | dict(task_world.filters if task_world is not None else {})
 
 
 def _filter(name: str, known_filters: dict[str, Filter], field: str) -> Filter:
@@ -141,6 +146,4 @@ def _filter(name: str, known_filters: dict[str, Filter], field: str) -> Filter:
 
 def _foreign_filter(task: Spec | None, name: str, field: str, rollout: Rollout) -> bool:
     """A filter of a user's world, which is imported here."""
-    task_world = world(task)
-    known_filters = FILTERS | dict(task_world.filters if task_world is not None else {})
-    return _filter(name, known_filters, field)(rollout)
+    return _filter(name, _known_filters(task), field)(rollout)

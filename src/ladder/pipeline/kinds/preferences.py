@@ -27,7 +27,7 @@ from ladder.models.load import LoadedModel
 from ladder.packing.pack import prompt_length, sequences
 from ladder.pipeline.build import losses, models
 from ladder.pipeline.evaluate import during
-from ladder.pipeline.kinds.supervised import StageData
+from ladder.pipeline.kinds.supervised import StageData, files_of, stage_of
 from ladder.pipeline.loop import Job, run_training
 from ladder.pipeline.recipe import Recipe, Spec
 from ladder.pipeline.stage import Context, Makes, Trained
@@ -49,13 +49,10 @@ class FromPairs(Trained):
     encoding: Encoding = Encoding()
 
     def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
-        parents = super().needs(recipe)
-        return [*parents, (self.data.stage, "data")] if isinstance(self.data, StageData) else parents
+        return super().needs(recipe) + stage_of(self.data)
 
     def inputs(self, recipe: Recipe) -> list[Path]:
-        files = super().inputs(recipe)
-        local = isinstance(self.data, Data) and not self.data.path.startswith("hub:")
-        return [*files, Path(self.data.path)] if local and isinstance(self.data, Data) else files
+        return super().inputs(recipe) + files_of(self.data)
 
     def pairs(self, ctx: Context, loaded: LoadedModel) -> tuple[list[Pair], list[Pair]]:
         """Loads the pairs: (training, held out)."""

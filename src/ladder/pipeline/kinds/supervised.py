@@ -49,6 +49,16 @@ class StageData(Config):
     stage: str
 
 
+def stage_of(data: Any) -> list[tuple[str, Makes]]:
+    """What a source of examples or pairs needs of an earlier stage."""
+    return [(data.stage, "data")] if isinstance(data, StageData) else []
+
+
+def files_of(data: Any) -> list[Path]:
+    """The local file that a source of examples or pairs reads."""
+    return [Path(data.path)] if isinstance(data, Data) and not data.path.startswith("hub:") else []
+
+
 class WebData(Config):
     """The built-in world's corpus. web: fields of `tasks.chain.web.Web`. seed: of the text; None takes the run's."""
 
@@ -70,14 +80,11 @@ class Imitate(Trained):
     encoding: Encoding = Encoding()
 
     def needs(self, recipe: Recipe) -> list[tuple[str, Makes]]:
-        parents = super().needs(recipe)
-        return [*parents, (self.data.stage, "data")] if isinstance(self.data, StageData) else parents
+        return super().needs(recipe) + stage_of(self.data)
 
     def inputs(self, recipe: Recipe) -> list[Path]:
-        files = super().inputs(recipe)
-        if isinstance(self.data, Data) and not self.data.path.startswith("hub:"):
-            return [*files, Path(self.data.path)]
-        return files + tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else files
+        read = tasks.files(self.data.task) if isinstance(self.data, TaskExamples) else files_of(self.data)
+        return super().inputs(recipe) + read
 
     def check_loss(self, loss: Loss, name: str, recipe: Recipe) -> None:
         """Raises UserError for a loss on pairs or one that reads a column: examples have neither."""
